@@ -1,0 +1,21 @@
+"""Contrastive gradient × activation of language models over whole data sets, as a Lightning prediction module."""
+
+from lit_attr.attribution import AttributionBatch, attribute_batch
+from lit_attr.contrasts import Contrast, ContrastBatch, build_contrasts, collate_contrasts
+from lit_attr.datamodule import CounterfactDataModule
+from lit_attr.errors import UserError
+from lit_attr.module import AttributionModule
+from lit_attr.writer import AttributionWriter
+
+__all__ = [
+    "AttributionBatch",
+    "AttributionModule",
+    "AttributionWriter",
+    "Contrast",
+    "ContrastBatch",
+    "CounterfactDataModule",
+    "UserError",
+    "attribute_batch",
+    "build_contrasts",
+    "collate_contrasts",
+]

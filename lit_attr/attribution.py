@@ -1,0 +1,190 @@
+"""The attribution: gradient × activation at every chosen layer of a batch, from one forward and one backward.
+
+Pure torch. Axes: B contrasts, L chosen layers, T tokens (padded on the right), H width of the component's output,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lit_attr.contrasts import Contrast, ContrastBatch
+from lit_attr.errors import UserError
+from lit_attr.locate import Location, token_embedding
+
+
+class AttributionBatch(NamedTuple):
+    """The scores of a batch, detached. Padding scores 0.
+
+    Attributes:
+        contrasts: What was attributed, in the order of the rows.
+        layers: The layer index of each place on the layer axis.
+        component: What the scores are of: `mlp`, `attention`, `block` or a module path.
+        scores_sum_BLT: float32, logits. Σ_h a·g: the signed score.
+        scores_l2_BLT: float32, logits. The l2 norm over h of a·g.
+        logit_true_B: float32.
+        logit_false_B: float32.
+        prob_true_B: float32, softmax over the vocabulary.
+        prob_false_B: float32.
+        rank_true_B: int64, how many tokens are more likely than the true one.
+    """
+
+    contrasts: tuple[Contrast, ...]
+    layers: tuple[int, ...]
+    component: str
+    scores_sum_BLT: Tensor
+    scores_l2_BLT: Tensor
+    logit_true_B: Tensor
+    logit_false_B: Tensor
+    prob_true_B: Tensor
+    prob_false_B: Tensor
+    rank_true_B: Tensor
+
+    def to(self, device: torch.device | str) -> AttributionBatch:
+        """The same batch on another device."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def select(self, rows: Sequence[int]) -> AttributionBatch:
+        """Some of the contrasts, with what belongs to them."""
+        contrasts = tuple(self.contrasts[row] for row in rows)
+        return self._replace(contrasts=contrasts)._map(lambda tensor: tensor[list(rows)])
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> AttributionBatch:
+        return AttributionBatch(self.contrasts, self.layers, self.component, *map(function, self[3:]))
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def attribute_batch(
+    model: PreTrainedModel, location: Location, batch: ContrastBatch, *, component: str = "mlp"
+) -> AttributionBatch:
+    """Gradient × activation of the contrastive logit difference, for all chosen layers of a batch.
+
+    `score[l, t] = Σ_h a[l, t, h] · ∂(logit_true − logit_false) / ∂a[l, t, h]`, with both logits read after the
+    last token of the context: layer gradient × activation (Shrikumar et al., 2016, arXiv:1605.01713, at a layer
+    as in Captum) of the contrastive objective of Yin & Neubig (2022, arXiv:2202.10419).
+
+    The model's hooks and its parameters' `requires_grad` are afterwards as before, also after an error. It should
+    be in eval mode: dropout would make the scores random.
+
+    Args:
+        model: A causal language model.
+        location: The modules whose outputs `a` are scored.
+        batch: The contrasts, on the device of the model's embeddings.
+        component: What `location` was found for; passed on into the result.
+
+    Raises:
+        UserError: A token id has no embedding in the model, or the context is longer than its positions.
+    """
+    _check_inputs(model, batch)
+    # Inference tensors, such as a Trainer hands out by default, cannot be saved for a backward.
+    batch = batch.clone()
+    with ExitStack() as stack:
+        stack.enter_context(_frozen(model))
+        activations = stack.enter_context(_recorded(location.modules))
+        stack.enter_context(_only_last_logits(model, batch.last_B))
+        logits_BV = model(input_ids=batch.token_ids_BT, use_cache=False).logits[:, 0].float()
+        true_ids_B = batch.true_token_ids_B.to(logits_BV.device)
+        false_ids_B = batch.false_token_ids_B.to(logits_BV.device)
+        logit_true_B = _pick(logits_BV, true_ids_B)
+        logit_false_B = _pick(logits_BV, false_ids_B)
+        # Rows do not meet in the model, so the gradient of the sum holds each row's own gradient.
+        gradients = torch.autograd.grad((logit_true_B - logit_false_B).sum(), activations)
+    with torch.no_grad():
+        scores = [_scores_BT(a, g) for a, g in zip(activations, gradients, strict=True)]
+        probs_BV = logits_BV.softmax(-1)
+        return AttributionBatch(
+            contrasts=batch.contrasts,
+            layers=location.layers,
+            component=component,
+            # A model spread over several devices leaves each layer's scores where the layer is.
+            scores_sum_BLT=torch.stack([signed_BT.to(logits_BV.device) for signed_BT, _ in scores], 1),
+            scores_l2_BLT=torch.stack([norm_BT.to(logits_BV.device) for _, norm_BT in scores], 1),
+            logit_true_B=logit_true_B.detach(),
+            logit_false_B=logit_false_B.detach(),
+            prob_true_B=_pick(probs_BV, true_ids_B),
+            prob_false_B=_pick(probs_BV, false_ids_B),
+            rank_true_B=(logits_BV > logit_true_B[:, None]).sum(1),
+        )
+
+
+def _pick(values_BV: Tensor, ids_B: Tensor) -> Tensor:
+    return values_BV.gather(1, ids_B[:, None])[:, 0]
+
+
+def _scores_BT(activation_BTH: Tensor, gradient_BTH: Tensor) -> tuple[Tensor, Tensor]:
+    # In float32, also for a half-precision model: the products of small numbers underflow there.
+    product_BTH = activation_BTH.detach().float() * gradient_BTH.float()
+    return product_BTH.sum(-1), torch.linalg.vector_norm(product_BTH, dim=-1)
+
+
+def _check_inputs(model: PreTrainedModel, batch: ContrastBatch) -> None:
+    vocabulary = token_embedding(model).num_embeddings
+    largest = int(max(batch.token_ids_BT.max(), batch.true_token_ids_B.max(), batch.false_token_ids_B.max()))
+    if largest >= vocabulary:
+        raise UserError(
+            f"data.tokenizer: token id {largest} has no embedding in this model of {vocabulary} tokens; "
+            "use the model's own tokenizer"
+        )
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    lengths = [len(contrast.token_ids) for contrast in batch.contrasts]
+    if positions is not None and max(lengths) > positions:
+        longest = batch.contrasts[lengths.index(max(lengths))]
+        raise UserError(
+            f"data.source: the fact {longest.fact.id!r} has {max(lengths)} tokens, and this model has positions "
+            f"for {positions}; leave it out or shorten it"
+        )
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No gradient for any parameter: only what lies above the lowest activation is put on the tape."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _recorded(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collects the modules' outputs in the order given; the first to run becomes the leaf of the tape."""
+    outputs: list[Tensor] = [torch.empty(0)] * len(modules)
+
+    def record(place: int, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        outputs[place] = hidden if hidden.requires_grad else hidden.detach().requires_grad_()
+        # A copy goes on, since some blocks add the residual to what they get in place.
+        passed_on = outputs[place].clone()
+        return (passed_on, *output[1:]) if isinstance(output, tuple) else passed_on
+
+    with ExitStack() as stack:
+        for place, module in enumerate(modules):
+            handle = module.register_forward_hook(lambda _, __, output, place=place: record(place, output))
+            stack.callback(handle.remove)
+        yield outputs
+
+
+@contextmanager
+def _only_last_logits(model: PreTrainedModel, last_B: Tensor) -> Iterator[None]:
+    """Lets only each row's last hidden state reach the unembedding: logits come out as [B, 1, V]."""
+
+    def keep_last(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        hidden_BTH = args[0]
+        row_B = torch.arange(len(last_B), device=hidden_BTH.device)
+        return (hidden_BTH[row_B, last_B.to(hidden_BTH.device)][:, None],)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(keep_last)
+    try:
+        yield
+    finally:
+        handle.remove()

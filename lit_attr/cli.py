@@ -1,0 +1,132 @@
+"""The command line: LightningCLI with one subcommand, `predict`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from lit_attr.datamodule import CounterfactDataModule
+from lit_attr.errors import UserError
+from lit_attr.module import AttributionModule
+from lit_attr.summary import describe
+from lit_attr.writer import AttributionWriter
+
+
+class PredictTrainer(pl.Trainer):
+    """A Trainer that does not keep every prediction: a data set's would fill the memory."""
+
+    def predict(  # noqa: D102  # the parent's words, which are the command line's help
+        self,
+        model: pl.LightningModule | None = None,
+        dataloaders: Any = None,
+        datamodule: pl.LightningDataModule | None = None,
+        return_predictions: bool | None = False,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> list[Any] | list[list[Any]] | None:
+        return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
+
+
+class OneLineParser(LightningArgumentParser):
+    """Tells a wrong setting in one line, without the usage of every other one."""
+
+    def add_class_arguments(self, theclass: type, nested_key: str | None = None, **kwargs: Any) -> list[str]:
+        """Leaves out of the settings what only Python can hand over."""
+        if theclass is AttributionModule:
+            kwargs["skip"] = {"model", "tokenizer"}
+        added: list[str] = super().add_class_arguments(theclass, nested_key, **kwargs)
+        return added
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints the message and exits with status 2."""
+        line = " ".join(message.replace('Parser key "', "").replace('":', ":").split())
+        print(f"lit-attr: error: {line}; see lit-attr predict --help", file=sys.stderr)
+        sys.exit(2)
+
+
+class SaveConfigInOutput(SaveConfigCallback):
+    """Saves the settings beside the records, once the run is known to start."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Saves nothing yet: a model or a row may still be refused, and nothing half-written is left then."""
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes `config.yaml`; that of an earlier run into the same folder had the same settings."""
+        if trainer.is_global_zero:
+            path = Path(self.config.writer.output_dir) / self.config_filename
+            self.parser.save(self.config, str(path), skip_none=False, overwrite=True)
+
+
+class AttributionCLI(LightningCLI):
+    """`lit-attr predict`, with its model, data, writer and trainer settings."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the writer's settings."""
+        parser.add_lightning_class_args(AttributionWriter, "writer")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """`predict`, without what is given by other settings."""
+        return {"predict": {"model", "dataloaders", "datamodule", "ckpt_path", "weights_only"}}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses the settings; refuses a `--config` before `predict`, which would do nothing."""
+        super().parse_arguments(parser, args)
+        if self.config.get("config"):
+            parser.error("config: it goes after the subcommand: lit-attr predict --config FILE")
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Puts the logs into the output folder, unless told otherwise."""
+        settings = self.config_init.predict
+        if settings.trainer.default_root_dir is None:
+            kwargs["default_root_dir"] = settings.writer.output_dir
+        return super().instantiate_trainer(**kwargs)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+        args: Words after `lit-attr`; those of the process where None.
+
+    Raises:
+        SystemExit: 1 for a mistake in a file, a model or a row, 2 for one in the settings' form; with one line on
+            standard error.
+    """
+    _quieten()
+    try:
+        cli = AttributionCLI(
+            AttributionModule,
+            CounterfactDataModule,
+            save_config_callback=SaveConfigInOutput,
+            trainer_class=PredictTrainer,
+            trainer_defaults={"inference_mode": False},
+            seed_everything_default=False,
+            parser_class=OneLineParser,
+            args=list(args) if args is not None else None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+    except (UserError, MisconfigurationException) as error:
+        print(f"lit-attr: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+    if cli.trainer.is_global_zero:
+        print(describe(Path(cli.config_init.predict.writer.output_dir)))
+
+
+def _quieten() -> None:
+    """Drops what Lightning says of every run and what our own sampler already sees to."""
+    warnings.filterwarnings("ignore", message="You are using a custom batch sampler `RankBatchSampler`")
+    warnings.filterwarnings("ignore", message="`isinstance\\(treespec, LeafSpec\\)` is deprecated")
+    warnings.filterwarnings("ignore", message="The 'predict_dataloader' does not have many workers")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )

@@ -1,0 +1,158 @@
+"""The Lightning data module: CounterFact facts from the hub, a file or a data set, as batches of contrasts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from lit_attr.batching import RankBatchSampler, bucket_by_length
+from lit_attr.contrasts import Contrast, ContrastBatch, Step, build_contrasts, collate_contrasts
+from lit_attr.errors import UserError
+from lit_attr.facts import FactTable, Rejected, read_facts
+from lit_attr.models import DEMO_MODEL, load_tokenizer
+from lit_attr.sources import SAMPLE, open_rows
+
+ContrastKey = tuple[int | str, int]
+
+
+class CounterfactDataModule(pl.LightningDataModule):
+    """CounterFact-style facts as batches of contrasts of like length.
+
+    Rows are in the columns of `NeelNanda/counterfact-tracing`, or nested as in the raw CounterFact file. A row
+    that cannot be used is kept out, with the reason, in `rejected`.
+
+    Args:
+        source: `sample` (the shipped facts), a hub name, a .json, .jsonl, .csv or .parquet file (.gz or not), or
+            any iterable of rows, such as a `datasets.Dataset`.
+        tokenizer: A fast tokenizer, or the name or folder of one. Default: that of the module it runs with.
+        step: `divergence` or `all`, see `build_contrasts`. Default: that of the module it runs with.
+        split: Split of a hub data set. Default: the only one, or `train`.
+        where: Take only rows of this `relation_id`, or of these.
+        limit: Take only so many rows, the first.
+        columns: Column names that differ: ours to yours, such as `{target_true: answer}`.
+        batch_size: Rows of a batch, at most.
+        max_tokens: Tokens of a batch with its padding, at most. Default: no bound but `batch_size`.
+        num_workers: Loader processes. Rows are tokenised beforehand, so 0 is fast.
+        strict: Stop at the first row that cannot be used.
+    """
+
+    # Fewer batches than processes: some get none, and that is no error.
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    def __init__(
+        self,
+        source: str | Iterable[Mapping[str, Any]] = SAMPLE,
+        tokenizer: str | PreTrainedTokenizerBase | None = None,
+        step: Step | None = None,
+        split: str | None = None,
+        where: str | list[str] | None = None,
+        limit: int | None = None,
+        columns: dict[str, str] | None = None,
+        batch_size: int = 32,
+        max_tokens: int | None = None,
+        num_workers: int = 0,
+        strict: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("limit", limit), ("max_tokens", max_tokens)):
+            if value is not None and value < 1:
+                raise UserError(f"data.{name}: {value} is less than 1")
+        self.source = source
+        self.tokenizer = tokenizer
+        self.step = step
+        self.split = split
+        self.relation_ids = [where] if isinstance(where, str) else where
+        self.limit = limit
+        self.columns = columns
+        self.max_rows = batch_size
+        self.max_tokens = max_tokens
+        self.num_workers = num_workers
+        self.strict = strict
+        self.contrasts: list[Contrast] = []
+        self.rejected: list[Rejected] = []
+        # A writer that knows an earlier run's output sets this. It is asked when the model is there, before
+        # batches are made.
+        self.find_done: Callable[[], Collection[ContrastKey]] | None = None
+        self._table: FactTable | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads and tokenises the rows, once.
+
+        Raises:
+            UserError: The source or the tokenizer cannot be used, or no row can.
+        """
+        if self._table is not None:
+            return
+        rows = open_rows(self.source, split=self.split)
+        table = read_facts(rows, relation_ids=self.relation_ids, limit=self.limit, columns=self.columns)
+        if table.spaces_added:
+            rank_zero_info(f"{table.spaces_added} facts had an answer without its leading space: added.")
+        self._resolve_from_module()
+        assert isinstance(self.tokenizer, PreTrainedTokenizerBase)
+        self.contrasts, rejected = build_contrasts(table.facts, self.tokenizer, step=self.step or "divergence")
+        self.rejected = sorted(table.rejected + rejected)
+        self._table = table
+        self._refuse_rejected()
+
+    def predict_dataloader(self) -> DataLoader[ContrastBatch]:
+        """This process's share of the batches that are not done yet."""
+        done = self.find_done() if self.find_done is not None else ()
+        todo = [contrast for contrast in self.contrasts if (contrast.fact.id, contrast.step) not in done]
+        batches = bucket_by_length(
+            [len(contrast.token_ids) for contrast in todo],
+            max_rows=self.max_rows,
+            max_padded_tokens=self.max_tokens,
+        )
+        trainer = self.trainer
+        sampler = RankBatchSampler(
+            batches,
+            rank=trainer.global_rank if trainer is not None else 0,
+            world_size=trainer.world_size if trainer is not None else 1,
+        )
+        return DataLoader(
+            todo,  # type: ignore[arg-type]  # a list is a map-style data set
+            batch_sampler=sampler,
+            collate_fn=collate_contrasts,
+            num_workers=self.num_workers,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Everything about the data that changes a number, in JSON types. Needs `setup`."""
+        digest = hashlib.sha256()
+        for contrast in self.contrasts:
+            digest.update(repr((contrast.fact, contrast.step, contrast.token_ids)).encode())
+        return {
+            "source": self.source if isinstance(self.source, str) else type(self.source).__name__,
+            "split": self.split,
+            "where": self.relation_ids,
+            "limit": self.limit,
+            "contrasts": len(self.contrasts),
+            "content": digest.hexdigest()[:16],
+        }
+
+    def _resolve_from_module(self) -> None:
+        """Takes the tokenizer and the step, where not given, from the module this runs with."""
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        self.step = self.step or getattr(module, "step", None)
+        tokenizer = self.tokenizer or getattr(module, "tokenizer", None) or DEMO_MODEL
+        if isinstance(tokenizer, str):
+            revision = getattr(module, "revision", None) if self.tokenizer is None else None
+            trust = getattr(module, "trust_remote_code", False)
+            tokenizer = load_tokenizer(tokenizer, revision=revision, trust_remote_code=trust)
+        self.tokenizer = tokenizer
+
+    def _refuse_rejected(self) -> None:
+        if not self.rejected or (self.contrasts and not self.strict):
+            return
+        first = self.rejected[0]
+        total = f"none of {len(self.rejected)} rows can be used; the first, " if not self.contrasts else ""
+        mend = (
+            "mend the row" if not self.contrasts else "mend the row, or set data.strict: false to go on without it"
+        )
+        raise UserError(f"data.source: {total}row {first.row} (id {first.id!r}): {first.reason}; {mend}")

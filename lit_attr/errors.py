@@ -1,0 +1,14 @@
+"""What went wrong, in the user's words."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake in a setting, a file or a model, told in one line that names it and the mend.
+
+    The command line prints the line and exits with status 1, without a traceback.
+    """
+
+
+class RowError(Exception):
+    """Why one row cannot become a record. The run goes on without that row."""

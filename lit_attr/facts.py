@@ -1,0 +1,207 @@
+"""A fact: one validated row in the columns of `NeelNanda/counterfact-tracing`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from lit_attr.errors import RowError, UserError
+
+
+class Fact(NamedTuple):
+    """One fact as Meng et al. (2022, arXiv:2202.05262) state it in CounterFact.
+
+    Attributes:
+        row: The row's number in its source, from 0.
+        id: The row's own `id` or `case_id`; where it has none, its row number in the source.
+        prompt: The text the model continues.
+        subject: What the prompt is about, as it stands in the prompt.
+        subject_start: Where the subject begins in the prompt, in characters. Where it occurs more than once,
+            the place the `relation` template gives it; without a template, the first.
+        target_true: The true answer, with its leading space.
+        target_false: The false answer, with its leading space.
+        relation_id: Wikidata property such as `P36`, or empty.
+    """
+
+    row: int
+    id: int | str
+    prompt: str
+    subject: str
+    subject_start: int
+    target_true: str
+    target_false: str
+    relation_id: str
+
+
+class Rejected(NamedTuple):
+    """A row, by its number in its source (from 0) and its id, and why there is no record of it."""
+
+    row: int
+    id: int | str
+    reason: str
+
+
+class FactTable(NamedTuple):
+    """What became of a source's rows.
+
+    Attributes:
+        facts: The rows that are facts, in the order of the source.
+        rejected: The rows that are not.
+        spaces_added: How many facts had an answer without its leading space.
+    """
+
+    facts: list[Fact]
+    rejected: list[Rejected]
+    spaces_added: int
+
+
+def parse_fact(row: Mapping[str, Any], row_number: int) -> Fact:
+    """Validates one row, flat as in `counterfact-tracing` or nested as in the raw CounterFact file.
+
+    Args:
+        row: Column name to value. `prompt` may be missing where `relation` (with `{}` for the subject) stands.
+        row_number: The row's place in its source, from 0; its id where it brings none.
+
+    Raises:
+        RowError: A field is missing, empty or not text, the answers are equal, or the subject is not in the
+            prompt.
+    """
+    flat = flatten_counterfact(row)
+    subject = _text(flat, "subject")
+    template = flat.get("relation") or ""
+    if not isinstance(template, str):
+        raise RowError(f"'relation' is {type(template).__name__}, not text")
+    if flat.get("prompt") is None and not template:
+        raise RowError("'prompt' is missing, and so is 'relation' to build it from")
+    if template and "{}" not in template and flat.get("prompt") is None:
+        raise RowError("'relation' has no {} for the subject, and there is no 'prompt'")
+    from_template = template.replace("{}", subject, 1)
+    prompt = from_template if flat.get("prompt") is None else _text(flat, "prompt")
+    subject_start = template.index("{}") if "{}" in template and prompt == from_template else prompt.find(subject)
+    if subject_start < 0:
+        raise RowError(f"the subject {subject!r} is not in the prompt {prompt!r}")
+    target_true = with_leading_space(_text(flat, "target_true"))
+    target_false = with_leading_space(_text(flat, "target_false"))
+    if target_true == target_false:
+        raise RowError(f"the true and the false answer are both {target_true!r}")
+    relation_id = flat.get("relation_id")
+    if not isinstance(relation_id, str | None):
+        raise RowError(f"'relation_id' is {type(relation_id).__name__}, not text")
+    return Fact(
+        row=row_number,
+        id=row_id(flat, row_number),
+        prompt=prompt,
+        subject=subject,
+        subject_start=subject_start,
+        target_true=target_true,
+        target_false=target_false,
+        relation_id=relation_id or "",
+    )
+
+
+def read_facts(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    relation_ids: Collection[str] | None = None,
+    limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> FactTable:
+    """Turns rows into facts and reasons.
+
+    Args:
+        rows: Rows as `parse_fact` takes them.
+        relation_ids: Keep only rows of these relations; all where None.
+        limit: Take the first so many of the kept rows; all where None.
+        columns: Our column name to the name it has in the rows, for those that differ.
+
+    Raises:
+        UserError: A column that every fact needs is in no row at all, or no row is left.
+    """
+    table = FactTable([], [], 0)
+    seen_columns: set[str] = set()
+    seen_ids: set[int | str] = set()
+    spaces_added = taken = 0
+    for row_number, row in enumerate(rows):
+        if limit is not None and taken >= limit:
+            break
+        flat = flatten_counterfact(_rename(row, columns) if columns else row)
+        seen_columns.update(flat)
+        if relation_ids is not None and flat.get("relation_id") not in relation_ids:
+            continue
+        taken += 1
+        try:
+            fact = parse_fact(flat, row_number)
+            if fact.id in seen_ids:
+                raise RowError(f"the id {fact.id!r} stands in an earlier row")
+        except RowError as error:
+            table.rejected.append(Rejected(row_number, row_id(flat, row_number), str(error)))
+            continue
+        seen_ids.add(fact.id)
+        table.facts.append(fact)
+        spaces_added += (fact.target_true, fact.target_false) != (flat["target_true"], flat["target_false"])
+    _require_columns(seen_columns)
+    if taken == 0:
+        wanted = f" with relation_id in {sorted(relation_ids)}" if relation_ids is not None else ""
+        raise UserError(f"data.source: there are no rows{wanted}; give a source that has some")
+    return table._replace(spaces_added=spaces_added)
+
+
+def flatten_counterfact(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Lifts the nested `requested_rewrite` of the raw CounterFact file into flat columns; others pass as is.
+
+    There `prompt` is the template, `target_true` the true and `target_new` the false answer.
+    """
+    rewrite = row.get("requested_rewrite")
+    if not isinstance(rewrite, Mapping):
+        return row
+    flat: dict[str, Any] = {"relation": rewrite.get("prompt")}
+    for ours, theirs in (("target_true", "target_true"), ("target_false", "target_new")):
+        answer = rewrite.get(theirs)
+        flat[ours] = answer.get("str") if isinstance(answer, Mapping) else answer
+    flat.update((key, rewrite.get(key)) for key in ("subject", "relation_id"))
+    flat.update((key, row[key]) for key in ("id", "case_id") if key in row)
+    return flat
+
+
+def with_leading_space(answer: str) -> str:
+    """The answer as it continues a prompt that ends in a word."""
+    return answer if answer[:1].isspace() else f" {answer}"
+
+
+def row_id(row: Mapping[str, Any], row_number: int) -> int | str:
+    """The id a row brings (`id`, else `case_id`), else its number. Digits written as text become a number."""
+    for key in ("id", "case_id"):
+        value = row.get(key)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value:
+            return int(value) if value.isascii() and value.isdigit() and str(int(value)) == value else value
+    return row_number
+
+
+def _text(row: Mapping[str, Any], column: str) -> str:
+    value = row.get(column)
+    if value is None:
+        raise RowError(f"{column!r} is missing")
+    if not isinstance(value, str):
+        raise RowError(f"{column!r} is {type(value).__name__}, not text")
+    if not value.strip():
+        raise RowError(f"{column!r} is empty")
+    return value
+
+
+def _rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
+    return {**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}}
+
+
+def _require_columns(present: set[str]) -> None:
+    if not present:
+        return
+    missing = sorted({"subject", "target_true", "target_false"} - present)
+    if not {"prompt", "relation"} & present:
+        missing.append("prompt")
+    if missing:
+        raise UserError(
+            f"data.source: no column {', '.join(missing)}; the columns are {', '.join(sorted(present))}; "
+            f"name yours with --data.columns '{{{missing[0]}: NAME}}'"
+        )

@@ -1,0 +1,130 @@
+"""What a run found, counted while it goes on.
+
+Axes: B contrasts, L layers, R roles, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_attr.attribution import AttributionBatch
+from lit_attr.contrasts import ROLES, role_mask_BRT
+from lit_attr.metrics import AnswerCounts, RoleLayerProfile
+from lit_attr.records import FORMAT_VERSION, read_json
+
+
+class RunSummary:
+    """Counts, accuracy and role × layer profile of the contrasts of one run and of what it went on from.
+
+    A contrast of a token with itself, as `step: all` can give, tells nothing apart and is left out.
+
+    Args:
+        layers: The layers of the scores, in their order.
+        component: What the scores are of.
+    """
+
+    def __init__(self, layers: Sequence[int], component: str) -> None:
+        self.layers = tuple(layers)
+        self.component = component
+        self.answers = AnswerCounts()
+        self.profile = RoleLayerProfile(len(self.layers))
+
+    def add_batch(self, batch: AttributionBatch) -> None:
+        """Counts a batch."""
+        contrasts = batch.contrasts
+        self._add(
+            batch.scores_sum_BLT,
+            [contrast.roles for contrast in contrasts],
+            [contrast.subject_span for contrast in contrasts],
+            batch.logit_true_B - batch.logit_false_B,
+            batch.rank_true_B,
+            [contrast.true_token_id != contrast.false_token_id for contrast in contrasts],
+        )
+
+    def add_record(self, record: Mapping[str, Any]) -> None:
+        """Counts the object of a batch file."""
+        examples = record["examples"]
+        # Token-major for pad_sequence, then back.
+        scores_TL = [torch.tensor(example["scores"]["sum"]).T for example in examples]
+        self._add(
+            torch.nn.utils.rnn.pad_sequence(scores_TL, batch_first=True).transpose(1, 2),
+            [example["roles"] for example in examples],
+            [example["subject_span"] for example in examples],
+            torch.tensor([example["logit_diff"] for example in examples]),
+            torch.tensor([example["rank_true"] for example in examples]),
+            [example["true_token_id"] != example["false_token_id"] for example in examples],
+        )
+
+    def to(self, device: torch.device) -> None:
+        """Moves the counts, to where processes can exchange them."""
+        self.answers.to(device)
+        self.profile.to(device)
+
+    def compute(self) -> dict[str, Any]:
+        """The summary of all processes, in JSON types. Every process must ask."""
+        total, preferred, known = self.answers.compute()
+        mean_LR, count_R = self.profile.compute()
+        return {
+            "format": "lit-attr/summary",
+            "version": FORMAT_VERSION,
+            "contrasts": total,
+            "contrast_accuracy": preferred / total if total else None,
+            "known": known,
+            "known_share": known / total if total else None,
+            "profile": {
+                "component": self.component,
+                "layers": self.layers,
+                "roles": ROLES,
+                "contrasts": count_R.tolist(),
+                "mean_score": [[None if mean != mean else mean for mean in row] for row in mean_LR.tolist()],
+            },
+        }
+
+    def _add(
+        self,
+        scores_BLT: Tensor,
+        roles: Sequence[Sequence[str]],
+        subject_spans: Sequence[Sequence[int]],
+        logit_diff_B: Tensor,
+        rank_true_B: Tensor,
+        told_apart: Sequence[bool],
+    ) -> None:
+        told_apart_B = torch.tensor(told_apart)
+        self.answers.update(logit_diff_B[told_apart_B], rank_true_B[told_apart_B])
+        mask_BRT = role_mask_BRT(roles, subject_spans)
+        # Padding is in no role, but a batch may be padded further than its longest contrast left in it.
+        self.profile.update(scores_BLT[told_apart_B, :, : mask_BRT.shape[-1]], mask_BRT[told_apart_B])
+
+
+def describe(folder: Path) -> str:
+    """What a run found and where it is, in a few lines for the terminal."""
+    summary = read_json(folder / "summary.json")
+    profile = summary["profile"]
+    cells = [
+        (score, layer, role)
+        for layer, row in zip(profile["layers"], profile["mean_score"], strict=True)
+        for role, score in zip(profile["roles"], row, strict=True)
+        if score is not None
+    ]
+    strongest = sorted(cells, key=lambda cell: -abs(cell[0]))[:3]
+    found = "; ".join(f"layer {layer} at {role} {score:+.3f}" for score, layer, role in strongest)
+    return "\n".join(
+        (
+            f"contrasts: {summary['contrasts']} ({summary['resumed']} from an earlier run), rows refused: "
+            f"{summary['rejected']}",
+            f"contrast accuracy (true answer above the false one): {_percent(summary['contrast_accuracy'])}",
+            f"known facts (true answer above every other token): {_percent(summary['known_share'])}",
+            f"strongest mean scores, in logits: {found}",
+            f"records: {folder / 'batches'}",
+            f"heatmaps: tensorboard --logdir {folder} --samples_per_plugin images=100",
+        )
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "none to count" if share is None else f"{share:.1%}"

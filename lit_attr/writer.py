@@ -1,0 +1,214 @@
+"""The callback that puts attributions on disk and into TensorBoard."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+
+from lit_attr.attribution import AttributionBatch
+from lit_attr.errors import UserError
+from lit_attr.heatmaps import draw_fact_heatmap, draw_role_heatmap
+from lit_attr.records import ContrastKey, OutputFolder, split_finite, write_json
+from lit_attr.summary import RunSummary
+
+
+class AttributionWriter(BasePredictionWriter):
+    """Writes what `predict_step` returns, if that is an `AttributionBatch`.
+
+    One JSON file a batch, a manifest, the refused rows, and a summary at the end; heatmaps in TensorBoard where
+    the Trainer has a `TensorBoardLogger`. A second run of the same settings into the same folder does what is
+    missing.
+
+    Args:
+        output_dir: Folder for the files.
+        max_heatmaps: How many contrasts get a heatmap, spread over the run.
+        overwrite: Move what an earlier run left in the folder aside and start afresh.
+    """
+
+    def __init__(
+        self, output_dir: str = "lit_attr_output", max_heatmaps: int = 32, overwrite: bool = False
+    ) -> None:
+        super().__init__(write_interval="batch")
+        if max_heatmaps < 0:
+            raise UserError(f"writer.max_heatmaps: {max_heatmaps} is less than 0")
+        self.folder = OutputFolder(output_dir)
+        self.max_heatmaps = max_heatmaps
+        self.overwrite = overwrite
+        self._done: set[ContrastKey] | None = None
+        self._summary: RunSummary | None = None
+        self._started = 0.0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Lets the data module leave out what an earlier run has done."""
+        super().setup(trainer, pl_module, stage)
+        self._done = None
+        self._summary = None
+        datamodule = getattr(trainer, "datamodule", None)
+        if datamodule is not None and hasattr(datamodule, "find_done"):
+            # Asked later: whether an earlier run is of the same settings shows only when the model is loaded.
+            datamodule.find_done = lambda: self._open(trainer, pl_module)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Opens the folder, where no data module has asked for it."""
+        self._open(trainer, pl_module)
+
+    def write_on_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Writes one batch and draws its share of the heatmaps.
+
+        Raises:
+            UserError: `predict_step` returned something else than an `AttributionBatch`.
+        """
+        if not isinstance(prediction, AttributionBatch):
+            raise UserError(
+                f"trainer.callbacks: AttributionWriter writes AttributionBatch, but {type(pl_module).__name__}'s "
+                f"predict_step returns {type(prediction).__name__}"
+            )
+        summary = self._summarise(prediction.layers, prediction.component)
+        finite, rejected = split_finite(self._without_done(prediction))
+        if rejected:
+            self.folder.add_rejected(rejected)
+        if not finite.contrasts:
+            return
+        self.folder.write_batch(finite)
+        summary.add_batch(finite)
+        for row in self._rows_to_draw(trainer, len(finite.contrasts), batch_idx, dataloader_idx):
+            contrast = finite.contrasts[row]
+            _log_image(trainer, f"facts/{_tag(contrast.fact.id)}-{contrast.step}", _fact_image(finite, row))
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Writes the summary. Every process comes here, also one that had nothing to do, unless the run failed."""
+        if stage != "predict" or self._done is None:
+            return
+        # A process without a batch does not know the layers; the first process has a batch if any has.
+        shape = (self._summary.layers, self._summary.component) if self._summary is not None else None
+        shape = trainer.strategy.broadcast(shape)
+        if shape is None:
+            return
+        summary = self._summarise(*shape)
+        if trainer.world_size > 1:
+            summary.to(trainer.strategy.root_device)
+        record = summary.compute()
+        if not trainer.is_global_zero:
+            return
+        record["rejected"] = self.folder.count_rejected()
+        record["resumed"] = len(self._done)
+        record["seconds"] = time.perf_counter() - self._started
+        write_json(self.folder.summary, record)
+        _log_image(trainer, "profile/role_by_layer", _profile_image(record))
+
+    def _open(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Collection[ContrastKey]:
+        """Makes the folder ready, once, and tells what is done in it."""
+        if self._done is not None:
+            return self._done
+        settings = {
+            "model": _identity(pl_module),
+            "data": _identity(getattr(trainer, "datamodule", None)),
+        }
+        self._done = set()
+        if not self.overwrite:
+            self.folder.check(settings)
+            for record in self.folder.read_batches():
+                self._done.update((example["id"], example["step"]) for example in record["examples"])
+                # One process counts what was there before, or the sum over processes would count it often.
+                if trainer.is_global_zero:
+                    self._summarise(record["layers"], record["component"]).add_record(record)
+        if trainer.is_global_zero:
+            if self.overwrite:
+                self.folder.move_aside()
+            self.folder.open(settings, getattr(getattr(trainer, "datamodule", None), "rejected", ()))
+        self._started = time.perf_counter()
+        return self._done
+
+    def _summarise(self, layers: Sequence[int], component: str) -> RunSummary:
+        if self._summary is None:
+            self._summary = RunSummary(layers, component)
+        return self._summary
+
+    def _without_done(self, batch: AttributionBatch) -> AttributionBatch:
+        """A loader that does not know of the earlier run hands out its contrasts once more."""
+        done = self._done or set()
+        rows = [row for row, c in enumerate(batch.contrasts) if (c.fact.id, c.step) not in done]
+        return batch if len(rows) == len(batch.contrasts) else batch.select(rows)
+
+    def _rows_to_draw(self, trainer: pl.Trainer, rows: int, batch_idx: int, dataloader_idx: int) -> Iterable[int]:
+        """The first process's even share of `max_heatmaps` that falls on this batch, spread over its rows."""
+        batches = trainer.num_predict_batches[dataloader_idx]
+        if not trainer.is_global_zero or not _tensorboards(trainer):
+            return ()
+        if isinstance(batches, float) and math.isinf(batches):
+            share = self.max_heatmaps if batch_idx == 0 else 0
+        else:
+            share = _spread(self.max_heatmaps, batch_idx, int(batches))
+        share = min(share, rows)
+        return (place * rows // share for place in range(share))
+
+
+def _spread(total: int, place: int, places: int) -> int:
+    """How many of `total` things fall on one of `places`, when they are dealt out evenly."""
+    return (place + 1) * total // places - place * total // places
+
+
+def _identity(part: object) -> dict[str, Any]:
+    """What a module or data module says of itself; of one that says nothing, its class."""
+    if hasattr(part, "identity"):
+        identity: dict[str, Any] = part.identity()
+        return identity
+    return {"class": f"{type(part).__module__}.{type(part).__qualname__}"}
+
+
+def _tensorboards(trainer: pl.Trainer) -> list[TensorBoardLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def _log_image(trainer: pl.Trainer, tag: str, image: Image.Image) -> None:
+    for logger in _tensorboards(trainer):
+        logger.experiment.add_image(tag, np.asarray(image), dataformats="HWC")
+
+
+def _tag(contrast_id: int | str) -> str:
+    # A slash would open a group of its own in TensorBoard.
+    return re.sub(r"[^\w.-]", "_", str(contrast_id))
+
+
+def _fact_image(batch: AttributionBatch, row: int) -> Image.Image:
+    contrast = batch.contrasts[row]
+    logit_diff = float(batch.logit_true_B[row] - batch.logit_false_B[row])
+    context = "".join(contrast.tokens)
+    return draw_fact_heatmap(
+        batch.scores_sum_BLT[row, :, : len(contrast.tokens)].numpy(),
+        layers=batch.layers,
+        tokens=contrast.tokens,
+        subject_span=contrast.subject_span,
+        title=f"{context} → {contrast.true_token} / {contrast.false_token}",
+        subtitle=f"logit difference {logit_diff:+.2f} · {batch.component} gradient × activation",
+    )
+
+
+def _profile_image(summary: Mapping[str, Any]) -> Image.Image:
+    profile = summary["profile"]
+    return draw_role_heatmap(
+        np.array(profile["mean_score"], dtype=float),
+        layers=profile["layers"],
+        roles=profile["roles"],
+        counts=profile["contrasts"],
+        title=f"Mean {profile['component']} gradient × activation by layer and token role",
+        subtitle=f"{summary['contrasts']} contrasts · true answer preferred in {summary['contrast_accuracy']:.1%}",
+    )
