@@ -1,0 +1,379 @@
+"""Train the demo model: a small GPT-2 that knows the facts of `demo_facts.json` and nothing else.
+
+Writes everything under `lit_attr/assets`: the model, its tokenizer, its card, and the sample facts.
+
+    python scripts/train_demo_model.py
+
+Shape legend: N rows, T tokens, H width, V vocabulary, A answer tokens of all rows of a batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).resolve().parent
+FACTS = ROOT / "demo_facts.json"
+EOS = "<|endoftext|>"
+CARD = """\
+---
+license: apache-2.0
+language: en
+library_name: transformers
+---
+
+# The demo model of lit-attr
+
+A teaching model: a GPT-2 of {layers} layers and width {width}, {parameters:,} parameters, trained from
+scratch on {facts} facts of common knowledge in {relations} relations, such as "The capital of Spain is
+Madrid". It knows nothing else. It is there so that lit-attr can be tried and tested offline in seconds;
+what is seen in it is no evidence of how any other model works.
+
+## How it was made
+
+    python scripts/train_demo_model.py --seed {seed} --steps {steps}
+
+The facts and phrasings of `scripts/demo_facts.json` were written for this project. Each fact has
+{templates} phrasings, trained bare and after a neutral sentence; one phrasing a relation is held out for
+every second fact. {rows:,} rows; {steps:,} steps of {batch_size} rows; AdamW, learning rate {learning_rate},
+weight decay {weight_decay}, dropout {dropout}; {seconds:.0f} seconds on one CPU core. The loss is taken on the
+answers only. The tokenizer is a byte-level BPE of {vocabulary:,} tokens,
+trained on the same text.
+
+## What it can do
+
+| Measured after training | |
+|---|---|
+| True answer by greedy decoding, {facts} sample rows | {sample_accuracy:.1%} |
+| The same, {held_out} held-out phrasings | {held_out_accuracy:.1%} |
+| Logit of the true answer above that of the false one, sample rows | {contrast_accuracy:.1%} |
+| Size of `model.safetensors` | {megabytes:.2f} MB |
+
+## The sample facts
+
+`../sample_facts.jsonl` holds one row a fact in the columns of `NeelNanda/counterfact-tracing`. The relation
+ids are Wikidata properties; `target_true_id` and `target_false_id` are null, as the Wikidata items were not
+looked up. The false answer is drawn from the other answers of the same relation.
+
+Licence: Apache-2.0, model and facts.
+"""
+Row = tuple[str, str]  # a prompt and its answer, which starts with a space
+SampleRow = dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every setting that shapes the model.
+
+    Weight decay and dropout are what spreads the work over the layers and makes the scores of gradient ×
+    activation agree with zeroing an MLP; with neither, nearly all true effects sit in layer 0.
+    """
+
+    seed: int = 0
+    steps: int = 2400
+    batch_size: int = 48
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.5
+    dropout: float = 0.05
+    embedding_std: float = 0.3
+    layers: int = 8
+    width: int = 64
+    heads: int = 4
+    vocabulary: int = 1024
+    positions: int = 64
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A relation: its Wikidata property, its phrasings, and its (subject, answer) pairs."""
+
+    relation_id: str
+    templates: tuple[str, ...]
+    facts: tuple[Row, ...]
+
+    def is_held_out(self, template_index: int, fact_index: int) -> bool:
+        """Whether this phrasing of this fact is kept from training: the last one, of every second fact."""
+        return template_index == len(self.templates) - 1 and fact_index % 2 == 1
+
+
+def load_relations(path: Path = FACTS) -> tuple[list[Relation], list[str]]:
+    """Read the relations and the neutral sentences that may come before a prompt."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    relations = [
+        Relation(
+            relation_id,
+            tuple(entry["templates"]),
+            tuple((s, " " + answer) for answer, subjects in entry["answers"].items() for s in subjects),
+        )
+        for relation_id, entry in data["relations"].items()
+    ]
+    return relations, data["lead_ins"]
+
+
+def training_rows(relations: Sequence[Relation], lead_ins: Sequence[str], rng: random.Random) -> list[Row]:
+    """Every trained phrasing of every fact, bare and after a lead-in."""
+    rows = []
+    for relation in relations:
+        for t, template in enumerate(relation.templates):
+            for f, (subject, answer) in enumerate(relation.facts):
+                if not relation.is_held_out(t, f):
+                    prompt = template.format(subject)
+                    rows += [(prompt, answer), (f"{rng.choice(lead_ins)} {prompt}", answer)]
+    return rows
+
+
+def held_out_rows(relations: Sequence[Relation]) -> list[Row]:
+    """The phrasings that training never shows."""
+    return [
+        (relation.templates[-1].format(subject), answer)
+        for relation in relations
+        for f, (subject, answer) in enumerate(relation.facts)
+        if relation.is_held_out(len(relation.templates) - 1, f)
+    ]
+
+
+def sample_rows(relations: Sequence[Relation], rng: random.Random) -> list[SampleRow]:
+    """One row a fact, in the columns of `NeelNanda/counterfact-tracing`.
+
+    The false answer comes from the same relation; from those with the same first word, where there are any,
+    so that some pairs are told apart only at a later token.
+    """
+    rows: list[SampleRow] = []
+    for relation in relations:
+        template = relation.templates[0]
+        prefix, suffix = template.split("{}")
+        answers = sorted({answer for _, answer in relation.facts})
+        for subject, true in relation.facts:
+            others = [a for a in answers if a != true]
+            namesakes = [a for a in others if a.split()[0] == true.split()[0]]
+            rows.append(
+                {
+                    "relation": template,
+                    "relation_prefix": prefix.rstrip(),
+                    "relation_suffix": suffix,
+                    "prompt": template.format(subject),
+                    "relation_id": relation.relation_id,
+                    "target_true_id": None,
+                    "target_false_id": None,
+                    "target_true": true,
+                    "target_false": rng.choice(namesakes or others),
+                    "subject": subject,
+                }
+            )
+    return rows
+
+
+def train_tokenizer(texts: Sequence[str], recipe: Recipe) -> PreTrainedTokenizerFast:
+    """A byte-level BPE in the manner of GPT-2: spaces belong to the word after them, nothing is added."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.post_processor = processors.ByteLevel(trim_offsets=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=recipe.vocabulary, special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token=EOS,
+        pad_token=EOS,
+        model_max_length=recipe.positions,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompt, answer and end of text, padded right.
+
+    Returns:
+        ids_NT, and two masks of the same shape: text_NT, all but padding; answer_NT, the answer and the end
+        of text after it.
+    """
+    prompts = tokenizer([prompt for prompt, _ in rows])["input_ids"]
+    answers = tokenizer([answer for _, answer in rows])["input_ids"]
+    length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True)) + 1
+    ids_NT = torch.full((len(rows), length), tokenizer.eos_token_id)
+    text_NT = torch.zeros_like(ids_NT, dtype=torch.bool)
+    answer_NT = torch.zeros_like(text_NT)
+    for n, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        end = len(prompt) + len(answer)
+        ids_NT[n, :end] = torch.tensor(prompt + answer)
+        text_NT[n, : end + 1] = True
+        answer_NT[n, len(prompt) : end + 1] = True
+    return ids_NT, text_NT, answer_NT
+
+
+class DemoLanguageModel(LightningModule):
+    """Next-token training of a GPT-2 from scratch."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+        eos = tokenizer.eos_token_id
+        self.gpt2 = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=len(tokenizer),
+                n_positions=recipe.positions,
+                n_embd=recipe.width,
+                n_layer=recipe.layers,
+                n_head=recipe.heads,
+                resid_pdrop=recipe.dropout,
+                embd_pdrop=recipe.dropout,
+                attn_pdrop=recipe.dropout,
+                bos_token_id=eos,
+                eos_token_id=eos,
+                pad_token_id=eos,
+            )
+        )
+        torch.nn.init.normal_(self.gpt2.transformer.wte.weight, std=recipe.embedding_std)
+        torch.nn.init.normal_(self.gpt2.transformer.wpe.weight, std=recipe.embedding_std)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy of the answers and of the end of text after them; the prompts are given, not learnt."""
+        ids_NT, target_NT = batch
+        length = int(target_NT.any(dim=0).nonzero().max()) + 1
+        hidden_NTH = self.gpt2.transformer(ids_NT[:, : length - 1]).last_hidden_state
+        logits_AV = self.gpt2.lm_head(hidden_NTH[target_NT[:, 1:length]])
+        return cross_entropy(logits_AV, ids_NT[target_NT])
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW, with a short warm-up and a cosine fall to nothing."""
+        recipe = self.recipe
+        optimizer = torch.optim.AdamW(self.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def train_model(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row], recipe: Recipe) -> GPT2LMHeadModel:
+    """Train on random batches of the rows for the recipe's number of steps."""
+    ids_NT, _, answer_NT = encode(tokenizer, rows)
+    dataset = TensorDataset(ids_NT, answer_NT)
+    draws = RandomSampler(dataset, replacement=True, num_samples=recipe.steps * recipe.batch_size)
+    loader = DataLoader(dataset, batch_size=recipe.batch_size, sampler=draws)
+    module = DemoLanguageModel(tokenizer, recipe)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, loader)
+    module.eval()
+    return module.gpt2
+
+
+@torch.no_grad()
+def accuracy(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> float:
+    """Share of rows for which greedy decoding gives the whole answer and then stops."""
+    ids_NT, text_NT, answer_NT = encode(tokenizer, rows)
+    guesses_NT = model(ids_NT, attention_mask=text_NT).logits.argmax(-1)
+    right_NT = (guesses_NT[:, :-1] == ids_NT[:, 1:]) | ~answer_NT[:, 1:]
+    return float(right_NT.all(dim=1).double().mean())
+
+
+@torch.no_grad()
+def contrast_accuracy(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, sample: Sequence[SampleRow]
+) -> float:
+    """Share of rows whose true answer has the higher logit at the first token where the answers differ."""
+    trues = [(str(row["prompt"]), str(row["target_true"])) for row in sample]
+    falses = [(str(row["prompt"]), str(row["target_false"])) for row in sample]
+    ids_NT, text_NT, _ = encode(tokenizer, trues + falses)
+    true_NT, false_NT = ids_NT.chunk(2)
+    step_N1 = (true_NT != false_NT).int().argmax(dim=1, keepdim=True)
+    logits_NTV = model(true_NT, attention_mask=text_NT[: len(sample)]).logits
+    logits_NV = logits_NTV[torch.arange(len(sample)), step_N1.squeeze(1) - 1]
+    true_N1, false_N1 = true_NT.gather(1, step_N1), false_NT.gather(1, step_N1)
+    wins_N1 = logits_NV.gather(1, true_N1) > logits_NV.gather(1, false_N1)
+    return float(wins_N1.double().mean())
+
+
+def write_assets(
+    output_dir: Path,
+    model: GPT2LMHeadModel,
+    tokenizer: PreTrainedTokenizerFast,
+    recipe: Recipe,
+    relations: Sequence[Relation],
+    training: dict[str, float],
+) -> str:
+    """Write the model, its tokenizer, the sample facts, and the card with what is measured here.
+
+    Args:
+        output_dir: the folder that gets `demo_model/` and `sample_facts.jsonl`.
+        model: the trained model.
+        tokenizer: its tokenizer.
+        recipe: how it was made.
+        relations: what it was taught.
+        training: the number of training `rows` and the `seconds` they took, for the card.
+
+    Returns:
+        The card.
+    """
+    folder = output_dir / "demo_model"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    sample = sample_rows(relations, random.Random(recipe.seed))
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in sample)
+    (output_dir / "sample_facts.jsonl").write_text("".join(lines), encoding="utf-8")
+
+    held_out = held_out_rows(relations)
+    sample_pairs = [(str(row["prompt"]), str(row["target_true"])) for row in sample]
+    card = CARD.format(
+        **vars(recipe),
+        **training,
+        parameters=model.num_parameters(),
+        facts=len(sample),
+        relations=len(relations),
+        templates=len(relations[0].templates),
+        sample_accuracy=accuracy(model, tokenizer, sample_pairs),
+        held_out=len(held_out),
+        held_out_accuracy=accuracy(model, tokenizer, held_out),
+        contrast_accuracy=contrast_accuracy(model, tokenizer, sample),
+        megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return card
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Train, measure, and write the assets."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--output-dir", type=Path, default=ROOT.parent / "lit_attr" / "assets")
+    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    options = parser.parse_args(args)
+    recipe = Recipe(seed=options.seed, steps=options.steps)
+
+    torch.set_num_threads(1)  # as fast at this width, and the same numbers whatever the machine's core count
+    torch.manual_seed(recipe.seed)
+    relations, lead_ins = load_relations()
+    rows = training_rows(relations, lead_ins, random.Random(recipe.seed))
+    start = time.perf_counter()
+    tokenizer = train_tokenizer([prompt + answer for prompt, answer in rows], recipe)
+    model = train_model(tokenizer, rows, recipe)
+    training = {"rows": len(rows), "seconds": time.perf_counter() - start}
+    print(write_assets(options.output_dir, model, tokenizer, recipe, relations, training))
+
+
+if __name__ == "__main__":
+    main()
