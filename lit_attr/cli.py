@@ -85,7 +85,7 @@ class AttributionCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Puts the logs into the output folder, unless told otherwise."""
-        settings = self.config_init.predict
+        settings = self.config.predict
         if settings.trainer.default_root_dir is None:
             kwargs["default_root_dir"] = settings.writer.output_dir
         return super().instantiate_trainer(**kwargs)
@@ -119,7 +119,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"lit-attr: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
     if cli.trainer.is_global_zero:
-        print(describe(Path(cli.config_init.predict.writer.output_dir)))
+        print(describe(Path(cli.config.predict.writer.output_dir)))
 
 
 def _quieten() -> None:

@@ -1,0 +1,58 @@
+"""Models, facts and batches that several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_attr.contrasts import Contrast, build_contrasts
+from lit_attr.facts import read_facts
+from lit_attr.models import DEMO_MODEL, load_model, load_tokenizer
+from lit_attr.sources import SAMPLE, open_rows
+
+REPOSITORY = Path(__file__).parent.parent
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+COUNTERFACT = SHARED_DATA / "counterfact-tracing-10k.parquet"
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return load_tokenizer(DEMO_MODEL)
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> PreTrainedModel:
+    return load_model(DEMO_MODEL)
+
+
+@pytest.fixture(scope="session")
+def sample_contrasts(tokenizer: PreTrainedTokenizerBase) -> list[Contrast]:
+    """All contrasts of the shipped sample."""
+    contrasts, rejected = build_contrasts(read_facts(open_rows(SAMPLE)).facts, tokenizer)
+    assert not rejected
+    return contrasts
+
+
+@pytest.fixture
+def random_model(tokenizer: PreTrainedTokenizerBase) -> GPT2LMHeadModel:
+    """A GPT-2 of 3 layers with the demo tokenizer, its weights large enough for scores of order one."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_layer=3, n_embd=32, n_head=2, n_positions=64, initializer_range=0.3
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+@pytest.fixture
+def model_folder(random_model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Path:
+    """The random model and its tokenizer, as `save_pretrained` writes them."""
+    folder = tmp_path / "model"
+    random_model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

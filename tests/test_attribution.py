@@ -1,0 +1,250 @@
+"""The attribution against three oracles: a network differentiated by hand, Captum, and Inseq."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from captum.attr import LayerGradientXActivation
+from toys import ToyModel
+from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_attr.attribution import AttributionBatch, attribute_batch
+from lit_attr.contrasts import Contrast, ContrastBatch, collate_contrasts
+from lit_attr.errors import UserError
+from lit_attr.facts import Fact
+from lit_attr.locate import Location, locate
+
+
+def attribute(model: PreTrainedModel, contrasts: list[Contrast], **where) -> AttributionBatch:
+    return attribute_batch(model, locate(model, **where), collate_contrasts(contrasts))
+
+
+def toy_batch(rows: list[tuple[int, ...]]) -> ContrastBatch:
+    fact = Fact(0, 0, "a b", "a", 0, " true", " false", "")
+    contrasts = [
+        Contrast(fact, 0, ids, ("a",) * len(ids), ("last",) * len(ids), (0, 1), 0, 1, "true", "false")
+        for ids in rows
+    ]
+    return collate_contrasts(contrasts)
+
+
+def toy_location(model: ToyModel) -> Location:
+    return Location((0, 1), tuple(block.mlp for block in model.blocks))
+
+
+def test_equals_a_network_differentiated_by_hand():
+    """Tokens (1, 2) and (3, -1).
+
+    Block 0 takes in (1, 2) and (4, 1), and its MLP writes (1, 4) and (16, 1): out go (2, 6) and (20, 2).
+    Block 1 takes in (2, 6) and (22, 8), and its MLP writes (4, 36) and (484, 64): the last position is (506, 72).
+    logit_true = 506 and logit_false = 2 · 72 = 144. The gradient at block 1's last write is (1, -2), at its first
+    0; at both of block 0's writes it is (1 + 2 · 22, -2 · (1 + 2 · 8)) = (45, -34).
+    """
+    model = ToyModel()
+    scores = attribute_batch(model, toy_location(model), toy_batch([(0, 1)]))
+    assert scores.logit_true_B.tolist() == [506]
+    assert scores.logit_false_B.tolist() == [144]
+    assert scores.rank_true_B.tolist() == [0]
+    assert scores.prob_true_B.item() == pytest.approx(1.0)
+    assert scores.scores_sum_BLT.tolist() == [[[45 - 136, 720 - 34], [0, 484 - 128]]]
+    expected_l2 = [[[math.hypot(45, 136), math.hypot(720, 34)], [0, math.hypot(484, 128)]]]
+    torch.testing.assert_close(scores.scores_l2_BLT, torch.tensor(expected_l2))
+
+
+def test_rank_counts_the_tokens_above_the_true_one():
+    model = ToyModel()
+    batch = toy_batch([(0, 1)])
+    swapped = batch._replace(true_token_ids_B=batch.false_token_ids_B, false_token_ids_B=batch.true_token_ids_B)
+    scores = attribute_batch(model, toy_location(model), swapped)
+    assert scores.rank_true_B.tolist() == [1]
+    assert scores.logit_true_B.tolist() == [144]
+
+
+def test_padding_scores_zero_and_changes_nothing():
+    model = ToyModel()
+    scores = attribute_batch(model, toy_location(model), toy_batch([(0, 1), (0, 1, 1)]))
+    assert scores.scores_sum_BLT[0].tolist() == [[-91, 686, 0], [0, 356, 0]]
+    assert scores.scores_l2_BLT[0, :, 2].tolist() == [0, 0]
+
+
+def test_equals_captum_layer_by_layer(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]):
+    contrasts = sample_contrasts[:12]
+    scores = attribute(random_model, contrasts)
+    for row, contrast in enumerate(contrasts):
+
+        def logit_difference(embeddings, contrast=contrast):
+            logits = random_model(inputs_embeds=embeddings).logits[:, -1]
+            return logits[:, contrast.true_token_id] - logits[:, contrast.false_token_id]
+
+        embeddings = random_model.transformer.wte(torch.tensor([contrast.token_ids]))
+        for layer, block in enumerate(random_model.transformer.h):
+            products = LayerGradientXActivation(logit_difference, block.mlp).attribute(embeddings)[0].detach()
+            ours = scores.scores_sum_BLT[row, layer, : len(contrast.tokens)]
+            tolerance = 1e-4 * products.sum(-1).abs().max().item()
+            torch.testing.assert_close(ours, products.sum(-1), rtol=0, atol=tolerance)
+            torch.testing.assert_close(
+                scores.scores_l2_BLT[row, layer, : len(contrast.tokens)],
+                products.norm(dim=-1),
+                rtol=0,
+                atol=tolerance,
+            )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_equals_inseq_on_the_demo_model(
+    demo_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample_contrasts: list[Contrast]
+):
+    import inseq
+
+    # Inseq aligns answers on their last token: only where lengths are equal does it compare what we compare.
+    alike = [
+        contrast
+        for contrast in sample_contrasts
+        if contrast.step == 0
+        and len(tokenizer(contrast.fact.target_true).input_ids)
+        == len(tokenizer(contrast.fact.target_false).input_ids)
+    ]
+    contrasts = alike[:: len(alike) // 32][:32]
+    assert len(contrasts) == 32
+    scores = attribute(demo_model, contrasts)
+    for place, layer in enumerate(scores.layers):
+        peer = inseq.load_model(
+            demo_model,
+            "layer_gradient_x_activation",
+            tokenizer=tokenizer,
+            target_layer=f"transformer.h.{layer}.mlp",
+        )
+        for row, contrast in enumerate(contrasts):
+            fact, width = contrast.fact, len(contrast.tokens)
+            attributions = peer.attribute(
+                fact.prompt,
+                fact.prompt + fact.target_true,
+                attributed_fn="contrast_logits_diff",
+                contrast_targets=fact.prompt + fact.target_false,
+                show_progress=False,
+            )
+            products_TH = attributions.sequence_attributions[0].target_attributions[:width, 0]
+            sums, norms = products_TH.sum(-1), products_TH.norm(dim=-1)
+            assert norms.max() > 0
+            ours_sum, ours_l2 = scores.scores_sum_BLT[row, place, :width], scores.scores_l2_BLT[row, place, :width]
+            torch.testing.assert_close(ours_sum, sums, rtol=0, atol=1e-4 * sums.abs().max().item())
+            torch.testing.assert_close(ours_l2, norms, rtol=0, atol=1e-4 * norms.max().item())
+
+
+def test_some_layers_score_as_all_do(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]):
+    every = attribute(random_model, sample_contrasts[:8])
+    for layers in ([2], [0, 2], -2):
+        some = attribute(random_model, sample_contrasts[:8], layers=layers)
+        torch.testing.assert_close(some.scores_sum_BLT, every.scores_sum_BLT[:, some.layers], rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_scores_as_its_rows_do_alone(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]):
+    contrasts = sample_contrasts[::20][:16]
+    assert len({len(contrast.tokens) for contrast in contrasts}) > 1
+    together = attribute(random_model, contrasts)
+    for row, contrast in enumerate(contrasts):
+        alone = attribute(random_model, [contrast])
+        width = len(contrast.tokens)
+        for one, many in (
+            (alone.scores_sum_BLT, together.scores_sum_BLT),
+            (alone.scores_l2_BLT, together.scores_l2_BLT),
+        ):
+            scale = one.abs().max().item()
+            torch.testing.assert_close(many[row, :, :width], one[0], rtol=0, atol=1e-5 * scale)
+            assert not many[row, :, width:].any()
+
+
+@pytest.mark.parametrize("component", ["mlp", "attention", "block", "transformer.h.{layer}.mlp.act"])
+def test_every_component_of_the_last_layer_follows_a_finite_difference(
+    random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast], component: str
+):
+    """Σ_h a·g is the slope of the logit difference when the write is scaled: here measured in float64."""
+    random_model.double()
+    contrast = sample_contrasts[0]
+    location = locate(random_model, layers=[1], component=component)
+    batch = collate_contrasts([contrast])
+    scores = attribute_batch(random_model, location, batch)
+
+    def logit_difference(position: int, factor: float) -> float:
+        def scale(_, __, output):
+            hidden = (output[0] if isinstance(output, tuple) else output).clone()
+            hidden[:, position] *= factor
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        handle = location.modules[0].register_forward_hook(scale)
+        with torch.no_grad():
+            logits = random_model(batch.token_ids_BT).logits[0, -1]
+        handle.remove()
+        return (logits[contrast.true_token_id] - logits[contrast.false_token_id]).item()
+
+    for position in range(len(contrast.tokens)):
+        slope = (logit_difference(position, 1 + 1e-5) - logit_difference(position, 1 - 1e-5)) / 2e-5
+        assert scores.scores_sum_BLT[0, 0, position].item() == pytest.approx(slope, rel=1e-5, abs=1e-6)
+
+
+def test_leaves_the_model_as_it_was(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]):
+    random_model.transformer.wpe.weight.requires_grad_(False)
+    trainable = [parameter.requires_grad for parameter in random_model.parameters()]
+    assert not all(trainable)
+    result = attribute(random_model, sample_contrasts[:2])
+    assert not any(tensor.requires_grad for tensor in result[3:])
+    assert [parameter.requires_grad for parameter in random_model.parameters()] == trainable
+    assert all(parameter.grad is None for parameter in random_model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in random_model.modules())
+
+
+def test_leaves_the_model_as_it_was_after_an_error(
+    random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]
+):
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    handle = random_model.transformer.h[1].register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        attribute(random_model, sample_contrasts[:2])
+    handle.remove()
+    assert all(parameter.requires_grad for parameter in random_model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in random_model.modules())
+
+
+def test_works_in_inference_mode(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]):
+    expected = attribute(random_model, sample_contrasts[:4])
+    with torch.inference_mode():
+        result = attribute(random_model, sample_contrasts[:4])
+    torch.testing.assert_close(result[3:], expected[3:], rtol=0, atol=0)
+
+
+def test_makes_logits_at_one_position_only(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]):
+    shapes = []
+    random_model.lm_head.register_forward_hook(lambda _, __, output: shapes.append(output.shape))
+    attribute(random_model, sample_contrasts[:5])
+    assert shapes == [(5, 1, random_model.config.vocab_size)]
+
+
+def test_one_forward_and_one_backward_for_all_layers(
+    random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast], monkeypatch: pytest.MonkeyPatch
+):
+    calls = {"forward": 0, "backward": 0}
+    random_model.transformer.register_forward_hook(lambda *_: calls.update(forward=calls["forward"] + 1))
+    grad = torch.autograd.grad
+
+    def counted(*args, **kwargs):
+        calls["backward"] += 1
+        return grad(*args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    attribute(random_model, sample_contrasts[:5])
+    assert calls == {"forward": 1, "backward": 1}
+
+
+def test_refuses_tokens_the_model_does_not_embed():
+    model = ToyModel()
+    with pytest.raises(UserError, match=r"data.tokenizer: token id 7 has no embedding in this model of 2 tokens"):
+        attribute_batch(model, toy_location(model), toy_batch([(0, 7)]))
+
+
+def test_refuses_a_context_longer_than_the_models_positions(random_model: GPT2LMHeadModel):
+    with pytest.raises(UserError, match=r"the fact 0 has 65 tokens, and this model has positions for 64"):
+        attribute_batch(random_model, locate(random_model), toy_batch([(0,) * 65]))

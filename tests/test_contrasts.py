@@ -1,0 +1,153 @@
+"""Facts to token ids, steps, spans and roles."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from lit_attr.contrasts import ROLES, Contrast, build_contrasts, collate_contrasts, role_mask_BRT, roles_of
+from lit_attr.facts import Fact
+
+WORDS = ["<s>", "</s>", "The", "capital", "of", "Spain", "Costa", "Rica", "is", "New", "York", "Orleans", "City"]
+WORDS += ["Rome", "Paris", "Madrid", "Spainish", "[UNK]"]
+
+
+def word_tokenizer(template: str = "$A", merges: bool = False) -> PreTrainedTokenizerFast:
+    """One token a word, so that the expected ids can be read off; `merges` makes it see the whole text as one."""
+    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Replace("is Rome", "Spainish") if merges else normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="[UNK]"
+    )
+
+
+def ids(text: str) -> tuple[int, ...]:
+    return tuple(WORDS.index(word) for word in text.split())
+
+
+def fact(subject: str = "Spain", true: str = " Madrid", false: str = " Paris", prompt: str | None = None) -> Fact:
+    prompt = prompt or f"The capital of {subject} is"
+    return Fact(3, 17, prompt, subject, prompt.index(subject), true, false, "P36")
+
+
+def only(found: tuple[list[Contrast], list]) -> Contrast:
+    contrasts, rejected = found
+    assert not rejected
+    assert len(contrasts) == 1
+    return contrasts[0]
+
+
+def test_a_fact_becomes_a_contrast():
+    contrast = only(build_contrasts([fact()], word_tokenizer()))
+    assert contrast.token_ids == ids("The capital of Spain is")
+    assert contrast.tokens == ("The", " capital", " of", " Spain", " is")
+    assert contrast.subject_span == (3, 4)
+    assert contrast.roles == ("prefix", "prefix", "prefix", "last subject", "last")
+    assert (contrast.true_token, contrast.false_token) == (" Madrid", " Paris")
+    assert (contrast.true_token_id, contrast.false_token_id) == ids("Madrid Paris")
+    assert contrast.step == 0
+
+
+def test_shared_answer_tokens_go_before_the_step():
+    contrast = only(build_contrasts([fact(true=" New York", false=" New Orleans")], word_tokenizer()))
+    assert contrast.step == 1
+    assert contrast.token_ids == ids("The capital of Spain is New")
+    assert (contrast.true_token, contrast.false_token) == (" York", " Orleans")
+    assert contrast.roles[-3:] == ("last subject", "first subsequent", "last")
+
+
+def test_answers_of_unequal_length_are_compared_at_their_first_tokens():
+    contrast = only(build_contrasts([fact(true=" New York City", false=" Rome")], word_tokenizer()))
+    assert contrast.token_ids == ids("The capital of Spain is")
+    assert (contrast.true_token_id, contrast.false_token_id) == ids("New Rome")
+
+
+def test_all_steps_go_on_with_the_true_answer():
+    found, rejected = build_contrasts(
+        [fact(true=" New York City", false=" Rome Paris")], word_tokenizer(), step="all"
+    )
+    assert not rejected
+    assert [(c.step, c.true_token, c.false_token) for c in found] == [(0, " New", " Rome"), (1, " York", " Paris")]
+    assert found[1].token_ids == ids("The capital of Spain is New")
+
+
+@pytest.mark.parametrize("step", ["divergence", "all"])
+def test_refuses_answers_one_of_which_begins_the_other(step: str):
+    found, rejected = build_contrasts([fact(true=" New York", false=" New")], word_tokenizer(), step=step)
+    assert not found
+    assert (rejected[0].row, rejected[0].id) == (3, 17)
+    assert "have the same tokens as far as both go" in rejected[0].reason
+
+
+def test_refuses_a_prompt_that_merges_with_an_answer():
+    found, rejected = build_contrasts([fact(false=" Rome")], word_tokenizer(merges=True))
+    assert not found
+    assert "merges the prompt's end with an answer" in rejected[0].reason
+
+
+def test_special_tokens_are_as_the_tokenizer_puts_them_before_but_not_after():
+    contrast = only(build_contrasts([fact()], word_tokenizer("<s> $A </s>")))
+    assert contrast.token_ids == ids("<s> The capital of Spain is")
+    assert contrast.tokens[0] == "<s>"
+    assert contrast.subject_span == (4, 5)
+    assert (contrast.true_token_id, contrast.false_token_id) == ids("Madrid Paris")
+
+
+def test_a_subject_of_several_words():
+    contrast = only(build_contrasts([fact("Costa Rica")], word_tokenizer()))
+    assert contrast.subject_span == (3, 5)
+    assert contrast.roles[3:] == ("first subject", "last subject", "last")
+
+
+@pytest.mark.parametrize("subject", ["São Paulo", "東京都", "Владимир", "القاهرة", "a😀b", "e\u0301cole"])
+def test_tokens_of_any_script_rebuild_the_text(tokenizer: PreTrainedTokenizerBase, subject: str):
+    contrast = only(build_contrasts([fact(subject)], tokenizer))
+    assert "".join(contrast.tokens) == f"The capital of {subject} is"
+    start, stop = contrast.subject_span
+    assert "".join(contrast.tokens[start:stop]).strip() == subject
+
+
+@pytest.mark.parametrize(
+    ("length", "span", "roles"),
+    [
+        (7, (1, 4), "prefix|first subject|middle subject|last subject|first subsequent|further|last"),
+        (2, (0, 1), "last subject|last"),
+        (3, (1, 3), "prefix|first subject|last subject"),
+        (4, (0, 2), "first subject|last subject|first subsequent|last"),
+    ],
+)
+def test_roles(length: int, span: tuple[int, int], roles: str):
+    assert "|".join(roles_of(length, span)) == roles
+
+
+def test_a_one_token_subject_counts_as_first_and_as_last():
+    mask_BRT = role_mask_BRT([("prefix", "last subject", "last")], [(1, 2)])
+    place = ROLES.index
+    assert mask_BRT[0, place("first subject")].tolist() == [False, True, False]
+    assert mask_BRT[0, place("last subject")].tolist() == [False, True, False]
+    assert mask_BRT[0, place("last")].tolist() == [False, False, True]
+    assert mask_BRT.sum() == 4
+
+
+def test_collates_with_padding_on_the_right():
+    contrasts, _ = build_contrasts([fact(), fact("Costa Rica", " Rome")], word_tokenizer())
+    batch = collate_contrasts(contrasts)
+    assert batch.token_ids_BT.tolist() == [
+        [*ids("The capital of Spain is"), 0],
+        list(ids("The capital of Costa Rica is")),
+    ]
+    assert batch.last_B.tolist() == [4, 5]
+    assert batch.true_token_ids_B.tolist() == list(ids("Madrid Rome"))
+    assert batch.false_token_ids_B.tolist() == list(ids("Paris Paris"))
+    assert batch.contrasts == tuple(contrasts)
+    assert batch.token_ids_BT.dtype == torch.int64
+
+
+def test_no_facts_make_no_contrasts(tokenizer: PreTrainedTokenizerBase):
+    assert build_contrasts([], tokenizer) == ([], [])

@@ -1,0 +1,131 @@
+"""Rows to facts."""
+
+from __future__ import annotations
+
+import pytest
+
+from lit_attr.errors import RowError, UserError
+from lit_attr.facts import parse_fact, read_facts
+
+SPAIN = {
+    "relation": "The capital of {} is",
+    "relation_prefix": "The capital of",
+    "relation_suffix": " is",
+    "prompt": "The capital of Spain is",
+    "relation_id": "P36",
+    "target_true_id": "Q2807",
+    "target_false_id": "Q90",
+    "target_true": " Madrid",
+    "target_false": " Paris",
+    "subject": "Spain",
+}
+
+
+def test_reads_the_columns_of_counterfact_tracing():
+    fact = parse_fact(SPAIN, 7)
+    assert (fact.row, fact.id, fact.prompt, fact.subject) == (7, 7, "The capital of Spain is", "Spain")
+    assert (fact.target_true, fact.target_false, fact.relation_id) == (" Madrid", " Paris", "P36")
+    assert fact.prompt[fact.subject_start :].startswith("Spain is")
+
+
+def test_reads_raw_counterfact():
+    raw = {
+        "case_id": 12,
+        "pararel_idx": 5,
+        "requested_rewrite": {
+            "prompt": "The mother tongue of {} is",
+            "relation_id": "P103",
+            "target_new": {"str": "English", "id": "Q1860"},
+            "target_true": {"str": "French", "id": "Q150"},
+            "subject": "Danielle Darrieux",
+        },
+        "paraphrase_prompts": [],
+    }
+    fact = parse_fact(raw, 0)
+    assert (fact.row, fact.id, fact.relation_id) == (0, 12, "P103")
+    assert fact.prompt == "The mother tongue of Danielle Darrieux is"
+    assert (fact.target_true, fact.target_false) == (" French", " English")
+
+
+def test_builds_a_missing_prompt_from_the_relation():
+    row = {name: value for name, value in SPAIN.items() if name != "prompt"}
+    assert parse_fact(row, 0).prompt == "The capital of Spain is"
+
+
+def test_adds_and_counts_missing_leading_spaces():
+    table = read_facts([SPAIN, {**SPAIN, "target_true": "Madrid"}, {**SPAIN, "target_false": "Paris"}])
+    assert {(fact.target_true, fact.target_false) for fact in table.facts} == {(" Madrid", " Paris")}
+    assert table.spaces_added == 2
+
+
+def test_takes_the_subject_where_the_template_has_it():
+    row = {**SPAIN, "relation": "In Nice it is {} to", "prompt": "In Nice it is Nice to", "subject": "Nice"}
+    assert parse_fact(row, 0).subject_start == len("In Nice it is ")
+    without_template = {**row, "relation": None}
+    assert parse_fact(without_template, 0).subject_start == len("In ")
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [({"id": "a/b"}, "a/b"), ({"id": "17"}, 17), ({"id": "017"}, "017"), ({"case_id": 3}, 3), ({"id": True}, 9)],
+)
+def test_takes_the_id_the_row_brings(row: dict, expected: int | str):
+    assert parse_fact({**SPAIN, **row}, 9).id == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"subject": None}, "'subject' is missing"),
+        ({"subject": "  "}, "'subject' is empty"),
+        ({"target_true": 3}, "'target_true' is int, not text"),
+        ({"target_false": float("nan")}, "'target_false' is float, not text"),
+        ({"target_false": "Madrid"}, "the true and the false answer are both ' Madrid'"),
+        ({"subject": "Portugal"}, "the subject 'Portugal' is not in the prompt"),
+        ({"prompt": None, "relation": None}, "'prompt' is missing, and so is 'relation'"),
+        ({"prompt": None, "relation": "The capital is"}, "'relation' has no {}"),
+        ({"relation": 5}, "'relation' is int, not text"),
+        ({"relation_id": 5}, "'relation_id' is int, not text"),
+    ],
+)
+def test_refuses_a_row_with_its_reason(change: dict, reason: str):
+    with pytest.raises(RowError) as refused:
+        parse_fact({**SPAIN, **change}, 0)
+    assert reason in str(refused.value)
+
+
+def test_goes_on_past_a_refused_row():
+    table = read_facts([SPAIN, {**SPAIN, "id": "x", "subject": None}, SPAIN])
+    assert [fact.row for fact in table.facts] == [0, 2]
+    assert [(row.row, row.id) for row in table.rejected] == [(1, "x")]
+
+
+def test_refuses_an_id_that_stood_before():
+    table = read_facts([{**SPAIN, "id": 4}, {**SPAIN, "id": 4}])
+    assert len(table.facts) == 1
+    assert table.rejected[0].reason == "the id 4 stands in an earlier row"
+
+
+def test_limits_and_filters():
+    rows = [{**SPAIN, "relation_id": relation} for relation in ("P36", "P17", "P36", "P36")]
+    assert [fact.row for fact in read_facts(rows, relation_ids=["P36"], limit=2).facts] == [0, 2]
+
+
+def test_renames_columns():
+    row = {"question": SPAIN["prompt"], "about": "Spain", "yes": "Madrid", "no": "Paris"}
+    columns = {"prompt": "question", "subject": "about", "target_true": "yes", "target_false": "no"}
+    assert read_facts([row], columns=columns).facts[0].target_true == " Madrid"
+
+
+@pytest.mark.parametrize("missing", ["subject", "target_true", "target_false"])
+def test_names_a_missing_column(missing: str):
+    row = {name: value for name, value in SPAIN.items() if name != missing}
+    with pytest.raises(UserError, match=rf"no column {missing}; the columns are prompt, .*--data.columns"):
+        read_facts([row])
+
+
+def test_refuses_a_source_without_rows():
+    with pytest.raises(UserError, match="there are no rows"):
+        read_facts([])
+    with pytest.raises(UserError, match=r"there are no rows with relation_id in \['P1'\]"):
+        read_facts([SPAIN], relation_ids=["P1"])

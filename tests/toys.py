@@ -1,0 +1,51 @@
+"""A model small enough to differentiate by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+
+class SquareMLP(nn.Module):
+    def forward(self, c_BTH: Tensor) -> Tensor:
+        return c_BTH * c_BTH
+
+
+class SumBlock(nn.Module):
+    """Each position takes in the sum of all up to itself, and the MLP adds its square."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = SquareMLP()
+
+    def forward(self, x_BTH: Tensor) -> Tensor:
+        c_BTH = x_BTH.cumsum(1)
+        return c_BTH + self.mlp(c_BTH)
+
+
+class ToyModel(PreTrainedModel):
+    """Two blocks of width 2 over the tokens 0 = (1, 2) and 1 = (3, -1)."""
+
+    config_class = PretrainedConfig
+
+    def __init__(self) -> None:
+        super().__init__(PretrainedConfig())
+        self.embed = nn.Embedding.from_pretrained(torch.tensor([[1.0, 2.0], [3.0, -1.0]]), freeze=False)
+        self.blocks = nn.ModuleList([SumBlock(), SumBlock()])
+        self.unembed = nn.Linear(2, 2, bias=False)
+        self.unembed.weight = nn.Parameter(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.unembed
+
+    def forward(self, input_ids: Tensor, use_cache: bool) -> SimpleNamespace:
+        hidden = self.embed(input_ids)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return SimpleNamespace(logits=self.unembed(hidden))
