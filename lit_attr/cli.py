@@ -62,7 +62,7 @@ class SaveConfigInOutput(SaveConfigCallback):
         """Writes `config.yaml`; that of an earlier run into the same folder had the same settings."""
         if trainer.is_global_zero:
             path = Path(self.config.writer.output_dir) / self.config_filename
-            self.parser.save(self.config, str(path), skip_none=False, overwrite=True)
+            self.parser.save(self.config, str(path), overwrite=True)
 
 
 class AttributionCLI(LightningCLI):
@@ -90,6 +90,14 @@ class AttributionCLI(LightningCLI):
             kwargs["default_root_dir"] = settings.writer.output_dir
         return super().instantiate_trainer(**kwargs)
 
+    def before_predict(self) -> None:
+        """Loads facts and model before the Trainer opens its logs: a mistake in them leaves no file behind."""
+        self.trainer.strategy.connect(self.model)
+        self.trainer.datamodule = self.datamodule  # type: ignore[attr-defined]  # a Trainer sets it in predict
+        self.model.trainer = self.datamodule.trainer = self.trainer
+        self.datamodule.setup("predict")
+        self.model.configure_model()
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command line.
@@ -115,11 +123,17 @@ def main(args: Sequence[str] | None = None) -> None:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
-    except (UserError, MisconfigurationException) as error:
-        print(f"lit-attr: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+    except UserError as error:
+        _stop(str(error))
+    except MisconfigurationException as error:
+        _stop(f"trainer: {error}")
     if cli.trainer.is_global_zero:
         print(describe(Path(cli.config.predict.writer.output_dir)))
+
+
+def _stop(mistake: str) -> NoReturn:
+    print(f"lit-attr: error: {' '.join(mistake.split())}", file=sys.stderr)
+    sys.exit(1)
 
 
 def _quieten() -> None:

@@ -1,0 +1,220 @@
+"""The command line, in process and as a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import COUNTERFACT, REPOSITORY, SHARED_DATA
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast, PreTrainedTokenizerBase
+
+from lit_attr.cli import main
+from lit_attr.datamodule import CounterfactDataModule
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Everything is run from an empty folder."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["lit-attr"])
+    return folder
+
+
+def predict(*words: str) -> None:
+    main(["predict", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", *words])
+
+
+def examples(folder: Path) -> list[dict[str, Any]]:
+    return [
+        example for path in folder.glob("batches/*.json") for example in json.loads(path.read_text())["examples"]
+    ]
+
+
+def refusal(capfd: pytest.CaptureFixture[str], status: int, *words: str) -> str:
+    """The one line a mistake is told in. It leaves no file behind."""
+    with pytest.raises(SystemExit) as stopped:
+        predict(*words)
+    error = capfd.readouterr().err
+    assert stopped.value.code == status
+    assert "Traceback" not in error
+    lines = [line for line in error.splitlines() if "lit-attr: error: " in line]
+    assert len(lines) == 1
+    assert error.splitlines()[-1] == lines[0]
+    assert list(Path.cwd().iterdir()) == []
+    return lines[0].removeprefix("lit-attr: error: ")
+
+
+def test_with_nothing_else_it_runs_the_demo(elsewhere: Path, capsys: pytest.CaptureFixture[str]):
+    main(["predict"])
+    data = CounterfactDataModule()
+    data.setup()
+    assert sorted(example["id"] for example in examples(elsewhere / "lit_attr_output")) == list(
+        range(len(data.contrasts))
+    )
+    printed = capsys.readouterr().out
+    assert "contrast accuracy (true answer above the false one): 100.0%" in printed
+    assert "tensorboard --logdir lit_attr_output" in printed
+    assert list((elsewhere / "lit_attr_output").glob("lightning_logs/version_0/events.out.tfevents.*"))
+
+
+def test_runs_as_a_module_and_as_a_script_alike(elsewhere: Path):
+    script = str(Path(sys.executable).parent / "lit-attr")
+    for name, command in (("module", [sys.executable, "-m", "lit_attr"]), ("script", [script])):
+        words = ["predict", "--data.limit", "5", "--writer.output_dir", name, "--trainer.accelerator", "cpu"]
+        done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        assert len(examples(elsewhere / name)) == 5
+    assert sorted(map(str, examples(elsewhere / "module"))) == sorted(map(str, examples(elsewhere / "script")))
+
+
+def test_a_second_run_into_the_same_folder_goes_on(elsewhere: Path, capsys: pytest.CaptureFixture[str]):
+    for _ in range(2):
+        predict("--data.limit", "5", "--writer.output_dir", "out", "--trainer.logger", "false")
+    assert len(examples(elsewhere / "out")) == 5
+    assert "contrasts: 5 (5 from an earlier run)" in capsys.readouterr().out
+
+
+def test_predictions_are_not_kept():
+    written = print_config()
+    assert written["return_predictions"] is False
+    assert written["trainer"]["inference_mode"] is False
+
+
+def print_config(*words: str) -> dict[str, Any]:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as stopped:
+        main(["predict", *words, "--print_config"])
+    assert stopped.value.code == 0
+    return yaml.safe_load(printed.getvalue())
+
+
+def test_configs_compose_and_can_be_fed_back(elsewhere: Path):
+    Path("a.yaml").write_text("model:\n  layers: [0, 1]\n  component: attention\ndata:\n  limit: 3\n")
+    Path("b.yaml").write_text("model:\n  layers: [-1]\n")
+    printed = print_config("--config", "a.yaml", "--config", "b.yaml", "--data.limit", "4")
+    assert printed["model"]["layers"] == [-1]
+    assert printed["model"]["component"] == "attention"
+    assert printed["data"]["limit"] == 4
+    Path("fed.yaml").write_text(yaml.safe_dump(printed))
+    assert print_config("--config", "fed.yaml") == printed
+    predict("--config", "fed.yaml")
+    assert len(examples(elsewhere / "lit_attr_output")) == 4
+
+
+def test_the_saved_config_does_the_same_run_again(elsewhere: Path):
+    predict(
+        "--data.limit", "3", "--model.layers", "[1]", "--writer.output_dir", "out", "--trainer.logger", "false"
+    )
+    predict("--config", "out/config.yaml", "--writer.output_dir", "again")
+    assert sorted(map(str, examples(elsewhere / "out"))) == sorted(map(str, examples(elsewhere / "again")))
+
+
+def test_the_models_tokenizer_is_the_datas(elsewhere: Path, model_folder: Path):
+    predict("--model.model_name", str(model_folder), "--data.limit", "3")
+    assert len(examples(elsewhere / "lit_attr_output")) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["--model.layrs", "3"], 2, "unrecognized arguments: --model.layrs 3"),
+        (["--model.dtype", "float3"], 2, "model.dtype: Expected"),
+        (["--data.batch_size", "x"], 2, "data.batch_size: Expected"),
+        (["--config", "none.yaml"], 2, "config: File does not exist"),
+        (["--data.batch_size", "0"], 1, "data.batch_size: 0 is less than 1"),
+        (["--model.layers", "[0,99]"], 1, "model.layers: there is no layer 99; this model has 8, 0 to 7"),
+        (["--model.component", "mpl"], 1, "model.component: 'mpl' is none of mlp, attention, block"),
+        (["--model.model_name", "/none"], 1, "there is no folder /none; check the path"),
+        (["--data.tokenizer", "/none"], 1, "data.tokenizer: there is no folder /none; check the path"),
+        (["--data.source", "/none.jsonl"], 1, "data.source: there is no file /none.jsonl; check the path"),
+        (["--data.where", "P0"], 1, "data.source: there are no rows with relation_id in ['P0']"),
+        (["--trainer.accelerator", "gpu"], 1, "trainer: No supported gpu backend found"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(
+    capfd: pytest.CaptureFixture[str], words: list[str], status: int, message: str
+):
+    assert message in refusal(capfd, status, *words)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("facts.jsonl", "{not json", "line 1: not JSON"),
+        ("facts.jsonl", "", "there are no rows"),
+        ("facts.json", "[]", "there are no rows"),
+        (
+            "facts.csv",
+            "prompt,subject\na b,b\n",
+            "no column target_false, target_true; the columns are prompt, subject",
+        ),
+        ("facts.parquet", "not parquet at all", "is not a whole parquet file"),
+    ],
+)
+def test_a_bad_file_is_told_in_one_line(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, name: str, content: str, message: str
+):
+    path = tmp_path / name
+    path.write_text(content)
+    told = refusal(capfd, 1, "--data.source", str(path))
+    assert message in told
+
+
+def test_a_tokenizer_of_another_model_is_told_in_one_line(
+    capfd: pytest.CaptureFixture[str], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+):
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_layer=1, n_embd=8, n_head=1))
+    model.save_pretrained(tmp_path / "small")
+    tokenizer.save_pretrained(tmp_path / "small")
+    told = refusal(capfd, 1, "--model.model_name", str(tmp_path / "small"))
+    assert f"data.tokenizer: it has {len(tokenizer)} tokens, but the model" in told
+
+
+@pytest.mark.parametrize("words", [[], ["fit"], ["--config", "flat.yaml", "predict"]])
+def test_only_predict_is_a_subcommand(words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    Path("flat.yaml").write_text("data:\n  limit: 3\n")
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    error = capfd.readouterr().err
+    assert error.startswith("lit-attr: error: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.skipif(not COUNTERFACT.exists(), reason="needs the CounterFact rows beside the repository")
+def test_real_rows_and_the_real_tokenizer(elsewhere: Path, tmp_path: Path):
+    tokenizer = GPT2TokenizerFast.from_pretrained(SHARED_DATA / "gpt2-tokenizer")
+    folder = tmp_path / "gpt2"
+    GPT2LMHeadModel(GPT2Config(n_layer=4, n_embd=64, n_head=4)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    predict("--model.model_name", str(folder), "--data.source", str(COUNTERFACT), "--data.limit", "2000")
+    records = examples(elsewhere / "lit_attr_output")
+    assert len(records) == len({record["id"] for record in records}) == 2000
+    for record in records[::100]:
+        assert "".join(record["tokens"]) == record["prompt"]
+        start, stop = record["subject_span"]
+        assert "".join(record["tokens"][start:stop]).strip().startswith(record["subject"])
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_config_is_understood(path: Path):
+    printed = print_config("--config", str(path))
+    for group, settings in yaml.safe_load(path.read_text()).items():
+        for name, value in settings.items():
+            assert printed[group][name] == value
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_key_of_a_config_is_explained(path: Path):
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if line.startswith("  ") and not line.lstrip().startswith(("#", "-")):
+            assert "  # " in line, f"{path.name}, line {number} has no comment"

@@ -1,0 +1,139 @@
+"""The data module alone, and with modules that are not ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from lit_attr.contrasts import ContrastBatch
+from lit_attr.datamodule import CounterfactDataModule
+from lit_attr.errors import UserError
+
+ROWS = [
+    {
+        "prompt": f"The capital of {country} is",
+        "subject": country,
+        "target_true": true,
+        "target_false": " Rome",
+        "relation_id": relation,
+    }
+    for country, true, relation in (
+        ("Spain", " Madrid", "P36"),
+        ("France", " Paris", "P36"),
+        ("a far and very long country", " Oslo", "P36"),
+        ("Peru", " Lima", "P17"),
+    )
+]
+
+
+def ids(data: CounterfactDataModule) -> list[list[Any]]:
+    data.setup("predict")
+    return [[contrast.fact.id for contrast in batch.contrasts] for batch in data.predict_dataloader()]
+
+
+def test_the_sample_is_the_default():
+    data = CounterfactDataModule()
+    found = [fact_id for batch in ids(data) for fact_id in batch]
+    assert sorted(found) == list(range(len(found)))
+    assert len(found) >= 300
+    assert not data.rejected
+
+
+def test_batches_rows_of_like_length():
+    assert ids(CounterfactDataModule(ROWS, batch_size=2))[0][0] == 2
+    data = CounterfactDataModule(ROWS, batch_size=8, max_tokens=20)
+    data.setup()
+    for batch in data.predict_dataloader():
+        assert isinstance(batch, ContrastBatch)
+        assert batch.token_ids_BT.numel() <= 20 or len(batch.contrasts) == 1
+
+
+@pytest.mark.parametrize("source", ["file", "dataset", "list"])
+def test_takes_files_data_sets_and_lists(tmp_path: Path, source: str):
+    path = tmp_path / "facts.jsonl"
+    path.write_text("\n".join(map(json.dumps, ROWS)))
+    sources = {"file": str(path), "dataset": Dataset.from_list(ROWS), "list": ROWS}
+    assert sorted(sum(ids(CounterfactDataModule(sources[source])), [])) == [0, 1, 2, 3]
+
+
+def test_filters_and_limits():
+    assert sorted(sum(ids(CounterfactDataModule(ROWS, where="P36", limit=2)), [])) == [0, 1]
+    assert sum(ids(CounterfactDataModule(ROWS, where=["P17", "P30"])), []) == [3]
+
+
+def test_a_tokenizer_may_be_an_object(tokenizer: PreTrainedTokenizerBase):
+    data = CounterfactDataModule(ROWS, tokenizer)
+    data.setup()
+    assert data.tokenizer is tokenizer
+
+
+def test_keeps_refused_rows_with_their_reasons():
+    data = CounterfactDataModule([*ROWS, {**ROWS[0], "subject": None}, {**ROWS[0], "target_true": " Rome"}])
+    assert sum(map(len, ids(data))) == 4
+    assert [row.row for row in data.rejected] == [4, 5]
+
+
+def test_strict_stops_at_the_first_refused_row():
+    data = CounterfactDataModule([*ROWS, {**ROWS[0], "subject": None}], strict=True)
+    with pytest.raises(UserError, match=r"row 4 \(id 4\): 'subject' is missing; mend the row, or set data.strict"):
+        data.setup()
+
+
+def test_refuses_a_source_none_of_whose_rows_can_be_used():
+    data = CounterfactDataModule([{**ROWS[0], "subject": "Peru"}])
+    with pytest.raises(
+        UserError, match=r"none of 1 rows can be used; the first, row 0 \(id 0\): the subject 'Peru'"
+    ):
+        data.setup()
+
+
+@pytest.mark.parametrize("setting", ["batch_size", "limit", "max_tokens"])
+def test_refuses_sizes_below_one(setting: str):
+    with pytest.raises(UserError, match=f"data.{setting}: 0 is less than 1"):
+        CounterfactDataModule(ROWS, **{setting: 0})
+
+
+def test_leaves_out_what_is_done():
+    data = CounterfactDataModule(ROWS)
+    data.find_done = lambda: {(0, 0), (3, 0), (2, 1)}
+    assert sorted(sum(ids(data), [])) == [1, 2]
+
+
+def test_identity_follows_the_content_not_the_file(tmp_path: Path):
+    identities = []
+    for name, rows in (("a", ROWS), ("b", ROWS), ("c", ROWS[:3])):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(rows))
+        data = CounterfactDataModule(str(path), batch_size=len(identities) + 1)
+        data.setup()
+        identities.append(data.identity())
+    assert identities[0]["content"] == identities[1]["content"] != identities[2]["content"]
+    assert identities[2]["contrasts"] == 3
+
+
+class StrangersModule(pl.LightningModule):
+    """Wants contrasts, and has a tokenizer and a step to go by."""
+
+    step = "all"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def predict_step(self, batch: ContrastBatch, batch_idx: int) -> list[tuple[Any, int]]:
+        return [(contrast.fact.id, contrast.step) for contrast in batch.contrasts]
+
+
+def test_serves_a_module_that_is_not_ours(tokenizer: PreTrainedTokenizerBase):
+    data = CounterfactDataModule(ROWS)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    found = sum(trainer.predict(StrangersModule(tokenizer), datamodule=data), [])
+    assert data.tokenizer is tokenizer
+    assert {fact_id for fact_id, _ in found} == {0, 1, 2, 3}
+    assert max(step for _, step in found) > 0

@@ -1,0 +1,53 @@
+"""The summary: the same from memory and from disk, and as read by people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+import pytest
+from transformers import PreTrainedModel
+
+from lit_attr.attribution import AttributionBatch, attribute_batch
+from lit_attr.contrasts import ROLES, Contrast, collate_contrasts
+from lit_attr.locate import locate
+from lit_attr.records import batch_record, write_json
+from lit_attr.summary import RunSummary, describe
+
+
+@pytest.fixture
+def batch(demo_model: PreTrainedModel, sample_contrasts: list[Contrast]) -> AttributionBatch:
+    return attribute_batch(demo_model, locate(demo_model), collate_contrasts(sample_contrasts[::40]))
+
+
+def test_counts_a_batch_file_as_the_batch_itself(batch: AttributionBatch):
+    from_memory, from_disk = (RunSummary(batch.layers, "mlp") for _ in range(2))
+    from_memory.add_batch(batch)
+    from_disk.add_record(orjson.loads(orjson.dumps(batch_record(batch), option=orjson.OPT_SERIALIZE_NUMPY)))
+    ours, theirs = from_memory.compute(), from_disk.compute()
+    for mine, other in zip(ours["profile"].pop("mean_score"), theirs["profile"].pop("mean_score"), strict=True):
+        assert mine == pytest.approx(other)
+    assert ours == theirs
+
+
+def test_profile_of_one_contrast_is_its_scores(batch: AttributionBatch):
+    summary = RunSummary(batch.layers, "mlp")
+    summary.add_batch(batch.select([0]))
+    profile = summary.compute()["profile"]
+    last = len(batch.contrasts[0].tokens) - 1
+    means = [row[ROLES.index("last")] for row in profile["mean_score"]]
+    assert means == pytest.approx(batch.scores_sum_BLT[0, :, last].tolist())
+
+
+def test_a_token_against_itself_is_not_counted(batch: AttributionBatch):
+    same = batch.contrasts[0]._replace(false_token_id=batch.contrasts[0].true_token_id)
+    summary = RunSummary(batch.layers, "mlp")
+    summary.add_batch(batch._replace(contrasts=(same, *batch.contrasts[1:])))
+    assert summary.compute()["contrasts"] == len(batch.contrasts) - 1
+
+
+def test_no_contrasts_are_described_as_none(tmp_path: Path):
+    record = RunSummary([0], "mlp").compute() | {"rejected": 3, "resumed": 0}
+    write_json(tmp_path / "summary.json", record)
+    assert "contrasts: 0 (0 from an earlier run), rows refused: 3" in describe(tmp_path)
+    assert "none to count" in describe(tmp_path)
