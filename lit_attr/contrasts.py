@@ -57,7 +57,7 @@ class ContrastBatch(NamedTuple):
 
     Attributes:
         contrasts: The contrasts, in the order of the rows.
-        token_ids_BT: int64, padded with 0.
+        token_ids_BT: int64. A shorter row goes on with its own last token.
         last_B: int64, the position of each row's last token, where its logits are read.
         true_token_ids_B: int64.
         false_token_ids_B: int64.
@@ -80,10 +80,12 @@ class ContrastBatch(NamedTuple):
 
 def collate_contrasts(contrasts: Sequence[Contrast]) -> ContrastBatch:
     """Puts contrasts side by side."""
-    rows = [torch.tensor(contrast.token_ids) for contrast in contrasts]
+    rows = [contrast.token_ids for contrast in contrasts]
+    width = max(map(len, rows))
     return ContrastBatch(
         contrasts=tuple(contrasts),
-        token_ids_BT=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
+        # Not with a padding token: transformers warns of one that comes without a mask.
+        token_ids_BT=torch.tensor([row + row[-1:] * (width - len(row)) for row in rows]),
         last_B=torch.tensor([len(row) - 1 for row in rows]),
         true_token_ids_B=torch.tensor([contrast.true_token_id for contrast in contrasts]),
         false_token_ids_B=torch.tensor([contrast.false_token_id for contrast in contrasts]),

@@ -120,7 +120,8 @@ class AttributionModule(pl.LightningModule):
         assert self.location is not None
         config = self._model.config
         return {
-            "model_name": self.model_name,
+            # Where the demo model is installed says nothing about it.
+            "model_name": self.model_name if self.model_name != DEMO_MODEL else "demo",
             "revision": self.revision,
             "commit": getattr(config, "_commit_hash", None),
             "model_type": config.model_type,

@@ -5,6 +5,8 @@ Axes: B contrasts, L layers, R roles, T tokens.
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,8 @@ def describe(folder: Path) -> str:
     ]
     strongest = sorted(cells, key=lambda cell: -abs(cell[0]))[:3]
     found = "; ".join(f"layer {layer} at {role} {score:+.3f}" for score, layer, role in strongest)
+    # An environment that is not activated has its commands off the path.
+    tensorboard = "tensorboard" if shutil.which("tensorboard") else f"{sys.executable} -m tensorboard.main"
     return "\n".join(
         (
             f"contrasts: {summary['contrasts']} ({summary['resumed']} from an earlier run), rows refused: "
@@ -121,7 +125,7 @@ def describe(folder: Path) -> str:
             f"known facts (true answer above every other token): {_percent(summary['known_share'])}",
             f"strongest mean scores, in logits: {found}",
             f"records: {folder / 'batches'}",
-            f"heatmaps: tensorboard --logdir {folder} --samples_per_plugin images=100",
+            f"heatmaps: {tensorboard} --logdir {folder} --samples_per_plugin images=100",
         )
     )
 

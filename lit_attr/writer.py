@@ -191,15 +191,21 @@ def _tag(contrast_id: int | str) -> str:
 def _fact_image(batch: AttributionBatch, row: int) -> Image.Image:
     contrast = batch.contrasts[row]
     logit_diff = float(batch.logit_true_B[row] - batch.logit_false_B[row])
-    context = "".join(contrast.tokens)
+    compared = f"{contrast.true_token.strip()} − {contrast.false_token.strip()}"
+    fact = contrast.fact
     return draw_fact_heatmap(
         batch.scores_sum_BLT[row, :, : len(contrast.tokens)].numpy(),
         layers=batch.layers,
         tokens=contrast.tokens,
         subject_span=contrast.subject_span,
-        title=f"{context} → {contrast.true_token} / {contrast.false_token}",
-        subtitle=f"logit difference {logit_diff:+.2f} · {batch.component} gradient × activation",
+        title=f"{fact.prompt} → {fact.target_true.strip()} / {fact.target_false.strip()}",
+        subtitle=f"logit difference {compared}: {logit_diff:+.2f} · "
+        f"{_component_name(batch.component)} gradient × activation",
     )
+
+
+def _component_name(component: str) -> str:
+    return "MLP" if component == "mlp" else component
 
 
 def _profile_image(summary: Mapping[str, Any]) -> Image.Image:
@@ -209,6 +215,6 @@ def _profile_image(summary: Mapping[str, Any]) -> Image.Image:
         layers=profile["layers"],
         roles=profile["roles"],
         counts=profile["contrasts"],
-        title=f"Mean {profile['component']} gradient × activation by layer and token role",
+        title=f"Mean {_component_name(profile['component'])} gradient × activation by layer and token role",
         subtitle=f"{summary['contrasts']} contrasts · true answer preferred in {summary['contrast_accuracy']:.1%}",
     )

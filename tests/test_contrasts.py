@@ -139,7 +139,7 @@ def test_collates_with_padding_on_the_right():
     contrasts, _ = build_contrasts([fact(), fact("Costa Rica", " Rome")], word_tokenizer())
     batch = collate_contrasts(contrasts)
     assert batch.token_ids_BT.tolist() == [
-        [*ids("The capital of Spain is"), 0],
+        list(ids("The capital of Spain is is")),
         list(ids("The capital of Costa Rica is")),
     ]
     assert batch.last_B.tolist() == [4, 5]
