@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset
+from torch.utils.data.distributed import DistributedSampler
 
 
 def bucket_by_length(
@@ -32,23 +34,24 @@ def bucket_by_length(
     return batches
 
 
-class RankBatchSampler(Sampler[list[int]]):
+class RankSampler(DistributedSampler[int]):
     """Gives each process its share of the batches: every `world_size`-th, from its rank on.
 
-    No attribute says `batch_size` or `drop_last`: a Trainer rebuilds a sampler that has them, and would share out
-    the rows once more.
+    Nothing is repeated or left out, and a process may get nothing. A Trainer replaces any other sampler than a
+    `DistributedSampler` by its own, which would share out the shares once more.
 
     Args:
-        batches: All batches, the same in every process.
+        batches: All batches, the same in every process; the samples are their indices.
         rank: Which process this is.
         world_size: How many there are.
     """
 
-    def __init__(self, batches: Sequence[list[int]], *, rank: int = 0, world_size: int = 1) -> None:
-        self.share = list(batches[rank::world_size])
+    def __init__(self, batches: Sequence[object], *, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(cast(Dataset[int], batches), num_replicas=world_size, rank=rank, shuffle=False)
+        self.share = range(rank, len(batches), world_size)
 
     def __len__(self) -> int:
         return len(self.share)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[int]:
         return iter(self.share)

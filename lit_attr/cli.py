@@ -138,7 +138,7 @@ def _stop(mistake: str) -> NoReturn:
 
 def _quieten() -> None:
     """Drops what Lightning says of every run and what our own sampler already sees to."""
-    warnings.filterwarnings("ignore", message="You are using a custom batch sampler `RankBatchSampler`")
+    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
     warnings.filterwarnings("ignore", message="`isinstance\\(treespec, LeafSpec\\)` is deprecated")
     warnings.filterwarnings("ignore", message="The 'predict_dataloader' does not have many workers")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from lit_attr.batching import RankBatchSampler, bucket_by_length
+from lit_attr.batching import RankSampler, bucket_by_length
 from lit_attr.contrasts import Contrast, ContrastBatch, Step, build_contrasts, collate_contrasts
 from lit_attr.errors import UserError
 from lit_attr.facts import FactTable, Rejected, read_facts
@@ -42,9 +42,6 @@ class CounterfactDataModule(pl.LightningDataModule):
         strict: Stop at the first row that cannot be used.
     """
 
-    # Fewer batches than processes: some get none, and that is no error.
-    allow_zero_length_dataloader_with_multiple_devices = True
-
     def __init__(
         self,
         source: str | Iterable[Mapping[str, Any]] = SAMPLE,
@@ -60,6 +57,8 @@ class CounterfactDataModule(pl.LightningDataModule):
         strict: bool = False,
     ) -> None:
         super().__init__()
+        # Fewer batches than processes: some get none, and that is no error.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         for name, value in (("batch_size", batch_size), ("limit", limit), ("max_tokens", max_tokens)):
             if value is not None and value < 1:
                 raise UserError(f"data.{name}: {value} is less than 1")
@@ -110,14 +109,15 @@ class CounterfactDataModule(pl.LightningDataModule):
             max_padded_tokens=self.max_tokens,
         )
         trainer = self.trainer
-        sampler = RankBatchSampler(
+        sampler = RankSampler(
             batches,
             rank=trainer.global_rank if trainer is not None else 0,
             world_size=trainer.world_size if trainer is not None else 1,
         )
         return DataLoader(
-            todo,  # type: ignore[arg-type]  # a list is a map-style data set
-            batch_sampler=sampler,
+            [[todo[row] for row in batch] for batch in batches],  # type: ignore[arg-type]  # a map-style data set
+            batch_size=None,  # its items are batches already
+            sampler=sampler,
             collate_fn=collate_contrasts,
             num_workers=self.num_workers,
         )

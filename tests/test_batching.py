@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lit_attr.batching import RankBatchSampler, bucket_by_length
+from lit_attr.batching import RankSampler, bucket_by_length
 
 
 def test_sorts_by_length_the_longest_first():
@@ -28,7 +28,7 @@ def test_no_rows_make_no_batches():
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_processes_share_every_row_exactly_once(rows: int, world_size: int):
     batches = bucket_by_length([1 + row % 5 for row in range(rows)], max_rows=4, max_padded_tokens=11)
-    samplers = [RankBatchSampler(batches, rank=rank, world_size=world_size) for rank in range(world_size)]
-    seen = [row for sampler in samplers for batch in sampler for row in batch]
+    samplers = [RankSampler(batches, rank=rank, world_size=world_size) for rank in range(world_size)]
+    seen = [row for sampler in samplers for place in sampler for row in batches[place]]
     assert sorted(seen) == list(range(rows))
     assert sum(len(sampler) for sampler in samplers) == len(batches)
