@@ -239,7 +239,7 @@ def _column_layout(n_columns: int, label_w: int, label_h: int) -> tuple[int, int
     cell_w = max(min(72, 760 // n_columns), min(label_h, 1340 // n_columns), 1)
     if label_w + 10 <= max(cell_w, 800 // n_columns):
         return max(cell_w, label_w + 10), 0
-    return cell_w, 45 if cell_w * math.sqrt(0.5) >= 0.9 * label_h else 90
+    return cell_w, 45 if cell_w * math.sqrt(0.5) >= 0.85 * label_h else 90
 
 
 def _grid(values_LC: NDArray[np.floating], scale: float, cell_w: int, cell_h: int) -> Image.Image:
@@ -273,7 +273,7 @@ def _layer_axis(layers: Sequence[int], cell_h: int) -> Image.Image:
     width = name.width + GAP + max(number.width for number in numbers) + GAP
     image = Image.new("RGB", (width, grid_h + 2 * SPILL), "white")
     image.paste(INK, (0, SPILL + (grid_h - name.height) // 2), name)
-    step = _step(cell_h, 1.6 * line_height(TEXT))
+    step = _step(cell_h, 1.5 * line_height(TEXT))
     for row, number in enumerate(numbers):
         if row % step == 0:
             y = SPILL + grid_h - round((row + 0.5) * cell_h)
@@ -287,7 +287,7 @@ def _column_axis(
 ) -> tuple[Image.Image, int]:
     """The columns' labels, and how far they reach to the left of the grid."""
     height = labels[0].height
-    step = _step(cell_w, 0.9 * height) if angle else 1
+    step = _step(cell_w, 0.85 * height) if angle else 1
     turned = {
         column: label.rotate(angle, Image.Resampling.BICUBIC, expand=True)
         for column, label in enumerate(labels)

@@ -179,7 +179,7 @@ def test_column_labels_never_touch(n_columns, angle):
     ink_alone, ink_together = (
         (255 - np.asarray(part.convert("L"), dtype=int)).sum() for part in (alone, together)
     )
-    drawn = -(-n_columns // heatmaps._step(cell_w, 0.9 * label.height)) if angle else n_columns
+    drawn = -(-n_columns // heatmaps._step(cell_w, 0.85 * label.height)) if angle else n_columns
     assert ink_together == pytest.approx(drawn * ink_alone, rel=1e-3), "overlapping labels hide ink"
     assert drawn == n_columns or n_columns > 70
     assert together.width <= overhang + n_columns * cell_w + 8
