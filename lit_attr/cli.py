@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -38,6 +39,10 @@ class PredictTrainer(pl.Trainer):
 class OneLineParser(LightningArgumentParser):
     """Tells a wrong setting in one line, without the usage of every other one."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # An abbreviation would set another key than the one that was misspelt.
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
     def add_class_arguments(self, theclass: type, nested_key: str | None = None, **kwargs: Any) -> list[str]:
         """Leaves out of the settings what only Python can hand over."""
         if theclass is AttributionModule:
@@ -47,8 +52,7 @@ class OneLineParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message and exits with status 2."""
-        line = " ".join(message.replace('Parser key "', "").replace('":', ":").split())
-        print(f"lit-attr: error: {line}; see lit-attr predict --help", file=sys.stderr)
+        print(f"lit-attr: error: {one_line(message)}; see lit-attr predict --help", file=sys.stderr)
         sys.exit(2)
 
 
@@ -88,7 +92,10 @@ class AttributionCLI(LightningCLI):
         settings = self.config.predict
         if settings.trainer.default_root_dir is None:
             kwargs["default_root_dir"] = settings.writer.output_dir
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:
+            raise UserError(f"trainer: {error}") from error
 
     def before_predict(self) -> None:
         """Loads facts and model before the Trainer opens its logs: a mistake in them leaves no file behind."""
@@ -123,17 +130,26 @@ def main(args: Sequence[str] | None = None) -> None:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
-    except UserError as error:
-        _stop(str(error))
-    except MisconfigurationException as error:
-        _stop(f"trainer: {error}")
+    except (UserError, OSError) as error:
+        print(f"lit-attr: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
     if cli.trainer.is_global_zero:
         print(describe(Path(cli.config.predict.writer.output_dir)))
 
 
-def _stop(mistake: str) -> NoReturn:
-    print(f"lit-attr: error: {' '.join(mistake.split())}", file=sys.stderr)
-    sys.exit(1)
+def one_line(message: str) -> str:
+    """What the parser says of a setting, as `KEY: 'VALUE' is not TYPE` where it is about a value's type."""
+    line = " ".join(re.sub(r'Parser key "(.*?)":', r"\1:", message).split())
+    wrong_type = re.fullmatch(r"(?P<key>\S+): Expected an? (?P<types>.*?)\. Got value: (?P<value>.*)", line)
+    wrong_types = re.fullmatch(
+        r"(?P<key>\S+): .*Subtypes: \[(?P<types>.*)\] Errors: .* Given value: (?P<value>.*)", line
+    )
+    if not (found := wrong_types or wrong_type):
+        return line
+    types = re.sub(r"<class '(.*?)'>|typing\.Literal\[(.*?)\]", r"\1\2", found["types"]).replace(
+        "NoneType", "null"
+    )
+    return f"{found['key']}: {found['value']!r} is not {' or '.join(types.replace(chr(39), '').split(', '))}"
 
 
 def _quieten() -> None:

@@ -6,6 +6,7 @@ import math
 import re
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -38,6 +39,8 @@ class AttributionWriter(BasePredictionWriter):
         self, output_dir: str = "lit_attr_output", max_heatmaps: int = 32, overwrite: bool = False
     ) -> None:
         super().__init__(write_interval="batch")
+        if Path(output_dir).exists() and not Path(output_dir).is_dir():
+            raise UserError(f"writer.output_dir: {output_dir} is not a folder; give another")
         if max_heatmaps < 0:
             raise UserError(f"writer.max_heatmaps: {max_heatmaps} is less than 0")
         self.folder = OutputFolder(output_dir)
