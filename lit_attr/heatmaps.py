@@ -19,6 +19,7 @@ PAD, GAP = 18, 6
 SPILL = line_height(TEXT) // 2 + 1  # half a line, which the first and last number of an axis stand out by
 MIN_WIDTH = 480
 BAR_WIDTH = 16
+UNDERLINE_ROOM = 3
 INK, SOFT_INK, FRAME, GRID = (24, 24, 24), (84, 84, 84), (150, 150, 150), (232, 232, 232)
 EMPTY, EMPTY_HATCH, CLIPPED_HATCH = (238, 238, 238), (196, 196, 196), (255, 255, 255)
 
@@ -160,11 +161,14 @@ def _step(pitch: int, needed: float) -> int:
 
 
 def _label(lines: Sequence[str], strong: bool = False) -> Image.Image:
-    """Lines of text, centred, as one mask."""
+    """Lines of text, centred, as one mask; if strong, bold and underlined, clear of the sign for a space."""
     masks = [text_mask(line, TEXT, strong) for line in lines]
-    block = Image.new("L", (max(mask.width for mask in masks), sum(mask.height for mask in masks)))
+    width, height = max(mask.width for mask in masks), sum(mask.height for mask in masks)
+    block = Image.new("L", (width, height + UNDERLINE_ROOM))
     for row, mask in enumerate(masks):
-        block.paste(mask, ((block.width - mask.width) // 2, row * mask.height))
+        block.paste(mask, ((width - mask.width) // 2, row * mask.height))
+    if strong:
+        ImageDraw.Draw(block).line((1, height, width - 2, height), fill=255, width=2)
     return block
 
 

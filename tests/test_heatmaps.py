@@ -310,3 +310,10 @@ def test_shapes_must_match():
         role(np.zeros((4, 7)), counts=[1] * 6)
     with pytest.raises(ValueError, match="finite"):
         role(np.full((4, 7), np.inf))
+
+
+def test_the_subjects_labels_are_underlined_below_all_letters():
+    label, plain = (np.asarray(heatmaps._label(["␣gjpqy"], strong)) for strong in (True, False))
+    ruled = (label[:, 2:-2] == 255).all(axis=1)
+    assert ruled.any()
+    assert not plain[ruled.argmax() :].any()
