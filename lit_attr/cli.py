@@ -157,6 +157,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
     warnings.filterwarnings("ignore", message="`isinstance\\(treespec, LeafSpec\\)` is deprecated")
     warnings.filterwarnings("ignore", message="The 'predict_dataloader' does not have many workers")
+    warnings.filterwarnings("ignore", message="Total length of `DataLoader` across ranks is zero")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )

@@ -64,7 +64,7 @@ def test_with_nothing_else_it_runs_the_demo(elsewhere: Path, capsys: pytest.Capt
     summary = json.loads(Path("lit_attr_output/summary.json").read_text())
     assert summary["contrast_accuracy"] >= 0.99
     assert f"contrast accuracy (true answer above the false one): {summary['contrast_accuracy']:.1%}" in printed
-    assert "tensorboard --logdir lit_attr_output" in printed
+    assert "--logdir lit_attr_output --samples_per_plugin" in printed
     assert list((elsewhere / "lit_attr_output").glob("lightning_logs/version_0/events.out.tfevents.*"))
 
 
