@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from lit_attr.contrasts import Contrast, ContrastBatch
 from lit_attr.errors import UserError
-from lit_attr.locate import Location, token_embedding
+from lit_attr.locate import Location, first_tensor, replace_first, token_embedding
 
 
 class AttributionBatch(NamedTuple):
@@ -161,11 +161,10 @@ def _recorded(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     outputs: list[Tensor] = [torch.empty(0)] * len(modules)
 
     def record(place: int, output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = first_tensor(output)
         outputs[place] = hidden if hidden.requires_grad else hidden.detach().requires_grad_()
         # A copy goes on, since some blocks add the residual to what they get in place.
-        passed_on = outputs[place].clone()
-        return (passed_on, *output[1:]) if isinstance(output, tuple) else passed_on
+        return replace_first(output, outputs[place].clone())
 
     with ExitStack() as stack:
         for place, module in enumerate(modules):

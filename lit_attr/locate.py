@@ -6,21 +6,20 @@ No other file knows how an architecture names its parts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from contextlib import ExitStack
+from typing import Any, NamedTuple, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_attr.errors import UserError
 
 # What the field's implementations call the two sublayers of a decoder block.
 COMPONENT_NAMES = {
-    "mlp": ("mlp", "feed_forward"),
+    "mlp": ("mlp", "feed_forward", "ffn"),
     "attention": ("attn", "self_attn", "attention", "self_attention"),
 }
-# Their module is called as the others are, but its output is not the write into the residual stream: Bloom and MPT
-# add the residual inside, Gemma 2 and 3 and OLMo 2 normalise afterwards, Granite scales.
-WRITE_IS_NOT_THE_OUTPUT = {"bloom", "mpt", "gemma2", "gemma3", "gemma3_text", "olmo2", "granite", "granitemoe"}
 
 
 class Location(NamedTuple):
@@ -46,7 +45,8 @@ def locate(
         component: `mlp`, `attention`, `block`, or a dotted path from the model with `{layer}` in it.
 
     Raises:
-        UserError: A layer is out of range, or the component is not found or not understood in this architecture.
+        UserError: A layer is out of range, or the component is not found, or its module's output turns out not to
+            be what is added to the residual stream.
     """
     blocks = _decoder_blocks(model)
     chosen = resolve_layers(layers, len(blocks))
@@ -58,13 +58,26 @@ def locate(
     if component not in COMPONENT_NAMES:
         known = ", ".join((*COMPONENT_NAMES, "block"))
         raise UserError(f"model.component: {component!r} is none of {known}, nor a path with {{layer}} in it")
-    model_type = model.config.model_type
-    if model_type in WRITE_IS_NOT_THE_OUTPUT:
-        raise UserError(
-            f"model.component: in {model_type} models the {component} module's output is not what is added to the "
-            "residual stream, so its scores would be wrong; use block, or a path with {layer} in it"
-        )
-    return Location(chosen, tuple(_component(blocks[layer], component) for layer in chosen))
+    location = Location(chosen, tuple(_component(blocks[layer], component) for layer in chosen))
+    for layer, written in zip(chosen, _outputs_are_writes(model, blocks, location), strict=True):
+        if not written:
+            raise UserError(
+                f"model.component: in layer {layer} of this {model.config.model_type} model the output of the "
+                f"{component} module is not what is added to the residual stream, so its scores would be wrong; "
+                "use block, or a path with {layer} in it"
+            )
+    return location
+
+
+def first_tensor(output: Any) -> Tensor:
+    """What a module hands on: its output, or the first of several."""
+    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    return tensor
+
+
+def replace_first(output: Any, tensor: Tensor) -> Any:
+    """The same output with another tensor in that place."""
+    return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
 
 
 def resolve_layers(layers: Sequence[int] | int | str, count: int) -> tuple[int, ...]:
@@ -114,6 +127,70 @@ def _component(block: nn.Module, component: str) -> nn.Module:
             "give a path with {layer} in it"
         )
     return found[0]
+
+
+@torch.no_grad()
+def _outputs_are_writes(model: PreTrainedModel, blocks: nn.ModuleList, location: Location) -> list[bool]:
+    """Whether a module's output is the very thing its block adds to the residual stream, layer by layer.
+
+    Setting it to zero must then take just that off the block's output, and leave something there. It does not
+    where a norm or a factor comes after the module (Gemma 2, OLMo 2, Granite), nor where the module adds the
+    residual itself (Bloom, MPT). Two forward passes over four tokens serve for all layers: in the second, each
+    block gets its clean input once more, and the MLP after an attention module writes what it wrote.
+    """
+    chosen = [blocks[layer] for layer in location.layers]
+    others = [mlp for block in chosen for mlp in _children(block, "mlp") if mlp not in location.modules]
+    embedding = token_embedding(model)
+    ids_BT = torch.arange(1, 5, device=embedding.weight.device)[None] % embedding.num_embeddings
+    inputs: dict[nn.Module, Tensor] = {}
+    outputs: dict[nn.Module, Tensor] = {}
+    zeroed: dict[nn.Module, Tensor] = {}
+
+    def keep_input(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs[block] = (args or (kwargs["hidden_states"],))[0].clone()
+
+    def give_input(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return (inputs[block], *args[1:]), {name: kwargs[name] for name in kwargs if name != "hidden_states"}
+
+    def keep_output(module: nn.Module, _: Any, output: Any) -> None:
+        outputs[module] = first_tensor(output).clone()
+
+    def keep_zeroed(block: nn.Module, _: Any, output: Any) -> None:
+        zeroed[block] = first_tensor(output).clone()
+
+    def give_output(module: nn.Module, _: Any, output: Any) -> Any:
+        return replace_first(output, outputs[module].clone())
+
+    def give_zero(_: nn.Module, __: Any, output: Any) -> Any:
+        return replace_first(output, torch.zeros_like(first_tensor(output)))
+
+    with ExitStack() as hooks:
+        for block in chosen:
+            hooks.callback(block.register_forward_pre_hook(keep_input, with_kwargs=True).remove)
+        for module in (*chosen, *location.modules, *others):
+            hooks.callback(module.register_forward_hook(keep_output).remove)
+        model(input_ids=ids_BT, use_cache=False)
+    with ExitStack() as hooks:
+        for block in chosen:
+            hooks.callback(block.register_forward_pre_hook(give_input, with_kwargs=True).remove)
+            hooks.callback(block.register_forward_hook(keep_zeroed).remove)
+        for module in location.modules:
+            hooks.callback(module.register_forward_hook(give_zero).remove)
+        for module in others:
+            hooks.callback(module.register_forward_hook(give_output).remove)
+        model(input_ids=ids_BT, use_cache=False)
+    return [
+        _is_write(outputs[module], outputs[block], zeroed[block])
+        for block, module in zip(chosen, location.modules, strict=True)
+    ]
+
+
+def _is_write(write: Tensor, clean: Tensor, zeroed: Tensor) -> bool:
+    if write.shape != clean.shape:
+        return False
+    rounding = 8 * torch.finfo(clean.dtype).eps * clean.abs().max()
+    off = (clean.float() - zeroed.float() - write.float()).abs().max()
+    return bool(off <= 1e-3 * write.abs().max() + rounding and zeroed.abs().max() > rounding)
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module:

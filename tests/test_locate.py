@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from transformers import AutoModelForCausalLM, BloomConfig, GPT2LMHeadModel, LlamaConfig, OPTConfig
+import torch
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedModel,
+)
 
 from lit_attr.errors import UserError
 from lit_attr.locate import locate, resolve_layers
@@ -51,10 +59,46 @@ def test_finds_the_sublayers_of_llama():
     assert locate(model, component="attention").modules == tuple(layer.self_attn for layer in model.model.layers)
 
 
-def test_refuses_an_output_that_is_not_the_write():
-    model = AutoModelForCausalLM.from_config(BloomConfig(n_layer=2, hidden_size=8, n_head=2, vocab_size=11))
-    with pytest.raises(UserError, match="in bloom models the mlp module's output is not what is added"):
-        locate(model)
+SMALL = {
+    "vocab_size": 11,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "intermediate_size": 48,
+    "pad_token_id": 0,
+}
+
+
+def small_model(model_type: str, **settings) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**{**SMALL, **settings})).eval()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "component", "settings"),
+    [
+        # These add the residual inside.
+        ("bloom", "mlp", {}),
+        ("bloom", "attention", {}),
+        ("mpt", "mlp", {"d_model": 32, "n_layers": 2, "n_heads": 4}),
+        # These normalise afterwards.
+        ("gemma2", "mlp", {"head_dim": 8}),
+        ("gemma2", "attention", {"head_dim": 8}),
+        ("olmo2", "mlp", {}),
+        # This one scales.
+        ("granite", "mlp", {"residual_multiplier": 0.5}),
+    ],
+)
+def test_refuses_an_output_that_is_not_the_write(model_type: str, component: str, settings: dict):
+    model = small_model(model_type, **settings)
+    with pytest.raises(UserError, match=f"the output of the {component} module is not what is added"):
+        locate(model, component=component)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_takes_the_write_of_a_model_in_half_precision():
+    assert locate(small_model("llama").to(torch.bfloat16)).layers == (0, 1)
 
 
 def test_names_what_a_block_has_when_it_has_no_mlp():
