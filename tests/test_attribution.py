@@ -218,8 +218,9 @@ def test_works_in_inference_mode(random_model: GPT2LMHeadModel, sample_contrasts
 
 def test_makes_logits_at_one_position_only(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]):
     shapes = []
+    location = locate(random_model)
     random_model.lm_head.register_forward_hook(lambda _, __, output: shapes.append(output.shape))
-    attribute(random_model, sample_contrasts[:5])
+    attribute_batch(random_model, location, collate_contrasts(sample_contrasts[:5]))
     assert shapes == [(5, 1, random_model.config.vocab_size)]
 
 
@@ -227,6 +228,7 @@ def test_one_forward_and_one_backward_for_all_layers(
     random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast], monkeypatch: pytest.MonkeyPatch
 ):
     calls = {"forward": 0, "backward": 0}
+    location = locate(random_model)
     random_model.transformer.register_forward_hook(lambda *_: calls.update(forward=calls["forward"] + 1))
     grad = torch.autograd.grad
 
@@ -235,7 +237,7 @@ def test_one_forward_and_one_backward_for_all_layers(
         return grad(*args, **kwargs)
 
     monkeypatch.setattr(torch.autograd, "grad", counted)
-    attribute(random_model, sample_contrasts[:5])
+    attribute_batch(random_model, location, collate_contrasts(sample_contrasts[:5]))
     assert calls == {"forward": 1, "backward": 1}
 
 
