@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from lit_attr.contrasts import Contrast, ContrastBatch
 from lit_attr.errors import UserError
-from lit_attr.locate import Location, first_tensor, replace_first, token_embedding
+from lit_attr.hooks import evaluating, first_tensor, frozen, replace_first
+from lit_attr.locate import Location, max_positions, token_embedding
 
 
 class AttributionBatch(NamedTuple):
@@ -70,8 +71,8 @@ def attribute_batch(
     last token of the context: layer gradient × activation (Shrikumar et al., 2016, arXiv:1605.01713, at a layer
     as in Captum) of the contrastive objective of Yin & Neubig (2022, arXiv:2202.10419).
 
-    The model's hooks and its parameters' `requires_grad` are afterwards as before, also after an error. It should
-    be in eval mode: dropout would make the scores random.
+    The model is in eval mode meanwhile. Its modes, its hooks and its parameters' `requires_grad` are afterwards as
+    before, also after an error.
 
     Args:
         model: A causal language model.
@@ -86,7 +87,10 @@ def attribute_batch(
     # Inference tensors, such as a Trainer hands out by default, cannot be saved for a backward.
     batch = batch.clone()
     with ExitStack() as stack:
-        stack.enter_context(_frozen(model))
+        # A Trainer's mixed precision would round the metric; the model has a number format of its own.
+        stack.enter_context(torch.autocast(batch.token_ids_BT.device.type, enabled=False))
+        stack.enter_context(evaluating(model))
+        stack.enter_context(frozen(model))
         activations = stack.enter_context(_recorded(location.modules))
         stack.enter_context(_only_last_logits(model, batch.last_B))
         logits_BV = model(input_ids=batch.token_ids_BT, use_cache=False).logits[:, 0].float()
@@ -132,7 +136,7 @@ def _check_inputs(model: PreTrainedModel, batch: ContrastBatch) -> None:
             f"data.tokenizer: token id {largest} has no embedding in this model of {vocabulary} tokens; "
             "use the model's own tokenizer"
         )
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = max_positions(model)
     lengths = [len(contrast.token_ids) for contrast in batch.contrasts]
     if positions is not None and max(lengths) > positions:
         longest = batch.contrasts[lengths.index(max(lengths))]
@@ -140,19 +144,6 @@ def _check_inputs(model: PreTrainedModel, batch: ContrastBatch) -> None:
             f"data.source: the fact {longest.fact.id!r} has {max(lengths)} tokens, and this model has positions "
             f"for {positions}; leave it out or shorten it"
         )
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """No gradient for any parameter: only what lies above the lowest activation is put on the tape."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
 
 
 @contextmanager

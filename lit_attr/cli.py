@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import UserError
@@ -90,17 +91,21 @@ class AttributionCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Puts the logs into the output folder, unless told otherwise."""
         settings = self.config.predict
+        output = settings.writer.output_dir
         if settings.trainer.default_root_dir is None:
-            kwargs["default_root_dir"] = settings.writer.output_dir
+            kwargs["default_root_dir"] = output
+        if settings.trainer.logger in (None, True):
+            # As the Trainer's own, but without a metric of -1 that nobody logged.
+            folder = settings.trainer.default_root_dir or output
+            kwargs["logger"] = TensorBoardLogger(folder, default_hp_metric=False)
         try:
             return super().instantiate_trainer(**kwargs)
-        except (ValueError, MisconfigurationException) as error:
+        except (ValueError, ImportError, MisconfigurationException) as error:
             raise UserError(f"trainer: {error}") from error
 
     def before_predict(self) -> None:
         """Loads facts and model before the Trainer opens its logs: a mistake in them leaves no file behind."""
         self.trainer.strategy.connect(self.model)
-        self.trainer.datamodule = self.datamodule  # type: ignore[attr-defined]  # a Trainer sets it in predict
         self.model.trainer = self.datamodule.trainer = self.trainer
         self.datamodule.setup("predict")
         self.model.configure_model()
@@ -130,11 +135,13 @@ def main(args: Sequence[str] | None = None) -> None:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
+        folder = Path(cli.config.predict.writer.output_dir)
+        if cli.trainer.is_global_zero and (folder / "summary.json").exists():
+            pictures = any(isinstance(logger, TensorBoardLogger) for logger in cli.trainer.loggers)
+            print(describe(folder, pictures=pictures))
     except (UserError, OSError) as error:
         print(f"lit-attr: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
-    if cli.trainer.is_global_zero:
-        print(describe(Path(cli.config.predict.writer.output_dir)))
 
 
 def one_line(message: str) -> str:

@@ -16,6 +16,7 @@ from lit_attr.errors import RowError, UserError
 from lit_attr.facts import Fact, Rejected
 
 Step = Literal["divergence", "all"]
+ContrastKey = tuple[int | str, int]
 Role = Literal["prefix", "first subject", "middle subject", "last subject", "first subsequent", "further", "last"]
 ROLES: tuple[Role, ...] = get_args(Role)
 _ROLE_PLACE: dict[str, int] = {role: place for place, role in enumerate(ROLES)}
@@ -34,8 +35,8 @@ class Contrast(NamedTuple):
         subject_span: First token of the subject and the one after its last.
         true_token_id: The true answer's token at the step.
         false_token_id: The false answer's token at the step.
-        true_token: Its text.
-        false_token: Its text.
+        true_token: Its text; its name in the vocabulary where the two texts are the same or one is empty.
+        false_token: Likewise.
     """
 
     fact: Fact
@@ -48,6 +49,11 @@ class Contrast(NamedTuple):
     false_token_id: int
     true_token: str
     false_token: str
+
+    @property
+    def key(self) -> ContrastKey:
+        """What tells this contrast from every other one of a run: the fact's id and the step."""
+        return self.fact.id, self.step
 
 
 class ContrastBatch(NamedTuple):
@@ -163,12 +169,13 @@ def role_mask_BRT(roles: Sequence[Sequence[str]], subject_spans: Sequence[Sequen
 
 
 class _Encoding(NamedTuple):
-    """Token ids of a text, and the text of each token."""
+    """Token ids of a text, and what they are called: the text of each token, and its name in the vocabulary."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
     special: list[bool]
     texts: list[str]
+    names: list[str]
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[_Encoding]:
@@ -187,7 +194,9 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[_E
         while ids and special[-1] and ids[-1] in special_ids:
             ids, offsets, special = ids[:-1], offsets[:-1], special[:-1]
         names = [str(name) for name in tokenizer.convert_ids_to_tokens(ids)]
-        yield _Encoding(ids, offsets, [bool(flag) for flag in special], _texts(text, offsets, special, names))
+        yield _Encoding(
+            ids, offsets, [bool(flag) for flag in special], _texts(text, offsets, special, names), names
+        )
 
 
 def _texts(text: str, offsets: list[tuple[int, int]], special: list[int], names: list[str]) -> list[str]:
@@ -215,6 +224,11 @@ def _contrasts_of(
     span = _subject_span(fact, prompt)
     for k in range(shared) if step == "all" else (divergence,):
         length = width + k
+        # Answers that part within a character have the same text there, or none: then their names tell them apart.
+        texts = with_true.texts[length], with_false.texts[length]
+        true_token, false_token = (
+            texts if len({*texts, ""}) == 3 else (with_true.names[length], with_false.names[length])
+        )
         yield Contrast(
             fact=fact,
             step=k,
@@ -224,8 +238,8 @@ def _contrasts_of(
             subject_span=span,
             true_token_id=true_ids[k],
             false_token_id=false_ids[k],
-            true_token=with_true.texts[length],
-            false_token=with_false.texts[length],
+            true_token=true_token,
+            false_token=false_token,
         )
 
 

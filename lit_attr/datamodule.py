@@ -12,13 +12,11 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from lit_attr.batching import RankSampler, bucket_by_length
-from lit_attr.contrasts import Contrast, ContrastBatch, Step, build_contrasts, collate_contrasts
+from lit_attr.contrasts import Contrast, ContrastBatch, ContrastKey, Step, build_contrasts, collate_contrasts
 from lit_attr.errors import UserError
 from lit_attr.facts import FactTable, Rejected, read_facts
 from lit_attr.models import DEMO_MODEL, load_tokenizer
 from lit_attr.sources import SAMPLE, open_rows
-
-ContrastKey = tuple[int | str, int]
 
 
 class CounterfactDataModule(pl.LightningDataModule):
@@ -59,9 +57,14 @@ class CounterfactDataModule(pl.LightningDataModule):
         super().__init__()
         # Fewer batches than processes: some get none, and that is no error.
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        for name, value in (("batch_size", batch_size), ("limit", limit), ("max_tokens", max_tokens)):
-            if value is not None and value < 1:
-                raise UserError(f"data.{name}: {value} is less than 1")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("limit", limit, 1),
+            ("max_tokens", max_tokens, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value is not None and value < least:
+                raise UserError(f"data.{name}: {value} is less than {least}")
         self.source = source
         self.tokenizer = tokenizer
         self.step = step
@@ -79,30 +82,46 @@ class CounterfactDataModule(pl.LightningDataModule):
         # batches are made.
         self.find_done: Callable[[], Collection[ContrastKey]] | None = None
         self._table: FactTable | None = None
+        self._made_for: tuple[object, ...] | None = None
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads and tokenises the rows, once.
+        """Reads the rows, once, and makes contrasts of them, once for each module it runs with.
 
         Raises:
             UserError: The source or the tokenizer cannot be used, or no row can.
         """
-        if self._table is not None:
+        if self._table is None:
+            rows = open_rows(self.source, split=self.split)
+            table = read_facts(rows, relation_ids=self.relation_ids, limit=self.limit, columns=self.columns)
+            if table.spaces_added:
+                rank_zero_info(f"{table.spaces_added} facts had an answer without its leading space: added.")
+            self._table = table
+        # What it runs with: a module that names its tokenizer and knows its model's bounds, another one, or none.
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        step = self.step or getattr(module, "step", None) or "divergence"
+        source = self.tokenizer or getattr(module, "tokenizer", DEMO_MODEL if module is None else None)
+        if source is None:
+            raise UserError(f"data.tokenizer: {type(module).__name__} names none to take; give one")
+        revision = getattr(module, "revision", None) if self.tokenizer is None else None
+        made_for = (module, step, source, revision)
+        if made_for == self._made_for:
             return
-        rows = open_rows(self.source, split=self.split)
-        table = read_facts(rows, relation_ids=self.relation_ids, limit=self.limit, columns=self.columns)
-        if table.spaces_added:
-            rank_zero_info(f"{table.spaces_added} facts had an answer without its leading space: added.")
-        self._resolve_from_module()
-        assert isinstance(self.tokenizer, PreTrainedTokenizerBase)
-        self.contrasts, rejected = build_contrasts(table.facts, self.tokenizer, step=self.step or "divergence")
-        self.rejected = sorted(table.rejected + rejected)
-        self._table = table
-        self._refuse_rejected()
+        tokenizer: PreTrainedTokenizerBase | str = source
+        if isinstance(tokenizer, str):
+            trust = getattr(module, "trust_remote_code", False)
+            tokenizer = load_tokenizer(tokenizer, revision=revision, trust_remote_code=trust)
+        self.contrasts, rejected = build_contrasts(self._table.facts, tokenizer, step=step)
+        self._refuse_rejected(self._table.rejected + rejected)
+        _check_vocabulary(tokenizer, getattr(module, "vocabulary_size", None))
+        self.contrasts, too_long = _within(getattr(module, "max_positions", None), self.contrasts)
+        self.rejected = sorted(self._table.rejected + rejected + too_long)
+        self._refuse_rejected(self.rejected)
+        self._step, self._made_for = step, made_for
 
     def predict_dataloader(self) -> DataLoader[ContrastBatch]:
         """This process's share of the batches that are not done yet."""
         done = self.find_done() if self.find_done is not None else ()
-        todo = [contrast for contrast in self.contrasts if (contrast.fact.id, contrast.step) not in done]
+        todo = [contrast for contrast in self.contrasts if contrast.key not in done]
         batches = bucket_by_length(
             [len(contrast.token_ids) for contrast in todo],
             max_rows=self.max_rows,
@@ -128,6 +147,7 @@ class CounterfactDataModule(pl.LightningDataModule):
         for contrast in self.contrasts:
             digest.update(repr((contrast.fact, contrast.step, contrast.token_ids)).encode())
         return {
+            "step": self._step,
             "source": self.source if isinstance(self.source, str) else type(self.source).__name__,
             "split": self.split,
             "where": self.relation_ids,
@@ -136,23 +156,33 @@ class CounterfactDataModule(pl.LightningDataModule):
             "content": digest.hexdigest()[:16],
         }
 
-    def _resolve_from_module(self) -> None:
-        """Takes the tokenizer and the step, where not given, from the module this runs with."""
-        module = self.trainer.lightning_module if self.trainer is not None else None
-        self.step = self.step or getattr(module, "step", None)
-        tokenizer = self.tokenizer or getattr(module, "tokenizer", None) or DEMO_MODEL
-        if isinstance(tokenizer, str):
-            revision = getattr(module, "revision", None) if self.tokenizer is None else None
-            trust = getattr(module, "trust_remote_code", False)
-            tokenizer = load_tokenizer(tokenizer, revision=revision, trust_remote_code=trust)
-        self.tokenizer = tokenizer
-
-    def _refuse_rejected(self) -> None:
-        if not self.rejected or (self.contrasts and not self.strict):
+    def _refuse_rejected(self, rejected: list[Rejected]) -> None:
+        if not rejected or (self.contrasts and not self.strict):
             return
-        first = self.rejected[0]
-        total = f"none of {len(self.rejected)} rows can be used; the first, " if not self.contrasts else ""
-        mend = (
-            "mend the row" if not self.contrasts else "mend the row, or set data.strict: false to go on without it"
-        )
+        first = min(rejected)
+        total, mend = f"none of {len(rejected)} rows can be used; the first, ", "mend the row"
+        if self.contrasts:
+            total, mend = "", "mend the row, or set data.strict: false to go on without it"
         raise UserError(f"data.source: {total}row {first.row} (id {first.id!r}): {first.reason}; {mend}")
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, embedded: int | None) -> None:
+    if embedded is not None and len(tokenizer) > embedded:
+        raise UserError(
+            f"data.tokenizer: it has {len(tokenizer)} tokens, but the model embeds {embedded}; "
+            "use the model's own tokenizer"
+        )
+
+
+def _within(positions: int | None, contrasts: list[Contrast]) -> tuple[list[Contrast], list[Rejected]]:
+    """The contrasts that fit into the model, and why the others do not."""
+    fitting: list[Contrast] = []
+    rejected: list[Rejected] = []
+    for contrast in contrasts:
+        length = len(contrast.token_ids)
+        if positions is None or length <= positions:
+            fitting.append(contrast)
+        else:
+            reason = f"step {contrast.step}: {length} tokens, and the model has {positions} positions"
+            rejected.append(Rejected(contrast.fact.row, contrast.fact.id, reason))
+    return fitting, rejected

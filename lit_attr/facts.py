@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from lit_attr.errors import RowError, UserError
+
+COLUMNS = ("prompt", "relation", "relation_id", "subject", "target_true", "target_false", "id")
 
 
 class Fact(NamedTuple):
@@ -15,9 +18,9 @@ class Fact(NamedTuple):
         row: The row's number in its source, from 0.
         id: The row's own `id` or `case_id`; where it has none, its row number in the source.
         prompt: The text the model continues.
-        subject: What the prompt is about, as it stands in the prompt.
+        subject: What the prompt is about, as it stands in the prompt, without spaces around it.
         subject_start: Where the subject begins in the prompt, in characters. Where it occurs more than once,
-            the place the `relation` template gives it; without a template, the first.
+            the place the `relation` template gives it; without a template, the first where it is a whole word.
         target_true: The true answer, with its leading space.
         target_false: The false answer, with its leading space.
         relation_id: Wikidata property such as `P36`, or empty.
@@ -68,34 +71,32 @@ def parse_fact(row: Mapping[str, Any], row_number: int) -> Fact:
     """
     flat = flatten_counterfact(row)
     subject = _text(flat, "subject")
-    template = flat.get("relation") or ""
-    if not isinstance(template, str):
-        raise RowError(f"'relation' is {type(template).__name__}, not text")
+    template = _text(flat, "relation") if flat.get("relation") else ""
     if flat.get("prompt") is None and not template:
         raise RowError("'prompt' is missing, and so is 'relation' to build it from")
     if template and "{}" not in template and flat.get("prompt") is None:
         raise RowError("'relation' has no {} for the subject, and there is no 'prompt'")
     from_template = template.replace("{}", subject, 1)
     prompt = from_template if flat.get("prompt") is None else _text(flat, "prompt")
-    subject_start = template.index("{}") if "{}" in template and prompt == from_template else prompt.find(subject)
+    if "{}" in template and prompt == from_template:
+        subject_start = template.index("{}") + len(subject) - len(subject.lstrip())
+    else:
+        subject_start = _find_word(subject.strip(), prompt)
     if subject_start < 0:
         raise RowError(f"the subject {subject!r} is not in the prompt {prompt!r}")
-    target_true = with_leading_space(_text(flat, "target_true"))
-    target_false = with_leading_space(_text(flat, "target_false"))
+    target_true = continuation(prompt, _text(flat, "target_true"))
+    target_false = continuation(prompt, _text(flat, "target_false"))
     if target_true == target_false:
         raise RowError(f"the true and the false answer are both {target_true!r}")
-    relation_id = flat.get("relation_id")
-    if not isinstance(relation_id, str | None):
-        raise RowError(f"'relation_id' is {type(relation_id).__name__}, not text")
     return Fact(
         row=row_number,
         id=row_id(flat, row_number),
         prompt=prompt,
-        subject=subject,
+        subject=subject.strip(),
         subject_start=subject_start,
         target_true=target_true,
         target_false=target_false,
-        relation_id=relation_id or "",
+        relation_id=_relation_id(flat),
     )
 
 
@@ -126,11 +127,12 @@ def read_facts(
             break
         flat = flatten_counterfact(_rename(row, columns) if columns else row)
         seen_columns.update(flat)
-        if relation_ids is not None and flat.get("relation_id") not in relation_ids:
-            continue
-        taken += 1
         try:
+            if relation_ids is not None and _relation_id(flat) not in relation_ids:
+                continue
+            taken += 1
             fact = parse_fact(flat, row_number)
+            _text({"id": str(fact.id)}, "id")
             if fact.id in seen_ids:
                 raise RowError(f"the id {fact.id!r} stands in an earlier row")
         except RowError as error:
@@ -139,7 +141,7 @@ def read_facts(
         seen_ids.add(fact.id)
         table.facts.append(fact)
         spaces_added += (fact.target_true, fact.target_false) != (flat["target_true"], flat["target_false"])
-    _require_columns(seen_columns)
+    _require_columns(seen_columns, columns or {})
     if taken == 0:
         wanted = f" with relation_id in {sorted(relation_ids)}" if relation_ids is not None else ""
         raise UserError(f"data.source: there are no rows{wanted}; give a source that has some")
@@ -163,19 +165,23 @@ def flatten_counterfact(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return flat
 
 
-def with_leading_space(answer: str) -> str:
-    """The answer as it continues a prompt that ends in a word."""
-    return answer if answer[:1].isspace() else f" {answer}"
+def continuation(prompt: str, answer: str) -> str:
+    """The answer as it continues the prompt: with a space between the two, where neither brings one."""
+    return answer if answer[:1].isspace() or prompt[-1:].isspace() else f" {answer}"
 
 
 def row_id(row: Mapping[str, Any], row_number: int) -> int | str:
     """The id a row brings (`id`, else `case_id`), else its number. Digits written as text become a number."""
     for key in ("id", "case_id"):
         value = row.get(key)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # as tables with empty cells have whole numbers
         if isinstance(value, int) and not isinstance(value, bool):
-            return value
+            # JSON readers hold whole numbers in 64 bits.
+            return value if abs(value) < 2**63 else str(value)
         if isinstance(value, str) and value:
-            return int(value) if value.isascii() and value.isdigit() and str(int(value)) == value else value
+            digits = value.isascii() and value.isdigit() and len(value) < 19 and str(int(value)) == value
+            return int(value) if digits else value
     return row_number
 
 
@@ -187,21 +193,46 @@ def _text(row: Mapping[str, Any], column: str) -> str:
         raise RowError(f"{column!r} is {type(value).__name__}, not text")
     if not value.strip():
         raise RowError(f"{column!r} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(f"{column!r} is not Unicode text ({error.reason})") from error
     return value
+
+
+def _relation_id(row: Mapping[str, Any]) -> str:
+    value = row.get("relation_id")
+    if value is None or value == "" or value != value:  # NaN is what tables have in an empty cell
+        return ""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(row, "relation_id")
+
+
+def _find_word(word: str, text: str) -> int:
+    whole = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text)
+    return whole.start() if whole else text.find(word)
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(map(str, names)))
 
 
 def _rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
     return {**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}}
 
 
-def _require_columns(present: set[str]) -> None:
+def _require_columns(present: set[str], columns: Mapping[str, str]) -> None:
     if not present:
         return
+    for ours, theirs in columns.items():
+        if ours not in COLUMNS:
+            raise UserError(f"data.columns: {ours!r} is none of {', '.join(COLUMNS)}")
+        if ours not in present:
+            raise UserError(f"data.columns: there is no column {theirs!r}; the columns are {_listed(present)}")
     missing = sorted({"subject", "target_true", "target_false"} - present)
     if not {"prompt", "relation"} & present:
         missing.append("prompt")
     if missing:
         raise UserError(
-            f"data.source: no column {', '.join(missing)}; the columns are {', '.join(sorted(present))}; "
+            f"data.source: no column {', '.join(missing)}; the columns are {_listed(present)}; "
             f"name yours with --data.columns '{{{missing[0]}: NAME}}'"
         )

@@ -5,7 +5,7 @@ No other file knows how an architecture names its parts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple, cast
 
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_attr.errors import UserError
+from lit_attr.hooks import evaluating, first_tensor, replace_first
+
+Hook = tuple[nn.Module, Callable[..., Any]]
 
 # What the field's implementations call the two sublayers of a decoder block.
 COMPONENT_NAMES = {
@@ -69,17 +72,6 @@ def locate(
     return location
 
 
-def first_tensor(output: Any) -> Tensor:
-    """What a module hands on: its output, or the first of several."""
-    tensor: Tensor = output[0] if isinstance(output, tuple) else output
-    return tensor
-
-
-def replace_first(output: Any, tensor: Tensor) -> Any:
-    """The same output with another tensor in that place."""
-    return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
-
-
 def resolve_layers(layers: Sequence[int] | int | str, count: int) -> tuple[int, ...]:
     """Layer indices in ascending order, each once, from `all`, an index or several; negatives count from the top.
 
@@ -100,6 +92,12 @@ def resolve_layers(layers: Sequence[int] | int | str, count: int) -> tuple[int, 
 def token_embedding(model: PreTrainedModel) -> nn.Embedding:
     """The module that turns token ids into hidden states."""
     return cast(nn.Embedding, model.get_input_embeddings())
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """How many tokens a context may have, where the model has a bound."""
+    bound: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return bound
 
 
 def _decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
@@ -135,13 +133,15 @@ def _outputs_are_writes(model: PreTrainedModel, blocks: nn.ModuleList, location:
 
     Setting it to zero must then take just that off the block's output, and leave something there. It does not
     where a norm or a factor comes after the module (Gemma 2, OLMo 2, Granite), nor where the module adds the
-    residual itself (Bloom, MPT). Two forward passes over four tokens serve for all layers: in the second, each
-    block gets its clean input once more, and the MLP after an attention module writes what it wrote.
+    residual itself (Bloom, MPT). Three forward passes over four tokens serve for all layers. In the second and
+    third each block gets its input of the first, made as small as the write, and its other sublayer writes zero:
+    rounding in half precision would hide the write beside larger numbers. In the third, so does the module.
     """
     chosen = [blocks[layer] for layer in location.layers]
-    others = [mlp for block in chosen for mlp in _children(block, "mlp") if mlp not in location.modules]
-    embedding = token_embedding(model)
-    ids_BT = torch.arange(1, 5, device=embedding.weight.device)[None] % embedding.num_embeddings
+    pairs = list(zip(chosen, location.modules, strict=True))
+    others = [
+        m for block in chosen for c in COMPONENT_NAMES for m in _children(block, c) if m not in location.modules
+    ]
     inputs: dict[nn.Module, Tensor] = {}
     outputs: dict[nn.Module, Tensor] = {}
     zeroed: dict[nn.Module, Tensor] = {}
@@ -158,39 +158,43 @@ def _outputs_are_writes(model: PreTrainedModel, blocks: nn.ModuleList, location:
     def keep_zeroed(block: nn.Module, _: Any, output: Any) -> None:
         zeroed[block] = first_tensor(output).clone()
 
-    def give_output(module: nn.Module, _: Any, output: Any) -> Any:
-        return replace_first(output, outputs[module].clone())
-
     def give_zero(_: nn.Module, __: Any, output: Any) -> Any:
         return replace_first(output, torch.zeros_like(first_tensor(output)))
 
+    with evaluating(model):
+        _run(
+            model,
+            [(block, keep_input) for block in chosen],
+            [(module, keep_output) for module in location.modules],
+        )
+        silent = {module for module in location.modules if not outputs[module].any()}
+        for block, module in pairs:
+            inputs[block] *= (outputs[module].abs().max() / inputs[block].abs().max()).clamp(max=1)
+        smaller, alone = [(block, give_input) for block in chosen], [(module, give_zero) for module in others]
+        _run(model, smaller, [*alone, *((module, keep_output) for module in (*chosen, *location.modules))])
+        zeroing = [(module, give_zero) for module in location.modules]
+        _run(model, smaller, [*alone, *zeroing, *((block, keep_zeroed) for block in chosen)])
+    # A layer that writes nothing scores nothing, whatever comes after it.
+    return [m in silent or _is_write(outputs[m], outputs[block], zeroed[block]) for block, m in pairs]
+
+
+def _run(model: PreTrainedModel, on_input: Iterable[Hook], on_output: Iterable[Hook]) -> None:
+    embedding = token_embedding(model)
+    device = embedding.weight.device if not embedding.weight.is_meta else None
     with ExitStack() as hooks:
-        for block in chosen:
-            hooks.callback(block.register_forward_pre_hook(keep_input, with_kwargs=True).remove)
-        for module in (*chosen, *location.modules, *others):
-            hooks.callback(module.register_forward_hook(keep_output).remove)
-        model(input_ids=ids_BT, use_cache=False)
-    with ExitStack() as hooks:
-        for block in chosen:
-            hooks.callback(block.register_forward_pre_hook(give_input, with_kwargs=True).remove)
-            hooks.callback(block.register_forward_hook(keep_zeroed).remove)
-        for module in location.modules:
-            hooks.callback(module.register_forward_hook(give_zero).remove)
-        for module in others:
-            hooks.callback(module.register_forward_hook(give_output).remove)
-        model(input_ids=ids_BT, use_cache=False)
-    return [
-        _is_write(outputs[module], outputs[block], zeroed[block])
-        for block, module in zip(chosen, location.modules, strict=True)
-    ]
+        for module, input_hook in on_input:
+            hooks.callback(module.register_forward_pre_hook(input_hook, with_kwargs=True).remove)
+        for module, output_hook in on_output:
+            hooks.callback(module.register_forward_hook(output_hook).remove)
+        model(input_ids=torch.arange(1, 5, device=device)[None] % embedding.num_embeddings, use_cache=False)
 
 
 def _is_write(write: Tensor, clean: Tensor, zeroed: Tensor) -> bool:
     if write.shape != clean.shape:
         return False
-    rounding = 8 * torch.finfo(clean.dtype).eps * clean.abs().max()
+    size, rounding = write.abs().max(), 4 * torch.finfo(clean.dtype).eps * clean.abs().max()
     off = (clean.float() - zeroed.float() - write.float()).abs().max()
-    return bool(off <= 1e-3 * write.abs().max() + rounding and zeroed.abs().max() > rounding)
+    return bool(off <= 0.01 * size + rounding < 0.25 * size and zeroed.abs().max() > rounding)
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -62,14 +62,23 @@ def load_model(
     if quantization is not None:
         options["quantization_config"] = _quantization_config(quantization)
         options["device_map"] = device_map or {"": device or torch.device("cpu")}
+    if revision is not None and Path(name).is_dir():
+        raise UserError(f"model.revision: {revision!r} is for models on the hub; {name} is a folder")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, **{key: value for key, value in options.items() if value is not None}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name, output_loading_info=True, **{key: value for key, value in options.items() if value is not None}
         )
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+    except Exception as error:  # whatever a loader or the code that comes with a model may raise
         raise UserError(_not_loaded("model.model_name", "model", name, error)) from error
+    model, loading = loaded
+    absent = sorted(map(str, (*loading["missing_keys"], *loading["mismatched_keys"])))
+    if absent:
+        raise UserError(
+            f"model.model_name: {name} lacks {len(absent)} weights of its config, such as {absent[0]}; they "
+            "would be random; get a whole checkpoint"
+        )
     model.eval()
-    return model
+    return cast(PreTrainedModel, model)
 
 
 def load_tokenizer(
@@ -82,9 +91,11 @@ def load_tokenizer(
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever a loader or the code that comes with a tokenizer may raise
         raise UserError(_not_loaded("data.tokenizer", "tokenizer", name, error)) from error
-    return tokenizer
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise UserError(f"data.tokenizer: {name} holds no vocabulary; name the model's tokenizer")
+    return cast(PreTrainedTokenizerBase, tokenizer)
 
 
 def is_placed(model: nn.Module) -> bool:
@@ -112,10 +123,10 @@ def _quantization_config(quantization: Quantization) -> BitsAndBytesConfig:
 
 def _not_loaded(setting: str, what: str, name: str, error: Exception) -> str:
     if Path(name).is_dir():
-        mend = "check that the folder is what save_pretrained wrote"
+        mend = f"check that the folder is what save_pretrained wrote, and the settings beside {setting}"
     elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
         return f"{setting}: there is no folder {name}; check the path"
     else:
         mend = "check the name and the network, or give a local folder"
-    reason = (str(error) or type(error).__name__).splitlines()[0]
+    reason = " ".join((str(error) or type(error).__name__).split())[:300]
     return f"{setting}: no {what} {name!r} could be loaded ({reason}); {mend}"

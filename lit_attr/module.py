@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_attr.attribution import AttributionBatch, attribute_batch
 from lit_attr.contrasts import ContrastBatch, Step
 from lit_attr.errors import UserError
-from lit_attr.locate import Location, locate, token_embedding
+from lit_attr.locate import Location, locate, max_positions, token_embedding
 from lit_attr.models import DEMO_MODEL, Dtype, Quantization, fingerprint, is_placed, load_model
 
 
@@ -24,7 +24,8 @@ class AttributionModule(pl.LightningModule):
     Args:
         model_name: Hub name or local folder of a causal language model. Default: the demo model of this package.
         model: A loaded model, in place of a name.
-        tokenizer: The tokenizer of `model`, for a data module that has none of its own. Default: the model's name.
+        tokenizer: The tokenizer of `model`, for a data module that has none of its own. Default: what the model's
+            name says.
         revision: Branch, tag or commit of the model on the hub.
         layers: Which layers to attribute to: `all`, one index, or a list; negative indices count from the top.
         component: `mlp`, `attention`, `block`, or a dotted module path with `{layer}` in it.
@@ -43,7 +44,7 @@ class AttributionModule(pl.LightningModule):
         model: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         revision: str | None = None,
-        layers: str | int | list[int] = "all",
+        layers: int | list[int] | Literal["all"] = "all",
         component: str = "mlp",
         step: Step = "divergence",
         dtype: Dtype = "float32",
@@ -53,11 +54,22 @@ class AttributionModule(pl.LightningModule):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        if model is not None and model_name is not None:
-            raise UserError("model.model_name: a model object was given as well; give one of the two")
+        loading = {
+            "model_name": model_name,
+            "revision": revision,
+            "quantization": quantization,
+            "attn_implementation": attn_implementation,
+            "device_map": device_map,
+        }
+        if model is not None and (given := [name for name, value in loading.items() if value is not None]):
+            raise UserError(f"model.{given[0]}: is for a model that is loaded here, and a model object was given")
         self.save_hyperparameters(ignore=["model", "tokenizer"])
-        self.model_name: str = model_name or (model.name_or_path if model is not None else None) or DEMO_MODEL
-        self.tokenizer: PreTrainedTokenizerBase | str = tokenizer or self.model_name
+        if model_name == "":
+            raise UserError("model.model_name: it is empty; leave it out for the demo model")
+        # A model object made in memory may have no name.
+        object_name = str(model.name_or_path) if model is not None else DEMO_MODEL
+        self.model_name = object_name if model_name is None else model_name
+        self.tokenizer: PreTrainedTokenizerBase | str | None = tokenizer or self.model_name or None
         self.revision = revision
         self.layers: Sequence[int] | int | str = layers
         self.component = component
@@ -76,8 +88,7 @@ class AttributionModule(pl.LightningModule):
         """Loads the model, once, and finds the modules to attribute to.
 
         Raises:
-            UserError: The model cannot be loaded, a layer or component is not in it, or the data module's
-                tokenizer has more tokens than it.
+            UserError: The model cannot be loaded, or a layer or component is not in it.
         """
         if self.location is not None:
             return
@@ -100,18 +111,20 @@ class AttributionModule(pl.LightningModule):
                 )
             )
         self.location = locate(self._model, layers=self.layers, component=self.component)
-        self._check_tokenizer()
 
-    def predict_step(self, batch: ContrastBatch, batch_idx: int) -> AttributionBatch:
+    def predict_step(self, batch: ContrastBatch, batch_idx: int, dataloader_idx: int = 0) -> AttributionBatch:
         """Attributes one batch.
 
         Args:
             batch: Contrasts, on any device.
             batch_idx: Not used; the batch carries its own ids.
+            dataloader_idx: Not used.
         """
         self.configure_model()
         assert self.location is not None
-        batch = batch.to(token_embedding(self._model).weight.device)
+        device = token_embedding(self._model).weight.device
+        # Offloaded weights are on no device until they are used.
+        batch = batch.to(device if device.type != "meta" else self.device)
         return attribute_batch(self._model, self.location, batch, component=self.component).to("cpu")
 
     def identity(self) -> dict[str, Any]:
@@ -129,11 +142,22 @@ class AttributionModule(pl.LightningModule):
             "layers": list(self.location.layers),
             "component": self.component,
             "rule": "gradient",
-            "step": self.step,
             "dtype": str(self._model.dtype).removeprefix("torch."),
-            "quantization": self.quantization,
+            "quantization": _quantization(self._model),
             "attn_implementation": config._attn_implementation,
         }
+
+    @property
+    def max_positions(self) -> int | None:
+        """How many tokens a context may have. Loads the model."""
+        self.configure_model()
+        return max_positions(self._model)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many tokens the model embeds. Loads the model."""
+        self.configure_model()
+        return token_embedding(self._model).num_embeddings
 
     @property
     def _model(self) -> PreTrainedModel:
@@ -147,14 +171,9 @@ class AttributionModule(pl.LightningModule):
         else:
             self.language_model = model
 
-    def _check_tokenizer(self) -> None:
-        trainer = self._trainer
-        tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
-        if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            return
-        tokens, rows = len(tokenizer), token_embedding(self._model).num_embeddings
-        if tokens > rows:
-            raise UserError(
-                f"data.tokenizer: it has {tokens} tokens, but the model {self.model_name} embeds {rows}; "
-                "use the model's own tokenizer"
-            )
+
+def _quantization(model: PreTrainedModel) -> str | None:
+    for bits in ("8bit", "4bit"):
+        if getattr(model, f"is_loaded_in_{bits}", False):
+            return bits
+    return "other" if getattr(model, "is_quantized", False) else None

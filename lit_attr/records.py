@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+import torch
 
 from lit_attr.attribution import AttributionBatch
 from lit_attr.errors import UserError
@@ -24,8 +25,6 @@ from lit_attr.facts import Rejected
 FORMAT_VERSION = 1
 BATCH_FORMAT = "lit-attr/attributions"
 LIBRARIES = ("lit-attr", "torch", "transformers", "bitsandbytes", "lightning", "tokenizers")
-
-ContrastKey = tuple[int | str, int]
 
 
 def batch_record(batch: AttributionBatch) -> dict[str, Any]:
@@ -75,9 +74,8 @@ def batch_record(batch: AttributionBatch) -> dict[str, Any]:
 
 def split_finite(batch: AttributionBatch) -> tuple[AttributionBatch, list[Rejected]]:
     """The contrasts all of whose numbers are finite, and the reason for each of the others."""
-    finite_B = batch.scores_sum_BLT.isfinite().flatten(1).all(1) & batch.scores_l2_BLT.isfinite().flatten(1).all(1)
-    for logit_B in (batch.logit_true_B, batch.logit_false_B):
-        finite_B &= logit_B.isfinite()
+    numbers = (value for name, value in batch._asdict().items() if name.endswith(("_BLT", "_B")))
+    finite_B = torch.stack([value.reshape(len(value), -1).isfinite().all(1) for value in numbers]).all(0)
     if finite_B.all():
         return batch, []
     rejected = [
@@ -125,7 +123,8 @@ class OutputFolder:
         for group, values in settings.items():
             for name, value in values.items():
                 before = written.get(group, {}).get(name)
-                if before != value:
+                # The same rows from another place are the same rows: `content` tells.
+                if before != value and (group, name) != ("data", "source"):
                     raise UserError(
                         f"writer.output_dir: {self.path} was written with {group}.{name} {before!r}, this run has "
                         f"{value!r}; give another folder, or writer.overwrite: true to start afresh"
@@ -174,7 +173,7 @@ class OutputFolder:
         """The objects of all batch files."""
         for path in sorted(self.batches.glob("*.json")):
             record = read_json(path)
-            if record.get("format") != BATCH_FORMAT:
+            if record.get("format") != BATCH_FORMAT or not isinstance(record.get("examples"), list):
                 raise UserError(f"writer.output_dir: {path} is not a batch file of lit-attr; move it away")
             yield record
 

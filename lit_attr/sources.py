@@ -34,10 +34,13 @@ def open_rows(source: str | Iterable[Row], *, split: str | None = None) -> Itera
     """
     if not isinstance(source, str):
         return source
+    path = Path(source)
+    is_file = source == SAMPLE or _suffix(path) in FILE_SUFFIXES
+    if is_file and split is not None:
+        raise UserError(f"data.split: {split!r} is for hub data sets; {source} is none")
     if source == SAMPLE:
         return _file_rows(SAMPLE_FILE)
-    path = Path(source)
-    if _suffix(path) in FILE_SUFFIXES:
+    if is_file:
         if not path.is_file():
             raise UserError(f"data.source: there is no file {source}; check the path")
         return _file_rows(path)
@@ -121,10 +124,11 @@ _TEXT_READERS = {".json": _json_rows, ".jsonl": _jsonl_rows, ".csv": _csv_rows}
 def _parse_json(text: str, path: Path, line: int | None = None) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         at = line if line is not None else getattr(error, "lineno", 1)
-        what = getattr(error, "msg", "nested too deeply")
-        raise UserError(f"data.source: {path}, line {at}: not JSON ({what}); mend the line") from error
+        what = getattr(error, "msg", None) or _first_line(error)
+        mend = "one row a line goes into a .jsonl file" if what == "Extra data" else "mend the line"
+        raise UserError(f"data.source: {path}, line {at}: not JSON ({what}); {mend}") from error
 
 
 def _row(value: Any, path: Path, where: str) -> Row:

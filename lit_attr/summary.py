@@ -5,6 +5,7 @@ Axes: B contrasts, L layers, R roles, T tokens.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -103,8 +104,13 @@ class RunSummary:
         self.profile.update(scores_BLT[told_apart_B, :, : mask_BRT.shape[-1]], mask_BRT[told_apart_B])
 
 
-def describe(folder: Path) -> str:
-    """What a run found and where it is, in a few lines for the terminal."""
+def describe(folder: Path, *, pictures: bool) -> str:
+    """What a run found and where it is, in a few lines for the terminal.
+
+    Args:
+        folder: The run's output.
+        pictures: Whether TensorBoard has pictures of it.
+    """
     summary = read_json(folder / "summary.json")
     profile = summary["profile"]
     cells = [
@@ -115,19 +121,19 @@ def describe(folder: Path) -> str:
     ]
     strongest = sorted(cells, key=lambda cell: -abs(cell[0]))[:3]
     found = "; ".join(f"layer {layer} at {role} {score:+.3f}" for score, layer, role in strongest)
-    # An environment that is not activated has its commands off the path.
-    tensorboard = "tensorboard" if shutil.which("tensorboard") else f"{sys.executable} -m tensorboard.main"
-    return "\n".join(
-        (
-            f"contrasts: {summary['contrasts']} ({summary['resumed']} from an earlier run), rows refused: "
-            f"{summary['rejected']}",
-            f"contrast accuracy (true answer above the false one): {_percent(summary['contrast_accuracy'])}",
-            f"known facts (true answer above every other token): {_percent(summary['known_share'])}",
-            f"strongest mean scores, in logits: {found}",
-            f"records: {folder / 'batches'}",
-            f"heatmaps: {tensorboard} --logdir {folder} --samples_per_plugin images=100",
-        )
-    )
+    lines = [
+        f"contrasts: {summary['contrasts']} ({summary['resumed']} from an earlier run), rows refused: "
+        f"{summary['rejected']}",
+        f"contrast accuracy (true answer above the false one): {_percent(summary['contrast_accuracy'])}",
+        f"known facts (true answer above every other token): {_percent(summary['known_share'])}",
+        f"strongest mean scores, in logits: {found}",
+        f"records: {folder / 'batches'}",
+    ]
+    if pictures:
+        # An environment that is not activated has its commands off the path.
+        command = "tensorboard" if shutil.which("tensorboard") else f"{sys.executable} -m tensorboard.main"
+        lines.append(f"heatmaps: {command} --logdir {shlex.quote(str(folder))} --samples_per_plugin images=100")
+    return "\n".join(lines)
 
 
 def _percent(share: float | None) -> str:

@@ -16,9 +16,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 from lit_attr.attribution import AttributionBatch
+from lit_attr.contrasts import ContrastKey
 from lit_attr.errors import UserError
 from lit_attr.heatmaps import draw_fact_heatmap, draw_role_heatmap
-from lit_attr.records import ContrastKey, OutputFolder, split_finite, write_json
+from lit_attr.records import OutputFolder, split_finite, write_json
 from lit_attr.summary import RunSummary
 
 
@@ -39,22 +40,22 @@ class AttributionWriter(BasePredictionWriter):
         self, output_dir: str = "lit_attr_output", max_heatmaps: int = 32, overwrite: bool = False
     ) -> None:
         super().__init__(write_interval="batch")
-        if Path(output_dir).exists() and not Path(output_dir).is_dir():
-            raise UserError(f"writer.output_dir: {output_dir} is not a folder; give another")
+        if not output_dir or (Path(output_dir).exists() and not Path(output_dir).is_dir()):
+            raise UserError(f"writer.output_dir: {output_dir!r} is not a folder; give another")
         if max_heatmaps < 0:
             raise UserError(f"writer.max_heatmaps: {max_heatmaps} is less than 0")
         self.folder = OutputFolder(output_dir)
         self.max_heatmaps = max_heatmaps
         self.overwrite = overwrite
         self._done: set[ContrastKey] | None = None
+        self._written: set[ContrastKey] = set()
         self._summary: RunSummary | None = None
         self._started = 0.0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Lets the data module leave out what an earlier run has done."""
         super().setup(trainer, pl_module, stage)
-        self._done = None
-        self._summary = None
+        self._done, self._written, self._summary = None, set(), None
         datamodule = getattr(trainer, "datamodule", None)
         if datamodule is not None and hasattr(datamodule, "find_done"):
             # Asked later: whether an earlier run is of the same settings shows only when the model is loaded.
@@ -62,7 +63,9 @@ class AttributionWriter(BasePredictionWriter):
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Opens the folder, where no data module has asked for it."""
-        self._open(trainer, pl_module)
+        if self._done is None:
+            self._open(trainer, pl_module)
+            trainer.strategy.barrier("output folder")
 
     def write_on_batch_end(
         self,
@@ -85,11 +88,15 @@ class AttributionWriter(BasePredictionWriter):
                 f"predict_step returns {type(prediction).__name__}"
             )
         summary = self._summarise(prediction.layers, prediction.component)
-        finite, rejected = split_finite(self._without_done(prediction))
+        left = self._without_done(prediction)
+        if not left.contrasts:
+            return
+        finite, rejected = split_finite(left)
         if rejected:
             self.folder.add_rejected(rejected)
         if not finite.contrasts:
             return
+        self._refuse_repeated(finite)
         self.folder.write_batch(finite)
         summary.add_batch(finite)
         for row in self._rows_to_draw(trainer, len(finite.contrasts), batch_idx, dataloader_idx):
@@ -98,6 +105,9 @@ class AttributionWriter(BasePredictionWriter):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Writes the summary. Every process comes here, also one that had nothing to do, unless the run failed."""
+        datamodule = getattr(trainer, "datamodule", None)
+        if datamodule is not None and hasattr(datamodule, "find_done"):
+            datamodule.find_done = None
         if stage != "predict" or self._done is None:
             return
         # A process without a batch does not know the layers; the first process has a batch if any has.
@@ -115,7 +125,8 @@ class AttributionWriter(BasePredictionWriter):
         record["resumed"] = len(self._done)
         record["seconds"] = time.perf_counter() - self._started
         write_json(self.folder.summary, record)
-        _log_image(trainer, "profile/role_by_layer", _profile_image(record))
+        if record["contrasts"] and _tensorboards(trainer):
+            _log_image(trainer, "profile/role_by_layer", _profile_image(record))
 
     def _open(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Collection[ContrastKey]:
         """Makes the folder ready, once, and tells what is done in it."""
@@ -148,8 +159,17 @@ class AttributionWriter(BasePredictionWriter):
     def _without_done(self, batch: AttributionBatch) -> AttributionBatch:
         """A loader that does not know of the earlier run hands out its contrasts once more."""
         done = self._done or set()
-        rows = [row for row, c in enumerate(batch.contrasts) if (c.fact.id, c.step) not in done]
+        rows = [row for row, contrast in enumerate(batch.contrasts) if contrast.key not in done]
         return batch if len(rows) == len(batch.contrasts) else batch.select(rows)
+
+    def _refuse_repeated(self, batch: AttributionBatch) -> None:
+        for contrast in batch.contrasts:
+            if contrast.key in self._written:
+                raise UserError(
+                    f"data.source: id {contrast.fact.id!r}, step {contrast.step}, came twice in one run; "
+                    "give every fact an id of its own"
+                )
+            self._written.add(contrast.key)
 
     def _rows_to_draw(self, trainer: pl.Trainer, rows: int, batch_idx: int, dataloader_idx: int) -> Iterable[int]:
         """The first process's even share of `max_heatmaps` that falls on this batch, spread over its rows."""

@@ -26,6 +26,7 @@ prepare() {
     if [ ! -x "$bin/python" ]; then
         python=$(find_python)
         "$python" -m venv "$repository/.venv" || {
+            rm -rf "$repository/.venv"
             echo "python could not make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2
             return 1
         }

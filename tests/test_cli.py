@@ -85,6 +85,19 @@ def test_a_second_run_into_the_same_folder_goes_on(elsewhere: Path, capsys: pyte
     assert "contrasts: 5 (5 from an earlier run)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("layers", "expected"), [("3", [3]), ("-1", [7]), ("all", list(range(8))), ("[0,5,-1]", [0, 5, 7])]
+)
+def test_layers_are_told_in_every_form(elsewhere: Path, layers: str, expected: list[int]):
+    predict("--data.limit", "2", "--model.layers", layers, "--trainer.logger", "false")
+    (batch,) = (elsewhere / "lit_attr_output" / "batches").iterdir()
+    assert json.loads(batch.read_text())["layers"] == expected
+
+
+def test_a_run_of_no_batches_ends_well(elsewhere: Path):
+    predict("--trainer.limit_predict_batches", "0", "--trainer.logger", "false")
+
+
 def test_predictions_are_not_kept():
     written = print_config()
     assert written["return_predictions"] is False
@@ -135,6 +148,10 @@ def test_the_models_tokenizer_is_the_datas(elsewhere: Path, model_folder: Path):
         (["--data.batch_size", "x"], 2, "data.batch_size: 'x' is not int"),
         (["--data.limit", "x"], 2, "data.limit: 'x' is not int or null"),
         (["--trainer.strategy", "none"], 1, "trainer: You selected an invalid strategy name"),
+        (["--model.layers", "some"], 2, "model.layers: 'some' is not"),
+        (["--model.model_name", ""], 1, "model.model_name: it is empty"),
+        (["--writer.output_dir", ""], 1, "writer.output_dir: '' is not a folder"),
+        (["--data.split", "train"], 1, "data.split: 'train' is for hub data sets; sample is none"),
         (["--writer.output_dir", __file__], 1, "is not a folder; give another"),
         (["--writer.output_dir", "/proc/none"], 1, "No such file or directory: '/proc/none"),
         (["--config", "none.yaml"], 2, "config: File does not exist"),

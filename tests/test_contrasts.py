@@ -4,27 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from toys import WORDS, word_tokenizer
+from transformers import PreTrainedTokenizerBase
 
 from lit_attr.contrasts import ROLES, Contrast, build_contrasts, collate_contrasts, role_mask_BRT, roles_of
 from lit_attr.facts import Fact
-
-WORDS = ["<s>", "</s>", "The", "capital", "of", "Spain", "Costa", "Rica", "is", "New", "York", "Orleans", "City"]
-WORDS += ["Rome", "Paris", "Madrid", "Spainish", "[UNK]"]
-
-
-def word_tokenizer(template: str = "$A", merges: bool = False) -> PreTrainedTokenizerFast:
-    """One token a word, so that the expected ids can be read off; `merges` makes it see the whole text as one."""
-    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Replace("is Rome", "Spainish") if merges else normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=template, special_tokens=[("<s>", 0), ("</s>", 1)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="[UNK]"
-    )
 
 
 def ids(text: str) -> tuple[int, ...]:
@@ -111,6 +95,16 @@ def test_tokens_of_any_script_rebuild_the_text(tokenizer: PreTrainedTokenizerBas
     assert "".join(contrast.tokens) == f"The capital of {subject} is"
     start, stop = contrast.subject_span
     assert "".join(contrast.tokens[start:stop]).strip() == subject
+
+
+def test_answers_that_part_within_a_character_are_called_by_the_vocabularys_names(
+    tokenizer: PreTrainedTokenizerBase,
+):
+    # U+4E00 and U+4E01 have their first two bytes in common.
+    contrast = only(build_contrasts([fact(true=" \u4e00", false=" \u4e01")], tokenizer))
+    assert contrast.true_token != contrast.false_token
+    assert contrast.true_token
+    assert contrast.false_token
 
 
 @pytest.mark.parametrize(

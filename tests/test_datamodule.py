@@ -9,11 +9,13 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from toys import word_tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from lit_attr.contrasts import ContrastBatch
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import UserError
+from lit_attr.module import AttributionModule
 
 ROWS = [
     {
@@ -97,6 +99,8 @@ def test_refuses_a_source_none_of_whose_rows_can_be_used():
 def test_refuses_sizes_below_one(setting: str):
     with pytest.raises(UserError, match=f"data.{setting}: 0 is less than 1"):
         CounterfactDataModule(ROWS, **{setting: 0})
+    with pytest.raises(UserError, match="data.num_workers: -1 is less than 0"):
+        CounterfactDataModule(ROWS, num_workers=-1)
 
 
 def test_leaves_out_what_is_done():
@@ -130,10 +134,52 @@ class StrangersModule(pl.LightningModule):
         return [(contrast.fact.id, contrast.step) for contrast in batch.contrasts]
 
 
+class AnotherModule(StrangersModule):
+    step = "divergence"
+
+
+def test_follows_the_module_it_runs_with(tokenizer: PreTrainedTokenizerBase):
+    """The usual loop over models: the next one has another tokenizer, another step, and no writer."""
+    data = CounterfactDataModule(iter(ROWS))
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    first = sum(trainer.predict(StrangersModule(tokenizer), datamodule=data), [])
+    words = word_tokenizer()
+    second = sum(trainer.predict(AnotherModule(words), datamodule=data), [])
+    assert {step for _, step in second} == {0} != {step for _, step in first}
+    assert data.contrasts[0].token_ids == tuple(words(ROWS[0]["prompt"]).input_ids)
+
+
+def test_a_module_that_names_no_tokenizer_is_told(tokenizer: PreTrainedTokenizerBase):
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    module = AttributionModule(model=GPT2LMHeadModel(GPT2Config(vocab_size=2000, n_layer=1, n_embd=8, n_head=1)))
+    with pytest.raises(UserError, match="data.tokenizer: AttributionModule names none to take; give one"):
+        trainer.predict(module, datamodule=CounterfactDataModule(ROWS))
+    assert trainer.predict(module, datamodule=CounterfactDataModule(ROWS, tokenizer))
+
+
+def test_refuses_a_tokenizer_larger_than_the_embedding(tokenizer: PreTrainedTokenizerBase):
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer) - 1, n_layer=1, n_embd=8, n_head=1))
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    size = len(tokenizer)
+    with pytest.raises(UserError, match=f"data.tokenizer: it has {size} tokens, but the model embeds {size - 1}"):
+        trainer.predict(
+            AttributionModule(model=model, tokenizer=tokenizer), datamodule=CounterfactDataModule(ROWS)
+        )
+
+
+def test_a_prompt_longer_than_the_models_positions_is_a_refused_row(tokenizer: PreTrainedTokenizerBase):
+    data = CounterfactDataModule([*ROWS, {**ROWS[0], "prompt": "The capital of Spain is " + "so " * 70}])
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    batches = trainer.predict(AttributionModule(), datamodule=data)
+    assert sum(len(batch.contrasts) for batch in batches) == len(ROWS)
+    assert [row.row for row in data.rejected] == [4]
+    assert "tokens, and the model has 64 positions" in data.rejected[0].reason
+
+
 def test_serves_a_module_that_is_not_ours(tokenizer: PreTrainedTokenizerBase):
     data = CounterfactDataModule(ROWS)
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
     found = sum(trainer.predict(StrangersModule(tokenizer), datamodule=data), [])
-    assert data.tokenizer is tokenizer
+    assert data.contrasts[0].token_ids == tuple(tokenizer(ROWS[0]["prompt"]).input_ids)
     assert {fact_id for fact_id, _ in found} == {0, 1, 2, 3}
     assert max(step for _, step in found) > 0

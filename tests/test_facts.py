@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lit_attr.errors import RowError, UserError
+from lit_attr.errors import UserError
 from lit_attr.facts import parse_fact, read_facts
 
 SPAIN = {
@@ -58,6 +58,31 @@ def test_adds_and_counts_missing_leading_spaces():
     assert table.spaces_added == 2
 
 
+def test_a_prompt_that_ends_in_a_space_needs_none_before_the_answer():
+    fact = parse_fact({**SPAIN, "prompt": "Spain: ", "target_true": "Madrid"}, 0)
+    assert fact.prompt + fact.target_true == "Spain: Madrid"
+
+
+def test_the_subject_is_a_whole_word_where_there_is_one():
+    fact = parse_fact({**SPAIN, "relation": None, "subject": " Ana ", "prompt": "Anatolia is home to Ana and"}, 0)
+    assert fact.subject == "Ana"
+    assert fact.subject_start == len("Anatolia is home to ")
+
+
+@pytest.mark.parametrize(("relation_id", "expected"), [(None, ""), (float("nan"), ""), (36, "36"), ("P36", "P36")])
+def test_takes_relations_as_tables_have_them(relation_id: object, expected: str):
+    assert parse_fact({**SPAIN, "relation_id": relation_id}, 0).relation_id == expected
+
+
+def test_refuses_columns_that_are_not_there():
+    with pytest.raises(UserError, match="data.columns: 'promt' is none of prompt, relation"):
+        read_facts([SPAIN], columns={"promt": "prompt"})
+    with pytest.raises(UserError, match="data.columns: there is no column 'question'; the columns are prompt"):
+        read_facts(
+            [{name: SPAIN[name] for name in ("prompt", "subject", "target_true")}], columns={"id": "question"}
+        )
+
+
 def test_takes_the_subject_where_the_template_has_it():
     row = {**SPAIN, "relation": "In Nice it is {} to", "prompt": "In Nice it is Nice to", "subject": "Nice"}
     assert parse_fact(row, 0).subject_start == len("In Nice it is ")
@@ -67,7 +92,15 @@ def test_takes_the_subject_where_the_template_has_it():
 
 @pytest.mark.parametrize(
     ("row", "expected"),
-    [({"id": "a/b"}, "a/b"), ({"id": "17"}, 17), ({"id": "017"}, "017"), ({"case_id": 3}, 3), ({"id": True}, 9)],
+    [
+        ({"id": "a/b"}, "a/b"),
+        ({"id": "17"}, 17),
+        ({"id": "017"}, "017"),
+        ({"case_id": 3}, 3),
+        ({"id": True}, 9),
+        ({"id": 17.0}, 17),
+        ({"id": 2**70}, str(2**70)),
+    ],
 )
 def test_takes_the_id_the_row_brings(row: dict, expected: int | str):
     assert parse_fact({**SPAIN, **row}, 9).id == expected
@@ -85,13 +118,15 @@ def test_takes_the_id_the_row_brings(row: dict, expected: int | str):
         ({"prompt": None, "relation": None}, "'prompt' is missing, and so is 'relation'"),
         ({"prompt": None, "relation": "The capital is"}, "'relation' has no {}"),
         ({"relation": 5}, "'relation' is int, not text"),
-        ({"relation_id": 5}, "'relation_id' is int, not text"),
+        ({"relation_id": ["P36"]}, "'relation_id' is list, not text"),
+        ({"prompt": "The capital of \ud800 Spain is"}, "'prompt' is not Unicode text"),
+        ({"id": "\ud800"}, "'id' is not Unicode text"),
     ],
 )
 def test_refuses_a_row_with_its_reason(change: dict, reason: str):
-    with pytest.raises(RowError) as refused:
-        parse_fact({**SPAIN, **change}, 0)
-    assert reason in str(refused.value)
+    table = read_facts([{**SPAIN, **change}])
+    assert not table.facts
+    assert reason in table.rejected[0].reason
 
 
 def test_goes_on_past_a_refused_row():

@@ -97,8 +97,18 @@ def test_refuses_an_output_that_is_not_the_write(model_type: str, component: str
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_takes_the_write_of_a_model_in_half_precision():
-    assert locate(small_model("llama").to(torch.bfloat16)).layers == (0, 1)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("component", ["mlp", "attention"])
+def test_tells_writes_from_others_in_half_precision(dtype: torch.dtype, component: str):
+    assert locate(small_model("llama").to(dtype), component=component).layers == (0, 1)
+    scaled = small_model("granite", embedding_multiplier=12.0, residual_multiplier=0.22).to(dtype)
+    with pytest.raises(UserError, match="is not what is added"):
+        locate(scaled, component=component)
+
+
+def test_takes_a_layer_that_writes_nothing(random_model: GPT2LMHeadModel):
+    torch.nn.init.zeros_(random_model.transformer.h[1].mlp.c_proj.weight)
+    assert locate(random_model).layers == (0, 1, 2)
 
 
 def test_names_what_a_block_has_when_it_has_no_mlp():

@@ -54,6 +54,26 @@ def test_names_a_folder_that_is_not_there(tmp_path: Path):
         load_tokenizer(missing)
 
 
+def test_refuses_a_checkpoint_that_lacks_weights(random_model: GPT2LMHeadModel, tmp_path: Path):
+    random_model.save_pretrained(tmp_path)
+    config = random_model.config
+    config.n_layer = 4
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"lacks 12 weights of its config, such as transformer.h.3"):
+        load_model(str(tmp_path))
+
+
+def test_refuses_a_revision_of_a_folder(model_folder: Path):
+    with pytest.raises(UserError, match="model.revision: 'v2' is for models on the hub"):
+        load_model(str(model_folder), revision="v2")
+
+
+def test_names_a_folder_that_holds_no_tokenizer(random_model: GPT2LMHeadModel, tmp_path: Path):
+    random_model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"data.tokenizer: "):
+        load_tokenizer(str(tmp_path))
+
+
 def test_names_a_folder_that_holds_no_model(tmp_path: Path):
     with pytest.raises(UserError, match=r"model.model_name: no model .* could be loaded .*save_pretrained"):
         load_model(str(tmp_path))

@@ -7,8 +7,9 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from accelerate import dispatch_model
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from lit_attr.attribution import AttributionBatch, attribute_batch
 from lit_attr.contrasts import Contrast, collate_contrasts
@@ -63,6 +64,13 @@ def test_configure_model_loads_once(model_folder: Path):
     assert module.location is location
 
 
+def test_mixed_precision_changes_no_number(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]):
+    module = AttributionModule(model=random_model)
+    mixed = predict(module, sample_contrasts[:4], precision="bf16-mixed")
+    plain = predict(module, sample_contrasts[:4])
+    torch.testing.assert_close(mixed[0][3:], plain[0][3:], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "16-true"])
 def test_the_trainers_precision_does_not_break_it(sample_contrasts: list[Contrast], precision: str):
     batches = predict(AttributionModule(dtype="bfloat16"), sample_contrasts[:4], precision=precision)
@@ -90,27 +98,27 @@ def test_identity_tells_models_and_settings_apart(model_folder: Path):
 
 
 def test_refuses_a_name_and_an_object_at_once(random_model: GPT2LMHeadModel):
-    with pytest.raises(UserError, match="model.model_name: a model object was given as well"):
+    with pytest.raises(
+        UserError, match="model.model_name: is for a model that is loaded here, and a model object was given"
+    ):
         AttributionModule("gpt2", model=random_model)
 
 
-def test_refuses_a_tokenizer_larger_than_the_embedding(
-    random_model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase
+def test_a_model_in_train_mode_scores_as_in_eval_mode(
+    random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]
 ):
-    random_model.resize_token_embeddings(len(tokenizer) - 1)
-    module = AttributionModule(model=random_model)
-    data = pl.LightningDataModule()
-    data.tokenizer = tokenizer
-    data.predict_dataloader = lambda: []
-    size = len(tokenizer)
-    with pytest.raises(
-        UserError, match=f"data.tokenizer: it has {size} tokens, but the model .* embeds {size - 1}"
-    ):
-        pl.Trainer(accelerator="cpu", **QUIET).predict(module, datamodule=data)
+    expected = AttributionModule(model=random_model).predict_step(collate_contrasts(sample_contrasts[:4]), 0)
+    random_model.train()
+    result = AttributionModule(model=random_model).predict_step(collate_contrasts(sample_contrasts[:4]), 0)
+    torch.testing.assert_close(result[3:], expected[3:], rtol=0, atol=0)
+    assert all(module.training for module in random_model.modules())
 
 
 def test_a_model_spread_over_devices_is_not_moved(model_folder: Path, sample_contrasts: list[Contrast]):
-    model = AutoModelForCausalLM.from_pretrained(model_folder, device_map={"": "cpu"})
-    batches = predict(AttributionModule(model=model), sample_contrasts[:4])
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
     plain = predict(AttributionModule(str(model_folder)), sample_contrasts[:4])
+    dispatch_model(model, {"transformer": "cpu", "lm_head": "cpu"}, main_device="cpu", force_hooks=True)
+    module = AttributionModule(model=model)
+    assert "language_model" not in dict(module.named_children())
+    batches = predict(module, sample_contrasts[:4])
     torch.testing.assert_close(batches[0].scores_sum_BLT, plain[0].scores_sum_BLT)

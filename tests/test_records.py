@@ -72,7 +72,7 @@ def test_only_finite_numbers_are_recorded(batch: AttributionBatch):
     assert finite.scores_l2_BLT.shape[0] == 1
     assert rejected[0].id == batch.contrasts[1].fact.id
     assert "a score or logit is not finite; model.dtype bfloat16" in rejected[0].reason
-    batch.logit_true_B[0] = torch.inf
+    batch.prob_true_B[0] = torch.nan
     finite, rejected = split_finite(batch)
     assert not finite.contrasts
     assert len(rejected) == 2

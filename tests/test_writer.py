@@ -10,12 +10,17 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import pytest
+import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
+from transformers import GPT2LMHeadModel
 
+from lit_attr.contrasts import Contrast, collate_contrasts
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import UserError
+from lit_attr.models import DEMO_MODEL
 from lit_attr.module import AttributionModule
 from lit_attr.sources import SAMPLE, open_rows
 from lit_attr.writer import AttributionWriter, _spread
@@ -145,6 +150,42 @@ def test_all_steps_have_a_record_each(tmp_path: Path):
     keys = [(example["id"], example["step"]) for example in examples(tmp_path)]
     assert len(keys) == len(set(keys)) > len(ROWS)
     assert {fact_id for fact_id, _ in keys} == set(range(len(ROWS)))
+
+
+def test_a_data_module_is_whole_again_without_the_writer(tmp_path: Path):
+    data = CounterfactDataModule(ROWS)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[AttributionWriter(str(tmp_path))])
+    trainer.predict(AttributionModule(), datamodule=data, return_predictions=False)
+    batches = pl.Trainer(accelerator="cpu", logger=False).predict(AttributionModule(), datamodule=data)
+    assert sum(len(batch.contrasts) for batch in batches) == len(ROWS)
+
+
+def test_an_id_that_comes_twice_stops_the_run(tmp_path: Path, sample_contrasts: list[Contrast]):
+    loader = DataLoader([sample_contrasts[0]] * 2, collate_fn=collate_contrasts)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[AttributionWriter(str(tmp_path))])
+    with pytest.raises(UserError, match="id 0, step 0, came twice in one run"):
+        trainer.predict(AttributionModule(), loader)
+    assert len(examples(tmp_path)) == 1
+
+
+def test_a_strangers_loader_is_gone_on_with_as_well(tmp_path: Path, sample_contrasts: list[Contrast]):
+    for contrasts in (sample_contrasts[:3], sample_contrasts[:5]):
+        loader = DataLoader(contrasts, batch_size=2, collate_fn=collate_contrasts)
+        trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[AttributionWriter(str(tmp_path))])
+        trainer.predict(AttributionModule(), loader)
+    assert sorted(example["id"] for example in examples(tmp_path)) == [0, 1, 2, 3, 4]
+
+
+def test_numbers_that_are_not_finite_are_refused_and_the_run_goes_on(
+    tmp_path: Path, random_model: GPT2LMHeadModel
+):
+    torch.nn.init.constant_(random_model.transformer.ln_f.weight, float("nan"))
+    trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[AttributionWriter(str(tmp_path))])
+    data = CounterfactDataModule(ROWS, DEMO_MODEL)
+    trainer.predict(AttributionModule(model=random_model), datamodule=data, return_predictions=False)
+    assert examples(tmp_path) == []
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["contrasts"], summary["rejected"]) == (0, len(ROWS))
 
 
 class StrangersModule(pl.LightningModule):

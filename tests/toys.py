@@ -1,12 +1,13 @@
-"""A model small enough to differentiate by hand."""
+"""A model small enough to differentiate by hand, and a tokenizer small enough to read off."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
 import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 
 class SquareMLP(nn.Module):
@@ -49,3 +50,20 @@ class ToyModel(PreTrainedModel):
         for block in self.blocks:
             hidden = block(hidden)
         return SimpleNamespace(logits=self.unembed(hidden))
+
+
+WORDS = ["<s>", "</s>", "The", "capital", "of", "Spain", "Costa", "Rica", "is", "New", "York", "Orleans", "City"]
+WORDS += ["Rome", "Paris", "Madrid", "Spainish", "[UNK]"]
+
+
+def word_tokenizer(template: str = "$A", merges: bool = False) -> PreTrainedTokenizerFast:
+    """One token a word, so that the expected ids can be read off; `merges` makes it see the whole text as one."""
+    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Replace("is Rome", "Spainish") if merges else normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="[UNK]"
+    )

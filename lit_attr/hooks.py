@@ -1,0 +1,49 @@
+"""What is done to a model while it is looked at, and undone afterwards, also after an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+# bitsandbytes, on CPUs with bfloat16 instructions, then packs 4-bit weights for a kernel that cannot go backward.
+NO_GRADIENT_IN_EVAL_MODE = ("Linear4bit",)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode, where it has a gradient in it: dropout would make scores random."""
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        module.training = type(module).__name__ in NO_GRADIENT_IN_EVAL_MODE
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No gradient for any parameter: only what lies above the lowest activation is put on the tape."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def first_tensor(output: Any) -> Tensor:
+    """What a module hands on: its output, or the first of several."""
+    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    return tensor
+
+
+def replace_first(output: Any, tensor: Tensor) -> Any:
+    """The same output with another tensor in that place."""
+    return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
