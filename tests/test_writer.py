@@ -154,8 +154,9 @@ def test_all_steps_have_a_record_each(tmp_path: Path):
 
 def test_a_data_module_is_whole_again_without_the_writer(tmp_path: Path):
     data = CounterfactDataModule(ROWS)
-    trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[AttributionWriter(str(tmp_path))])
-    trainer.predict(AttributionModule(), datamodule=data, return_predictions=False)
+    for _ in range(2):
+        trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[AttributionWriter(str(tmp_path))])
+        trainer.predict(AttributionModule(), datamodule=data, return_predictions=False)
     batches = pl.Trainer(accelerator="cpu", logger=False).predict(AttributionModule(), datamodule=data)
     assert sum(len(batch.contrasts) for batch in batches) == len(ROWS)
 
@@ -174,6 +175,8 @@ def test_a_strangers_loader_is_gone_on_with_as_well(tmp_path: Path, sample_contr
         trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[AttributionWriter(str(tmp_path))])
         trainer.predict(AttributionModule(), loader)
     assert sorted(example["id"] for example in examples(tmp_path)) == [0, 1, 2, 3, 4]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["contrasts"], summary["resumed"]) == (5, 3)
 
 
 def test_numbers_that_are_not_finite_are_refused_and_the_run_goes_on(
