@@ -160,11 +160,22 @@ def one_line(message: str) -> str:
 
 
 def _quieten() -> None:
-    """Drops what Lightning says of every run and what our own sampler already sees to."""
+    """Drops what libraries say of every run, of what our own loader sees to, or once for each layer and batch."""
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
     warnings.filterwarnings("ignore", message="`isinstance\\(treespec, LeafSpec\\)` is deprecated")
     warnings.filterwarnings("ignore", message="The 'predict_dataloader' does not have many workers")
     warnings.filterwarnings("ignore", message="Total length of `DataLoader` across ranks is zero")
+    # Each retry of a hub that cannot be reached; the error in the end says it.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )
+    said: set[str] = set()
+
+    def not_said_before(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        new = message not in said
+        said.add(message)
+        return new
+
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(not_said_before)

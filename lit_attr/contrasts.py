@@ -35,7 +35,7 @@ class Contrast(NamedTuple):
         subject_span: First token of the subject and the one after its last.
         true_token_id: The true answer's token at the step.
         false_token_id: The false answer's token at the step.
-        true_token: Its text; its name in the vocabulary where the two texts are the same or one is empty.
+        true_token: Its text; its name in the vocabulary where the two differ only within a character.
         false_token: Likewise.
     """
 
@@ -49,6 +49,11 @@ class Contrast(NamedTuple):
     false_token_id: int
     true_token: str
     false_token: str
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether the two tokens differ; with `all` steps they need not."""
+        return self.true_token_id != self.false_token_id
 
     @property
     def key(self) -> ContrastKey:
@@ -224,11 +229,10 @@ def _contrasts_of(
     span = _subject_span(fact, prompt)
     for k in range(shared) if step == "all" else (divergence,):
         length = width + k
-        # Answers that part within a character have the same text there, or none: then their names tell them apart.
-        texts = with_true.texts[length], with_false.texts[length]
-        true_token, false_token = (
-            texts if len({*texts, ""}) == 3 else (with_true.names[length], with_false.names[length])
-        )
+        true_token, false_token = with_true.texts[length], with_false.texts[length]
+        if true_ids[k] != false_ids[k] and (true_token == false_token or not true_token or not false_token):
+            # Answers that part within a character: only the vocabulary's names tell the tokens apart.
+            true_token, false_token = with_true.names[length], with_false.names[length]
         yield Contrast(
             fact=fact,
             step=k,

@@ -94,7 +94,7 @@ class CounterfactDataModule(pl.LightningDataModule):
             rows = open_rows(self.source, split=self.split)
             table = read_facts(rows, relation_ids=self.relation_ids, limit=self.limit, columns=self.columns)
             if table.spaces_added:
-                rank_zero_info(f"{table.spaces_added} facts had an answer without its leading space: added.")
+                rank_zero_info(f"Answers without a leading space got one, in {table.spaces_added} of the facts.")
             self._table = table
         # What it runs with: a module that names its tokenizer and knows its model's bounds, another one, or none.
         module = self.trainer.lightning_module if self.trainer is not None else None
@@ -109,7 +109,8 @@ class CounterfactDataModule(pl.LightningDataModule):
         tokenizer: PreTrainedTokenizerBase | str = source
         if isinstance(tokenizer, str):
             trust = getattr(module, "trust_remote_code", False)
-            tokenizer = load_tokenizer(tokenizer, revision=revision, trust_remote_code=trust)
+            setting = "data.tokenizer" if self.tokenizer is not None else "model.model_name"
+            tokenizer = load_tokenizer(tokenizer, revision=revision, trust_remote_code=trust, setting=setting)
         self.contrasts, rejected = build_contrasts(self._table.facts, tokenizer, step=step)
         self._refuse_rejected(self._table.rejected + rejected)
         _check_vocabulary(tokenizer, getattr(module, "vocabulary_size", None))

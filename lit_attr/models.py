@@ -82,9 +82,15 @@ def load_model(
 
 
 def load_tokenizer(
-    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False, setting: str = "data.tokenizer"
 ) -> PreTrainedTokenizerBase:
     """Loads a tokenizer by hub name or from a local folder.
+
+    Args:
+        name: Hub name or local folder.
+        revision: Branch, tag or commit on the hub.
+        trust_remote_code: Whether code that comes with the tokenizer may run.
+        setting: What to name where it cannot be loaded: the setting that the name came from.
 
     Raises:
         UserError: There is no such tokenizer.
@@ -92,7 +98,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a loader or the code that comes with a tokenizer may raise
-        raise UserError(_not_loaded("data.tokenizer", "tokenizer", name, error)) from error
+        raise UserError(_not_loaded(setting, "tokenizer", name, error)) from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise UserError(f"data.tokenizer: {name} holds no vocabulary; name the model's tokenizer")
     return cast(PreTrainedTokenizerBase, tokenizer)

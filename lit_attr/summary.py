@@ -46,7 +46,7 @@ class RunSummary:
             [contrast.subject_span for contrast in contrasts],
             batch.logit_true_B - batch.logit_false_B,
             batch.rank_true_B,
-            [contrast.true_token_id != contrast.false_token_id for contrast in contrasts],
+            [contrast.told_apart for contrast in contrasts],
         )
 
     def add_record(self, record: Mapping[str, Any]) -> None:
@@ -123,7 +123,7 @@ def describe(folder: Path, *, pictures: bool) -> str:
     found = "; ".join(f"layer {layer} at {role} {score:+.3f}" for score, layer, role in strongest)
     lines = [
         f"contrasts: {summary['contrasts']} ({summary['resumed']} from an earlier run), rows refused: "
-        f"{summary['rejected']}",
+        f"{summary['rejected']}" + (f" (reasons: {folder / 'rejected.jsonl'})" if summary["rejected"] else ""),
         f"contrast accuracy (true answer above the false one): {_percent(summary['contrast_accuracy'])}",
         f"known facts (true answer above every other token): {_percent(summary['known_share'])}",
         f"strongest mean scores, in logits: {found}",

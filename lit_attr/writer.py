@@ -99,7 +99,9 @@ class AttributionWriter(BasePredictionWriter):
         self._refuse_repeated(finite)
         self.folder.write_batch(finite)
         summary.add_batch(finite)
-        for row in self._rows_to_draw(trainer, len(finite.contrasts), batch_idx, dataloader_idx):
+        worth_drawing = [row for row, contrast in enumerate(finite.contrasts) if contrast.told_apart]
+        for place in self._rows_to_draw(trainer, len(worth_drawing), batch_idx, dataloader_idx):
+            row = worth_drawing[place]
             contrast = finite.contrasts[row]
             _log_image(trainer, f"facts/{_tag(contrast.fact.id)}-{contrast.step}", _fact_image(finite, row))
 
@@ -125,7 +127,8 @@ class AttributionWriter(BasePredictionWriter):
         record["resumed"] = len(self._done)
         record["seconds"] = time.perf_counter() - self._started
         write_json(self.folder.summary, record)
-        if record["contrasts"] and _tensorboards(trainer):
+        # An earlier run has drawn it where this one had nothing left to do.
+        if record["contrasts"] and self._written and _tensorboards(trainer):
             _log_image(trainer, "profile/role_by_layer", _profile_image(record))
 
     def _open(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Collection[ContrastKey]:
@@ -222,7 +225,7 @@ def _fact_image(batch: AttributionBatch, row: int) -> Image.Image:
         tokens=contrast.tokens,
         subject_span=contrast.subject_span,
         title=f"{fact.prompt} → {fact.target_true.strip()} / {fact.target_false.strip()}",
-        subtitle=f"logit difference {compared}: {logit_diff:+.2f} · "
+        subtitle=f"logit difference {compared}: {f'{logit_diff:+.2f}'.replace('-', '−')} · "
         f"{_component_name(batch.component)} gradient × activation",
     )
 
