@@ -88,9 +88,10 @@ def parse_fact(row: Mapping[str, Any], row_number: int) -> Fact:
     target_false = continuation(prompt, _text(flat, "target_false"))
     if target_true == target_false:
         raise RowError(f"the true and the false answer are both {target_true!r}")
+    fact_id = row_id(flat, row_number)
     return Fact(
         row=row_number,
-        id=row_id(flat, row_number),
+        id=fact_id if isinstance(fact_id, int) else _unicode(fact_id, "id"),
         prompt=prompt,
         subject=subject.strip(),
         subject_start=subject_start,
@@ -132,7 +133,6 @@ def read_facts(
                 continue
             taken += 1
             fact = parse_fact(flat, row_number)
-            _text({"id": str(fact.id)}, "id")
             if fact.id in seen_ids:
                 raise RowError(f"the id {fact.id!r} stands in an earlier row")
         except RowError as error:
@@ -193,6 +193,10 @@ def _text(row: Mapping[str, Any], column: str) -> str:
         raise RowError(f"{column!r} is {type(value).__name__}, not text")
     if not value.strip():
         raise RowError(f"{column!r} is empty")
+    return _unicode(value, column)
+
+
+def _unicode(value: str, column: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:

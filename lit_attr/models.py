@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,7 +21,7 @@ from lit_attr.errors import UserError
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 Quantization = Literal["8bit", "4bit"]
 
-DEMO_MODEL = str(Path(str(files("lit_attr"))) / "assets" / "demo_model")
+DEMO_MODEL = str(Path(__file__).parent / "assets" / "demo_model")
 
 
 def load_model(
@@ -100,7 +99,7 @@ def load_tokenizer(
     except Exception as error:  # whatever a loader or the code that comes with a tokenizer may raise
         raise UserError(_not_loaded(setting, "tokenizer", name, error)) from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise UserError(f"data.tokenizer: {name} holds no vocabulary; name the model's tokenizer")
+        raise UserError(f"{setting}: the tokenizer of {name} holds no vocabulary; name one by data.tokenizer")
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 

@@ -7,7 +7,6 @@ import gzip
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,9 +15,8 @@ from lit_attr.errors import UserError
 Row = Mapping[str, Any]
 
 SAMPLE = "sample"
-SAMPLE_FILE = Path(str(files("lit_attr"))) / "assets" / "sample_facts.jsonl"
-TEXT_SUFFIXES = (".json", ".jsonl", ".csv")
-FILE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
+SAMPLE_FILE = Path(__file__).parent / "assets" / "sample_facts.jsonl"
+FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 
 def open_rows(source: str | Iterable[Row], *, split: str | None = None) -> Iterable[Row]:
@@ -62,7 +60,6 @@ def _file_rows(path: Path) -> Iterator[Row]:
         if suffix == ".parquet":
             yield from _parquet_rows(path)
         else:
-            # newline="" is what csv asks for; JSON does not mind.
             with _open_text(path) as stream:
                 yield from _TEXT_READERS[suffix](stream, path)
     except UnicodeDecodeError as error:
@@ -74,6 +71,7 @@ def _file_rows(path: Path) -> Iterator[Row]:
 
 
 def _open_text(path: Path) -> TextIO:
+    # newline="" is what csv asks for; JSON does not mind.
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open(encoding="utf-8-sig", newline="")

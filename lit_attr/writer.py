@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,8 @@ class AttributionWriter(BasePredictionWriter):
         """Lets the data module leave out what an earlier run has done."""
         super().setup(trainer, pl_module, stage)
         self._done, self._written, self._summary = None, set(), None
-        datamodule = getattr(trainer, "datamodule", None)
-        if datamodule is not None and hasattr(datamodule, "find_done"):
-            # Asked later: whether an earlier run is of the same settings shows only when the model is loaded.
-            datamodule.find_done = lambda: self._open(trainer, pl_module)
+        # Asked later: whether an earlier run is of the same settings shows only when the model is loaded.
+        _let_leave_out(trainer, lambda: self._open(trainer, pl_module))
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Opens the folder, where no data module has asked for it."""
@@ -107,9 +105,7 @@ class AttributionWriter(BasePredictionWriter):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Writes the summary. Every process comes here, also one that had nothing to do, unless the run failed."""
-        datamodule = getattr(trainer, "datamodule", None)
-        if datamodule is not None and hasattr(datamodule, "find_done"):
-            datamodule.find_done = None
+        _let_leave_out(trainer, None)
         if stage != "predict" or self._done is None:
             return
         # A process without a batch does not know the layers; the first process has a batch if any has.
@@ -135,10 +131,8 @@ class AttributionWriter(BasePredictionWriter):
         """Makes the folder ready, once, and tells what is done in it."""
         if self._done is not None:
             return self._done
-        settings = {
-            "model": _identity(pl_module),
-            "data": _identity(getattr(trainer, "datamodule", None)),
-        }
+        datamodule = _datamodule(trainer)
+        settings = {"model": _identity(pl_module), "data": _identity(datamodule)}
         self._done = set()
         if not self.overwrite:
             self.folder.check(settings)
@@ -150,7 +144,7 @@ class AttributionWriter(BasePredictionWriter):
         if trainer.is_global_zero:
             if self.overwrite:
                 self.folder.move_aside()
-            self.folder.open(settings, getattr(getattr(trainer, "datamodule", None), "rejected", ()))
+            self.folder.open(settings, getattr(datamodule, "rejected", ()))
         self._started = time.perf_counter()
         return self._done
 
@@ -190,6 +184,18 @@ class AttributionWriter(BasePredictionWriter):
 def _spread(total: int, place: int, places: int) -> int:
     """How many of `total` things fall on one of `places`, when they are dealt out evenly."""
     return (place + 1) * total // places - place * total // places
+
+
+def _datamodule(trainer: pl.Trainer) -> pl.LightningDataModule | None:
+    # A Trainer that was given loaders has no such attribute.
+    return getattr(trainer, "datamodule", None)
+
+
+def _let_leave_out(trainer: pl.Trainer, find_done: Callable[[], Collection[ContrastKey]] | None) -> None:
+    """Tells a data module that can leave contrasts out how to find which; None ends it."""
+    datamodule = _datamodule(trainer)
+    if datamodule is not None and hasattr(datamodule, "find_done"):
+        datamodule.find_done = find_done
 
 
 def _identity(part: object) -> dict[str, Any]:
