@@ -187,7 +187,7 @@ def _spread(total: int, place: int, places: int) -> int:
 
 
 def _datamodule(trainer: pl.Trainer) -> pl.LightningDataModule | None:
-    # A Trainer that was given loaders has no such attribute.
+    # A Trainer sets the attribute, but its type does not declare it.
     return getattr(trainer, "datamodule", None)
 
 
