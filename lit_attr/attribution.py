@@ -21,18 +21,18 @@ from lit_attr.locate import Location, max_positions, token_embedding
 
 
 class AttributionBatch(NamedTuple):
-    """The scores of a batch, detached. Padding scores 0.
+    """The scores of a batch, detached. Padding scores 0. Numbers are float32; float64 where the model is.
 
     Attributes:
         contrasts: What was attributed, in the order of the rows.
         layers: The layer index of each place on the layer axis.
         component: What the scores are of: `mlp`, `attention`, `block` or a module path.
-        scores_sum_BLT: float32, logits. Σ_h a·g: the signed score.
-        scores_l2_BLT: float32, logits. The l2 norm over h of a·g.
-        logit_true_B: float32.
-        logit_false_B: float32.
-        prob_true_B: float32, softmax over the vocabulary.
-        prob_false_B: float32.
+        scores_sum_BLT: logits. Σ_h a·g: the signed score.
+        scores_l2_BLT: logits. The l2 norm over h of a·g.
+        logit_true_B: The true answer's logit.
+        logit_false_B: The false answer's logit.
+        prob_true_B: Softmax over the vocabulary.
+        prob_false_B: Likewise.
         rank_true_B: int64, how many tokens are more likely than the true one.
     """
 
@@ -93,7 +93,8 @@ def attribute_batch(
         stack.enter_context(frozen(model))
         activations = stack.enter_context(_recorded(location.modules))
         stack.enter_context(_only_last_logits(model, batch.last_B))
-        logits_BV = model(input_ids=batch.token_ids_BT, use_cache=False).logits[:, 0].float()
+        logits_BV = model(input_ids=batch.token_ids_BT, use_cache=False).logits[:, 0]
+        logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
         true_ids_B = batch.true_token_ids_B.to(logits_BV.device)
         false_ids_B = batch.false_token_ids_B.to(logits_BV.device)
         logit_true_B = _pick(logits_BV, true_ids_B)
@@ -101,7 +102,7 @@ def attribute_batch(
         # Rows do not meet in the model, so the gradient of the sum holds each row's own gradient.
         gradients = torch.autograd.grad((logit_true_B - logit_false_B).sum(), activations)
     with torch.no_grad():
-        scores = [_scores_BT(a, g) for a, g in zip(activations, gradients, strict=True)]
+        scores = [_scores_BT(a, g, batch.token_ids_BT.shape) for a, g in zip(activations, gradients, strict=True)]
         probs_BV = logits_BV.softmax(-1)
         return AttributionBatch(
             contrasts=batch.contrasts,
@@ -122,9 +123,12 @@ def _pick(values_BV: Tensor, ids_B: Tensor) -> Tensor:
     return values_BV.gather(1, ids_B[:, None])[:, 0]
 
 
-def _scores_BT(activation_BTH: Tensor, gradient_BTH: Tensor) -> tuple[Tensor, Tensor]:
-    # In float32, also for a half-precision model: the products of small numbers underflow there.
-    product_BTH = activation_BTH.detach().float() * gradient_BTH.float()
+def _scores_BT(activation: Tensor, gradient: Tensor, rows_and_tokens: torch.Size) -> tuple[Tensor, Tensor]:
+    # In float32 at least: in half precision the products of small numbers underflow.
+    wide = torch.promote_types(activation.dtype, torch.float32)
+    product = activation.detach().to(wide) * gradient.to(wide)
+    # Some modules take the tokens of all rows in one axis.
+    product_BTH = product.reshape(*rows_and_tokens, -1)
     return product_BTH.sum(-1), torch.linalg.vector_norm(product_BTH, dim=-1)
 
 

@@ -40,10 +40,12 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 def first_tensor(output: Any) -> Tensor:
     """What a module hands on: its output, or the first of several."""
-    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    tensor: Tensor = output[0] if isinstance(output, (tuple, list)) else output
     return tensor
 
 
 def replace_first(output: Any, tensor: Tensor) -> Any:
     """The same output with another tensor in that place."""
+    if isinstance(output, list):
+        return [tensor, *output[1:]]
     return (tensor, *output[1:]) if isinstance(output, tuple) else tensor

@@ -5,18 +5,16 @@ No other file knows how an architecture names its parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
-from typing import Any, NamedTuple, cast
+import re
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from lit_attr.errors import UserError
-from lit_attr.hooks import evaluating, first_tensor, replace_first
-
-Hook = tuple[nn.Module, Callable[..., Any]]
+from lit_attr.hooks import evaluating, frozen
+from lit_attr.selftest import ROWS, TOKENS, BlockCall, Recording, are_all, is_added, record
 
 # What the field's implementations call the two sublayers of a decoder block.
 COMPONENT_NAMES = {
@@ -31,44 +29,64 @@ class Location(NamedTuple):
     Attributes:
         layers: Layer indices from 0, in ascending order.
         modules: The module of each of these layers whose output is the component's write.
+        paths: The dotted path of each of these modules from the model.
     """
 
     layers: tuple[int, ...]
     modules: tuple[nn.Module, ...]
+    paths: tuple[str, ...]
 
 
 def locate(
-    model: PreTrainedModel, *, layers: Sequence[int] | int | str = "all", component: str = "mlp"
+    model: PreTrainedModel,
+    *,
+    layers: Sequence[int] | int | str = "all",
+    component: str = "mlp",
+    self_test: bool = True,
 ) -> Location:
     """Finds the modules whose outputs are attributed to.
+
+    The write of `mlp` or `attention` is what that part of a block adds to the residual stream. Where the output of
+    its module is something else, it is that of a module which runs after it (the norm in Gemma 2), or else of the
+    last one inside it (the projection in Bloom, which adds the residual itself). The first that passes the
+    self-test is taken.
 
     Args:
         model: A causal language model.
         layers: `all`, one layer or several; negative ones count from the top.
         component: `mlp`, `attention`, `block`, or a dotted path from the model with `{layer}` in it.
+        self_test: Whether to run the model over a few tokens, to find the write and to refuse what would give
+            wrong scores. Without it the component's module is taken as it stands.
 
     Raises:
-        UserError: A layer is out of range, or the component is not found, or its module's output turns out not to
-            be what is added to the residual stream.
+        UserError: A layer is out of range, the component is not found, or the self-test fails.
     """
-    blocks = _decoder_blocks(model)
-    chosen = resolve_layers(layers, len(blocks))
-    if "{layer}" in component:
-        paths = [component.replace("{layer}", str(layer)) for layer in chosen]
-        return Location(chosen, tuple(_submodule(model, path) for path in paths))
-    if component == "block":
-        return Location(chosen, tuple(blocks[layer] for layer in chosen))
-    if component not in COMPONENT_NAMES:
+    by_path = "{layer}" in component
+    if not by_path and component not in (*COMPONENT_NAMES, "block"):
         known = ", ".join((*COMPONENT_NAMES, "block"))
         raise UserError(f"model.component: {component!r} is none of {known}, nor a path with {{layer}} in it")
-    location = Location(chosen, tuple(_component(blocks[layer], component) for layer in chosen))
-    for layer, written in zip(chosen, _outputs_are_writes(model, blocks, location), strict=True):
-        if not written:
+    stack = component.partition(".{layer}")[0] if by_path else _decoder_stack(model)
+    blocks = list(_submodule(model, stack).children())
+    chosen = resolve_layers(layers, len(blocks))
+    with evaluating(model), frozen(model):
+        recording = record(model, [] if by_path else blocks) if self_test else None
+        if recording is not None and recording.looks_ahead:
             raise UserError(
-                f"model.component: in layer {layer} of this {model.config.model_type} model the output of the "
-                f"{component} module is not what is added to the residual stream, so its scores would be wrong; "
-                "use block, or a path with {layer} in it"
+                "model.model_name: this model lets a token see those after it, so it is no causal language model, "
+                "and padding would change its scores; attribute to another one"
             )
+        if by_path:
+            modules = [_submodule(model, component.replace("{layer}", str(layer))) for layer in chosen]
+        elif component == "block":
+            modules = [blocks[layer] for layer in chosen]
+        elif recording is None:
+            modules = [_named_child(model, blocks[layer], component) for layer in chosen]
+        else:
+            modules = [_write(model, _only_call(recording, blocks[layer], layer), component) for layer in chosen]
+    names = {module: name for name, module in model.named_modules()}
+    location = Location(chosen, tuple(modules), tuple(names[module] for module in modules))
+    if recording is not None:
+        _refuse_unreadable(location, recording)
     return location
 
 
@@ -96,120 +114,145 @@ def token_embedding(model: PreTrainedModel) -> nn.Embedding:
 
 def max_positions(model: PreTrainedModel) -> int | None:
     """How many tokens a context may have, where the model has a bound."""
-    bound: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config = model.config.get_text_config()
+    bound: int | None = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     return bound
 
 
-def _decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
-    count = model.config.get_text_config().num_hidden_layers
-    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
-    blocks = [stack for stack in stacks if any(_children(block, "attention") for block in stack)]
-    if len(blocks) != 1:
+def _decoder_stack(model: PreTrainedModel) -> str:
+    """The path of the list of decoder blocks: the outermost one with as many items as the config says layers."""
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    stacks: dict[str, nn.ModuleList] = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    }
+    outermost = {
+        name: module
+        for name, module in stacks.items()
+        if not any(name.startswith(f"{other}.") for other in stacks)
+    }
+    if len(outermost) > 1:
+        # Beside the text decoder, a tower for pictures or a list of norms can happen to be as long.
+        outermost = {
+            name: module
+            for name, module in outermost.items()
+            if all(_named_children(block, "attention") for block in module)
+        }
+    if len(outermost) != 1:
         raise UserError(
-            f"model.component: {type(model).__name__} has {len(blocks)} stacks of {count} attention blocks, "
-            f"not one; give a path with {{layer}} in it, such as one of {', '.join(_list_paths(model))}"
+            f"model.component: {type(model).__name__} has {len(outermost)} lists of modules that could be its "
+            f"decoder blocks, not one; {_name_a_path(model)}"
         )
-    return blocks[0]
+    (name,) = outermost
+    return name
 
 
-def _children(block: nn.Module, component: str) -> list[nn.Module]:
+def _only_call(recording: Recording, block: nn.Module, layer: int) -> BlockCall:
+    calls = [call for call in recording.calls if call.block is block]
+    if len(calls) != 1:
+        raise UserError(f"model.layers: layer {layer} runs {len(calls)} times in a forward pass; leave it out")
+    return calls[0]
+
+
+def _write(model: nn.Module, call: BlockCall, component: str) -> nn.Module:
+    """The module of a block whose output is what the component adds to the residual stream."""
+    mlp = _mlp_write(call)
+    write = mlp if component == "mlp" else _attention_write(call, mlp)
+    if write is not None:
+        return write
+    why = (
+        f"neither the output of its {component} module nor any other's in its place is what it adds to the "
+        "residual stream, so scores would be wrong"
+        if _named_children(call.block, component)
+        else f"none of its modules is known to be its {component}"
+    )
+    raise UserError(
+        f"model.component: {type(call.block).__name__} is not understood: {why}; "
+        f"take block, or {_name_a_path(model, call.block)}"
+    )
+
+
+def _mlp_write(call: BlockCall) -> nn.Module | None:
+    named = _named_children(call.block, "mlp")
+    for module in _candidates(call, "mlp"):
+        if is_added(call, module, silent=()):
+            # Any other than the MLP itself may be only a part of what it writes.
+            attention = None if module in named else _attention_write(call, module)
+            if module in named or (attention is not None and are_all(call, (module, attention))):
+                return module
+    return None
+
+
+def _attention_write(call: BlockCall, mlp: nn.Module | None) -> nn.Module | None:
+    named = _named_children(call.block, "attention")
+    # An MLP that comes after answers to what attention writes.
+    silent = () if mlp is None else (mlp,)
+    for module in _candidates(call, "attention"):
+        if is_added(call, module, silent) and (module in named or are_all(call, (module, *silent))):
+            return module
+    return None
+
+
+def _candidates(call: BlockCall, component: str) -> list[nn.Module]:
+    """The modules at which the write may be read, the likeliest first."""
+    named = _named_children(call.block, component)
+    others = {
+        child for other in COMPONENT_NAMES if other != component for child in _named_children(call.block, other)
+    }
+    children = [module for module in call.writers if module in set(call.block.children()) - others]
+    if not named and component == "mlp":
+        # OPT's projections lie in the block itself. What writes last runs last.
+        return children[::-1]
+    if len(named) != 1 or named[0] not in children:
+        return []
+    inside = [module for module in call.writers if module in set(named[0].modules()) - set(named)]
+    return children[children.index(named[0]) :] + inside[::-1]
+
+
+def _named_children(block: nn.Module, component: str) -> list[nn.Module]:
     return [child for name, child in block.named_children() if name in COMPONENT_NAMES[component]]
 
 
-def _component(block: nn.Module, component: str) -> nn.Module:
-    found = _children(block, component)
-    if len(found) != 1:
-        names = ", ".join(name for name, _ in block.named_children())
-        raise UserError(
-            f"model.component: {type(block).__name__} has no single {component} module; it has {names}; "
-            "give a path with {layer} in it"
-        )
-    return found[0]
-
-
-@torch.no_grad()
-def _outputs_are_writes(model: PreTrainedModel, blocks: nn.ModuleList, location: Location) -> list[bool]:
-    """Whether a module's output is the very thing its block adds to the residual stream, layer by layer.
-
-    Setting it to zero must then take just that off the block's output, and leave something there. It does not
-    where a norm or a factor comes after the module (Gemma 2, OLMo 2, Granite), nor where the module adds the
-    residual itself (Bloom, MPT). Three forward passes over four tokens serve for all layers. In the second and
-    third each block gets its input of the first, made as small as the write, and its other sublayer writes zero:
-    rounding in half precision would hide the write beside larger numbers. In the third, so does the module.
-    """
-    chosen = [blocks[layer] for layer in location.layers]
-    pairs = list(zip(chosen, location.modules, strict=True))
-    others = [
-        m for block in chosen for c in COMPONENT_NAMES for m in _children(block, c) if m not in location.modules
-    ]
-    inputs: dict[nn.Module, Tensor] = {}
-    outputs: dict[nn.Module, Tensor] = {}
-    zeroed: dict[nn.Module, Tensor] = {}
-
-    def keep_input(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs[block] = (args or (kwargs["hidden_states"],))[0].clone()
-
-    def give_input(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return (inputs[block], *args[1:]), {name: kwargs[name] for name in kwargs if name != "hidden_states"}
-
-    def keep_output(module: nn.Module, _: Any, output: Any) -> None:
-        outputs[module] = first_tensor(output).clone()
-
-    def keep_zeroed(block: nn.Module, _: Any, output: Any) -> None:
-        zeroed[block] = first_tensor(output).clone()
-
-    def give_zero(_: nn.Module, __: Any, output: Any) -> Any:
-        return replace_first(output, torch.zeros_like(first_tensor(output)))
-
-    with evaluating(model):
-        _run(
-            model,
-            [(block, keep_input) for block in chosen],
-            [(module, keep_output) for module in location.modules],
-        )
-        silent = {module for module in location.modules if not outputs[module].any()}
-        for block, module in pairs:
-            inputs[block] *= (outputs[module].abs().max() / inputs[block].abs().max()).clamp(max=1)
-        smaller, alone = [(block, give_input) for block in chosen], [(module, give_zero) for module in others]
-        _run(model, smaller, [*alone, *((module, keep_output) for module in (*chosen, *location.modules))])
-        zeroing = [(module, give_zero) for module in location.modules]
-        _run(model, smaller, [*alone, *zeroing, *((block, keep_zeroed) for block in chosen)])
-    # A layer that writes nothing scores nothing, whatever comes after it.
-    return [m in silent or _is_write(outputs[m], outputs[block], zeroed[block]) for block, m in pairs]
-
-
-def _run(model: PreTrainedModel, on_input: Iterable[Hook], on_output: Iterable[Hook]) -> None:
-    embedding = token_embedding(model)
-    device = embedding.weight.device if not embedding.weight.is_meta else None
-    with ExitStack() as hooks:
-        for module, input_hook in on_input:
-            hooks.callback(module.register_forward_pre_hook(input_hook, with_kwargs=True).remove)
-        for module, output_hook in on_output:
-            hooks.callback(module.register_forward_hook(output_hook).remove)
-        model(input_ids=torch.arange(1, 5, device=device)[None] % embedding.num_embeddings, use_cache=False)
-
-
-def _is_write(write: Tensor, clean: Tensor, zeroed: Tensor) -> bool:
-    if write.shape != clean.shape:
-        return False
-    size, rounding = write.abs().max(), 4 * torch.finfo(clean.dtype).eps * clean.abs().max()
-    off = (clean.float() - zeroed.float() - write.float()).abs().max()
-    return bool(off <= 0.01 * size + rounding < 0.25 * size and zeroed.abs().max() > rounding)
+def _named_child(model: nn.Module, block: nn.Module, component: str) -> nn.Module:
+    named = _named_children(block, component)
+    if len(named) != 1:
+        what = f"{type(block).__name__} has no single {component} module"
+        raise UserError(f"model.component: {what}; {_name_a_path(model, block)}")
+    return named[0]
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module:
     try:
         return model.get_submodule(path)
     except AttributeError as error:
-        raise UserError(
-            f"model.component: this model has no module {path}; layer 0 has {', '.join(_list_paths(model))}"
-        ) from error
+        raise UserError(f"model.component: this model has no module {path}; {_name_a_path(model)}") from error
 
 
-def _list_paths(model: nn.Module) -> list[str]:
-    """The modules of the first layer of every stack, as paths with `{layer}`."""
-    return [
-        ".".join("{layer}" if part == "0" else part for part in name.split("."))
-        for name, _ in model.named_modules()
-        if name.split(".").count("0") == 1
-    ]
+def _name_a_path(model: nn.Module, block: nn.Module | None = None) -> str:
+    """The mend where a component is not found: the paths there are, in a block or in the first of every list."""
+    inside = set(model.modules() if block is None else block.modules()) - {block}
+    paths = (
+        re.sub(r"(^|\.)\d+(?=\.|$)", r"\1{layer}", name)
+        for name, module in model.named_modules()
+        if module in inside and len(re.findall(r"(?:^|\.)\d+(?=\.|$)", name)) == 1
+    )
+    listed = ", ".join(dict.fromkeys(paths))
+    return f"name a module by its path, as in --model.component 'PATH', of {listed}"
+
+
+def _refuse_unreadable(location: Location, recording: Recording) -> None:
+    """Refuses a module that does not give one vector for each token, once."""
+    for module, path in zip(location.modules, location.paths, strict=True):
+        shapes = recording.shapes.get(module, [])
+        if len(shapes) != 1:
+            raise UserError(
+                f"model.component: {path} gives out {len(shapes)} tensors in a forward pass, not one; "
+                "name a module that runs once"
+            )
+        if shapes[0][:2] != (ROWS, TOKENS) and shapes[0][:1] != (ROWS * TOKENS,):
+            raise UserError(
+                f"model.component: the output of {path} is of shape {list(shapes[0])} for {ROWS} rows of {TOKENS} "
+                "tokens, not one vector for each token; name another module, or take the model without what adds "
+                "tokens to its input"
+            )

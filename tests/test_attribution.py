@@ -6,14 +6,15 @@ import math
 
 import pytest
 import torch
+from architectures import contrast_of
 from captum.attr import LayerGradientXActivation
+from peers import alike_in_length, inseq_scores
 from toys import ToyModel
 from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_attr.attribution import AttributionBatch, attribute_batch
 from lit_attr.contrasts import Contrast, ContrastBatch, collate_contrasts
 from lit_attr.errors import UserError
-from lit_attr.facts import Fact
 from lit_attr.locate import Location, locate
 
 
@@ -22,16 +23,11 @@ def attribute(model: PreTrainedModel, contrasts: list[Contrast], **where) -> Att
 
 
 def toy_batch(rows: list[tuple[int, ...]]) -> ContrastBatch:
-    fact = Fact(0, 0, "a b", "a", 0, " true", " false", "")
-    contrasts = [
-        Contrast(fact, 0, ids, ("a",) * len(ids), ("last",) * len(ids), (0, 1), 0, 1, "true", "false")
-        for ids in rows
-    ]
-    return collate_contrasts(contrasts)
+    return collate_contrasts([contrast_of(ids, true_token_id=0, false_token_id=1) for ids in rows])
 
 
 def toy_location(model: ToyModel) -> Location:
-    return Location((0, 1), tuple(block.mlp for block in model.blocks))
+    return Location((0, 1), tuple(block.mlp for block in model.blocks), ("blocks.0.mlp", "blocks.1.mlp"))
 
 
 def test_equals_a_network_differentiated_by_hand():
@@ -96,41 +92,19 @@ def test_equals_captum_layer_by_layer(random_model: GPT2LMHeadModel, sample_cont
 def test_equals_inseq_on_the_demo_model(
     demo_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample_contrasts: list[Contrast]
 ):
-    import inseq
-
-    # Inseq aligns answers on their last token: only where lengths are equal does it compare what we compare.
-    alike = [
-        contrast
-        for contrast in sample_contrasts
-        if contrast.step == 0
-        and len(tokenizer(contrast.fact.target_true).input_ids)
-        == len(tokenizer(contrast.fact.target_false).input_ids)
-    ]
+    alike = alike_in_length(sample_contrasts, tokenizer)
     contrasts = alike[:: len(alike) // 32][:32]
     assert len(contrasts) == 32
-    scores = attribute(demo_model, contrasts)
-    for place, layer in enumerate(scores.layers):
-        peer = inseq.load_model(
-            demo_model,
-            "layer_gradient_x_activation",
-            tokenizer=tokenizer,
-            target_layer=f"transformer.h.{layer}.mlp",
-        )
-        for row, contrast in enumerate(contrasts):
-            fact, width = contrast.fact, len(contrast.tokens)
-            attributions = peer.attribute(
-                fact.prompt,
-                fact.prompt + fact.target_true,
-                attributed_fn="contrast_logits_diff",
-                contrast_targets=fact.prompt + fact.target_false,
-                show_progress=False,
-            )
-            products_TH = attributions.sequence_attributions[0].target_attributions[:width, 0]
-            sums, norms = products_TH.sum(-1), products_TH.norm(dim=-1)
-            assert norms.max() > 0
-            ours_sum, ours_l2 = scores.scores_sum_BLT[row, place, :width], scores.scores_l2_BLT[row, place, :width]
-            torch.testing.assert_close(ours_sum, sums, rtol=0, atol=1e-4 * sums.abs().max().item())
-            torch.testing.assert_close(ours_l2, norms, rtol=0, atol=1e-4 * norms.max().item())
+    location = locate(demo_model)
+    scores = attribute_batch(demo_model, location, collate_contrasts(contrasts))
+    for layer, path in enumerate(location.paths):
+        for row, (sums_T, norms_T) in enumerate(inseq_scores(demo_model, tokenizer, path, contrasts)):
+            width = len(contrasts[row].tokens)
+            assert norms_T.max() > 0
+            ours_sum_T = scores.scores_sum_BLT[row, layer, :width]
+            ours_l2_T = scores.scores_l2_BLT[row, layer, :width]
+            torch.testing.assert_close(ours_sum_T, sums_T, rtol=0, atol=1e-4 * sums_T.abs().max().item())
+            torch.testing.assert_close(ours_l2_T, norms_T, rtol=0, atol=1e-4 * norms_T.max().item())
 
 
 def test_some_layers_score_as_all_do(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]):

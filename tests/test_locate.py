@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import (
-    CONFIG_MAPPING,
-    AutoModelForCausalLM,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    OPTConfig,
-    PreTrainedModel,
-)
+from architectures import tiny_model
+from toys import ToyModel
+from transformers import GPT2LMHeadModel
 
 from lit_attr.errors import UserError
 from lit_attr.locate import locate, resolve_layers
@@ -50,60 +45,72 @@ def test_finds_the_sublayers_of_gpt2(random_model: GPT2LMHeadModel):
     assert by_path.layers == (0, 2)
 
 
-def test_finds_the_sublayers_of_llama():
-    config = LlamaConfig(
-        num_hidden_layers=2, hidden_size=8, intermediate_size=16, num_attention_heads=2, vocab_size=11
-    )
-    model = AutoModelForCausalLM.from_config(config)
-    assert locate(model).modules == tuple(layer.mlp for layer in model.model.layers)
-    assert locate(model, component="attention").modules == tuple(layer.self_attn for layer in model.model.layers)
+def test_names_the_paths_of_what_it_finds(random_model: GPT2LMHeadModel):
+    assert locate(random_model, layers=[0, 2]).paths == ("transformer.h.0.mlp", "transformer.h.2.mlp")
 
 
-SMALL = {
-    "vocab_size": 11,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "intermediate_size": 48,
-    "pad_token_id": 0,
-}
-
-
-def small_model(model_type: str, **settings) -> PreTrainedModel:
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**{**SMALL, **settings})).eval()
-
-
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    ("model_type", "component", "settings"),
+    ("model_type", "mlp", "attention"),
     [
-        # These add the residual inside.
-        ("bloom", "mlp", {}),
-        ("bloom", "attention", {}),
-        ("mpt", "mlp", {"d_model": 32, "n_layers": 2, "n_heads": 4}),
-        # These normalise afterwards.
-        ("gemma2", "mlp", {"head_dim": 8}),
-        ("gemma2", "attention", {"head_dim": 8}),
-        ("olmo2", "mlp", {}),
-        # This one scales.
-        ("granite", "mlp", {"residual_multiplier": 0.5}),
+        ("llama", "mlp", "self_attn"),
+        ("granite", "mlp", "self_attn"),  # scaled afterwards: the product of gradient and activation is the same
+        ("gemma2", "post_feedforward_layernorm", "post_attention_layernorm"),
+        ("bloom", "mlp.dense_4h_to_h", "self_attention.dense"),  # these modules add the residual themselves
+        ("opt", "fc2", "self_attn"),
+        ("falcon", "mlp", "self_attention"),  # side by side, and added in place
     ],
 )
-def test_refuses_an_output_that_is_not_the_write(model_type: str, component: str, settings: dict):
-    model = small_model(model_type, **settings)
-    with pytest.raises(UserError, match=f"the output of the {component} module is not what is added"):
+def test_finds_what_is_added_to_the_stream_in_every_number_format(
+    model_type: str, mlp: str, attention: str, dtype: torch.dtype
+):
+    model = tiny_model(model_type, dtype)
+    for component, name in (("mlp", mlp), ("attention", attention)):
+        location = locate(model, component=component)
+        assert [path.partition(f".{layer}.")[2] for layer, path in enumerate(location.paths)] == [name, name]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("component", ["mlp", "attention"])
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [
+        ("opt", {"do_layer_norm_before": False}),  # the sum is normalised: nothing is left of the residual
+        ("bloom", {"slow_but_exact": True, "pretraining_tp": 2}),  # the projection's weights without its module
+        ("granitemoeshared", {"num_local_experts": 4, "shared_intermediate_size": 16}),  # two modules make the MLP
+    ],
+)
+def test_refuses_what_it_does_not_understand(model_type: str, settings: dict, component: str):
+    model = tiny_model(model_type, **settings)
+    with pytest.raises(
+        UserError, match=r"is not understood: .*take block, or name a module by its path"
+    ) as refused:
         locate(model, component=component)
+    stack = "model.decoder.layers" if model_type == "opt" else ".h" if model_type == "bloom" else "model.layers"
+    assert f"{stack}.{{layer}}.self_att" in str(refused.value)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("component", ["mlp", "attention"])
-def test_tells_writes_from_others_in_half_precision(dtype: torch.dtype, component: str):
-    assert locate(small_model("llama").to(dtype), component=component).layers == (0, 1)
-    scaled = small_model("granite", embedding_multiplier=12.0, residual_multiplier=0.22).to(dtype)
-    with pytest.raises(UserError, match="is not what is added"):
-        locate(scaled, component=component)
+def test_refuses_a_model_that_looks_ahead():
+    with pytest.raises(UserError, match="model.model_name: this model lets a token see those after it"):
+        locate(tiny_model("roberta", is_decoder=False), component="block")
+
+
+@pytest.mark.parametrize(
+    ("component", "message"),
+    [
+        ("mlp", "model.layers: layer 1 runs 2 times in a forward pass; leave it out"),
+        ("block", r"blocks.1 gives out 2 tensors in a forward pass, not one"),
+    ],
+)
+def test_refuses_a_layer_that_runs_twice(component: str, message: str):
+    model = ToyModel()
+    model.config.num_hidden_layers = 2
+    block = model.blocks[1]
+    model.unembed.register_forward_pre_hook(lambda _, args: (block(args[0]),))
+    with pytest.raises(UserError, match=message):
+        locate(model, component=component, layers=1)
 
 
 def test_takes_a_layer_that_writes_nothing(random_model: GPT2LMHeadModel):
@@ -111,19 +118,31 @@ def test_takes_a_layer_that_writes_nothing(random_model: GPT2LMHeadModel):
     assert locate(random_model).layers == (0, 1, 2)
 
 
-def test_names_what_a_block_has_when_it_has_no_mlp():
-    config = OPTConfig(
-        num_hidden_layers=2, hidden_size=8, ffn_dim=16, num_attention_heads=2, vocab_size=11, word_embed_proj_dim=8
-    )
-    model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(UserError, match=r"OPTDecoderLayer has no single mlp module; it has self_attn, .*fc2"):
+def test_without_the_self_test_takes_the_component_as_it_stands():
+    bloom = tiny_model("bloom")
+    assert locate(bloom, self_test=False).modules == tuple(block.mlp for block in bloom.transformer.h)
+    with pytest.raises(UserError, match=r"OPTDecoderLayer has no single mlp module; .*layers\.\{layer\}\.fc2"):
+        locate(tiny_model("opt"), self_test=False)
+
+
+def test_an_unknown_architecture_gets_the_paths_it_has():
+    model = ToyModel()
+    with pytest.raises(UserError) as refused:
         locate(model)
+    assert str(refused.value) == (
+        "model.component: ToyModel has 0 lists of modules that could be its decoder blocks, not one; "
+        "name a module by its path, as in --model.component 'PATH', of blocks.{layer}, blocks.{layer}.mlp"
+    )
+    assert locate(model, component="blocks.{layer}.mlp", layers=-1).modules == (model.blocks[1].mlp,)
 
 
-def test_names_the_paths_there_are(random_model: GPT2LMHeadModel):
-    with pytest.raises(
-        UserError, match=r"no module transformer.h.0.mlpp; layer 0 has .*transformer.h.\{layer\}.mlp"
-    ):
+def test_refuses_a_path_that_cannot_be_read(random_model: GPT2LMHeadModel):
+    with pytest.raises(UserError, match=r"no module transformer.h.0.mlpp; .*transformer.h.\{layer\}.mlp.c_fc"):
         locate(random_model, component="transformer.h.{layer}.mlpp")
     with pytest.raises(UserError, match="'mpl' is none of mlp, attention, block, nor a path"):
         locate(random_model, component="mpl")
+    with pytest.raises(UserError, match=r"attention_dropout is of shape \[2, 4, 5, 5\] for 2 rows of 5 tokens"):
+        locate(tiny_model("bloom"), component="transformer.h.{layer}.self_attention.attention_dropout")
+    random_model.transformer.h[1].mlp.act = random_model.transformer.h[0].mlp.act
+    with pytest.raises(UserError, match=r"transformer.h.0.mlp.act gives out 2 tensors in a forward pass, not one"):
+        locate(random_model, component="transformer.h.{layer}.mlp.act", layers=0)
