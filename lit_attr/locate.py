@@ -152,6 +152,11 @@ def _only_call(recording: Recording, block: nn.Module, layer: int) -> BlockCall:
     calls = [call for call in recording.calls if call.block is block]
     if len(calls) != 1:
         raise UserError(f"model.layers: layer {layer} runs {len(calls)} times in a forward pass; leave it out")
+    if not calls[0].hidden_BTH.isfinite().all():
+        raise UserError(
+            f"model.dtype: layer {layer} gets numbers that are not finite; bfloat16 or float32 may mend it, else "
+            "the model's weights are broken"
+        )
     return calls[0]
 
 

@@ -118,6 +118,12 @@ def test_takes_a_layer_that_writes_nothing(random_model: GPT2LMHeadModel):
     assert locate(random_model).layers == (0, 1, 2)
 
 
+def test_refuses_a_model_that_makes_no_numbers(random_model: GPT2LMHeadModel):
+    torch.nn.init.constant_(random_model.transformer.h[0].ln_1.weight, float("nan"))
+    with pytest.raises(UserError, match=r"model.dtype: layer 1 gets numbers that are not finite"):
+        locate(random_model, layers=[1])
+
+
 def test_without_the_self_test_takes_the_component_as_it_stands():
     bloom = tiny_model("bloom")
     assert locate(bloom, self_test=False).modules == tuple(block.mlp for block in bloom.transformer.h)
