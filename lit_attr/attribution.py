@@ -88,7 +88,9 @@ def attribute_batch(
     batch = batch.clone()
     with ExitStack() as stack:
         # A Trainer's mixed precision would round the metric; the model has a number format of its own.
-        stack.enter_context(torch.autocast(batch.token_ids_BT.device.type, enabled=False))
+        devices = (batch.token_ids_BT.device, *(parameter.device for parameter in model.parameters()))
+        for device_type in {device.type for device in devices} - {"meta"}:
+            stack.enter_context(torch.autocast(device_type, enabled=False))
         stack.enter_context(evaluating(model))
         stack.enter_context(frozen(model))
         activations = stack.enter_context(_recorded(location.modules))
@@ -133,7 +135,7 @@ def _scores_BT(activation: Tensor, gradient: Tensor, rows_and_tokens: torch.Size
 
 
 def _check_inputs(model: PreTrainedModel, batch: ContrastBatch) -> None:
-    vocabulary = token_embedding(model).num_embeddings
+    vocabulary = len(token_embedding(model).weight)
     largest = int(max(batch.token_ids_BT.max(), batch.true_token_ids_B.max(), batch.false_token_ids_B.max()))
     if largest >= vocabulary:
         raise UserError(

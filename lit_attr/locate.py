@@ -36,6 +36,12 @@ class Location(NamedTuple):
     modules: tuple[nn.Module, ...]
     paths: tuple[str, ...]
 
+    @property
+    def template(self) -> str:
+        """The paths in one, with `{layer}` for the layer; several where the layers differ."""
+        paths = zip(self.layers, self.paths, strict=True)
+        return ", ".join(dict.fromkeys(re.sub(rf"\b{layer}\b", "{layer}", path, count=1) for layer, path in paths))
+
 
 def locate(
     model: PreTrainedModel,
@@ -61,6 +67,11 @@ def locate(
     Raises:
         UserError: A layer is out of range, the component is not found, or the self-test fails.
     """
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise UserError(
+            "model: its adapter puts something before every prompt (prompt or prefix tuning), which has no place "
+            "among the tokens that are scored; take the model without it"
+        )
     by_path = "{layer}" in component
     if not by_path and component not in (*COMPONENT_NAMES, "block"):
         known = ", ".join((*COMPONENT_NAMES, "block"))

@@ -2,55 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
+from lightning.pytorch.plugins.precision import BitsandbytesPrecision, TransformerEnginePrecision
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_attr.attribution import AttributionBatch, attribute_batch
 from lit_attr.contrasts import ContrastBatch, Step
 from lit_attr.errors import UserError
 from lit_attr.locate import Location, locate, max_positions, token_embedding
-from lit_attr.models import DEMO_MODEL, Dtype, Quantization, fingerprint, is_placed, load_model
+from lit_attr.models import (
+    DEMO_MODEL,
+    Dtype,
+    Quantization,
+    accept,
+    fingerprint,
+    float32_by_default,
+    is_placed,
+    is_spread,
+    load_model,
+    quantization_settings,
+    warn_once,
+)
 
 
 class AttributionModule(pl.LightningModule):
     """Contrastive gradient × activation of a causal language model's MLPs, as a prediction module.
 
     `predict_step` takes a `ContrastBatch` from any loader and returns an `AttributionBatch` on the CPU. The model
-    is loaded when the Trainer asks for it, frozen while it is used, and never trained.
+    is loaded when the Trainer asks for it, frozen while it is used, and never trained. It keeps its own number
+    format, whatever the Trainer's `precision`.
 
     Args:
-        model_name: Hub name or local folder of a causal language model. Default: the demo model of this package.
-        model: A loaded model, in place of a name.
+        model_name: Hub name or local folder of a causal language model, or of a PEFT adapter of one. Default: the
+            demo model of this package.
+        model: A loaded model, in place of a name; PEFT may have wrapped it.
         tokenizer: The tokenizer of `model`, for a data module that has none of its own. Default: what the model's
             name says.
         revision: Branch, tag or commit of the model on the hub.
         layers: Which layers to attribute to: `all`, one index, or a list; negative indices count from the top.
         component: `mlp`, `attention`, `block`, or a dotted module path with `{layer}` in it.
+        self_test: Test on loading that what is read at these modules is what they add to the residual stream, and
+            look for it elsewhere where it is not. Only where a model cannot pass should this be false.
         step: Where the two answers are told apart: `divergence`, the first token that differs, or `all`, every
             token they can be compared at. A data module without a step of its own follows it.
         dtype: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own.
         quantization: `8bit` or `4bit` weights by bitsandbytes. Gradients then go through dequantised weights.
+        llm_int8_threshold: With `8bit`, the size from which a feature goes through float16, for all rows of a
+            batch if for one. With 0 none does, and a row does not depend on the others. Default: bitsandbytes' 6.
         attn_implementation: Which attention code transformers uses, such as `sdpa` or `eager`.
         device_map: Spread the model over devices as transformers does, such as `auto`; one process only.
+        offload_folder: Where weights that `device_map` leaves on disk go, if transformers asks for it.
         trust_remote_code: Run code that comes with the model.
     """
 
     def __init__(
         self,
         model_name: str | None = None,
-        model: PreTrainedModel | None = None,
+        model: nn.Module | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         revision: str | None = None,
         layers: int | list[int] | Literal["all"] = "all",
         component: str = "mlp",
+        self_test: bool = True,
         step: Step = "divergence",
         dtype: Dtype = "float32",
         quantization: Quantization | None = None,
+        llm_int8_threshold: float | None = None,
         attn_implementation: str | None = None,
         device_map: str | dict[str, Any] | None = None,
+        offload_folder: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
@@ -58,8 +82,10 @@ class AttributionModule(pl.LightningModule):
             "model_name": model_name,
             "revision": revision,
             "quantization": quantization,
+            "llm_int8_threshold": llm_int8_threshold,
             "attn_implementation": attn_implementation,
             "device_map": device_map,
+            "offload_folder": offload_folder,
         }
         if model is not None and (given := [name for name, value in loading.items() if value is not None]):
             raise UserError(f"model.{given[0]}: is for a model that is loaded here, and a model object was given")
@@ -67,51 +93,63 @@ class AttributionModule(pl.LightningModule):
         if model_name == "":
             raise UserError("model.model_name: it is empty; leave it out for the demo model")
         # A model object made in memory may have no name.
-        object_name = str(model.name_or_path) if model is not None else DEMO_MODEL
+        object_name = str(getattr(model, "name_or_path", "")) if model is not None else DEMO_MODEL
         self.model_name = object_name if model_name is None else model_name
         self.tokenizer: PreTrainedTokenizerBase | str | None = tokenizer or self.model_name or None
         self.revision = revision
         self.layers: Sequence[int] | int | str = layers
         self.component = component
+        self.self_test = self_test
         self.step: Step = step
         self.dtype_name: Dtype = dtype
         self.quantization: Quantization | None = quantization
+        self.llm_int8_threshold = llm_int8_threshold
         self.attn_implementation = attn_implementation
         self.device_map = device_map
+        self.offload_folder = offload_folder
         self.trust_remote_code = trust_remote_code
         self.location: Location | None = None
         self.language_model: PreTrainedModel | None = None
         if model is not None:
-            self._hold(model)
+            # PEFT's wrappers hand what they are asked for on to the model inside.
+            given_model = cast(PreTrainedModel, model)
+            accept(given_model)
+            self._hold(given_model)
 
     def configure_model(self) -> None:
         """Loads the model, once, and finds the modules to attribute to.
 
         Raises:
-            UserError: The model cannot be loaded, or a layer or component is not in it.
+            UserError: The model cannot be loaded, a layer or component is not in it, or the Trainer does not suit.
         """
+        trainer = self._trainer
+        if trainer is not None:
+            self._check(trainer)
         if self.location is not None:
             return
-        trainer = self._trainer
         if self.language_model is None:
-            if self.device_map is not None and trainer is not None and trainer.world_size > 1:
-                raise UserError(
-                    "model.device_map: a model spread over devices runs in one process; set trainer.devices: 1"
-                )
             self._hold(
                 load_model(
                     self.model_name,
                     revision=self.revision,
                     dtype=self.dtype_name,
                     quantization=self.quantization,
+                    llm_int8_threshold=self.llm_int8_threshold,
                     device_map=self.device_map,
+                    offload_folder=self.offload_folder,
                     attn_implementation=self.attn_implementation,
                     trust_remote_code=self.trust_remote_code,
                     device=trainer.strategy.root_device if trainer is not None else None,
                 )
             )
-        self.location = locate(self._model, layers=self.layers, component=self.component)
+        if not self.self_test:
+            warn_once(
+                "model.self_test: it was skipped, so nothing says that what is scored is what the "
+                f"{self.component} adds to the residual stream"
+            )
+        self.location = locate(self._model, layers=self.layers, component=self.component, self_test=self.self_test)
 
+    @float32_by_default()
     def predict_step(self, batch: ContrastBatch, batch_idx: int, dataloader_idx: int = 0) -> AttributionBatch:
         """Attributes one batch.
 
@@ -141,9 +179,12 @@ class AttributionModule(pl.LightningModule):
             "weights": fingerprint(self._model),
             "layers": list(self.location.layers),
             "component": self.component,
+            "module": self.location.template,
+            "self_test": self.self_test,
             "rule": "gradient",
             "dtype": str(self._model.dtype).removeprefix("torch."),
-            "quantization": _quantization(self._model),
+            **quantization_settings(self._model),
+            "adapters": _adapters(self._model),
             "attn_implementation": config._attn_implementation,
         }
 
@@ -157,12 +198,41 @@ class AttributionModule(pl.LightningModule):
     def vocabulary_size(self) -> int:
         """How many tokens the model embeds. Loads the model."""
         self.configure_model()
-        return token_embedding(self._model).num_embeddings
+        return len(token_embedding(self._model).weight)
 
     @property
     def _model(self) -> PreTrainedModel:
         assert self.language_model is not None
         return self.language_model
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Moves the model, but leaves its number format; `to`, `half` and the like call this."""
+
+        def move(tensor: Tensor) -> Tensor:
+            changed = fn(tensor)
+            return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
+
+        return super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+
+    def _check(self, trainer: pl.Trainer) -> None:
+        """Refuses a Trainer that would change the model or cannot share it out."""
+        plugin = trainer.precision_plugin
+        if isinstance(plugin, (BitsandbytesPrecision, TransformerEnginePrecision)):
+            raise UserError(
+                f"trainer.plugins: {type(plugin).__name__} would put other layers into the model; leave it out, "
+                "and set model.quantization for 8-bit or 4-bit"
+            )
+        spread = self.device_map is not None or (
+            self.language_model is not None and is_spread(self.language_model)
+        )
+        if spread and trainer.world_size > 1:
+            raise UserError(
+                "model.device_map: a model spread over devices runs in one process; set trainer.devices: 1"
+            )
+        if trainer.precision != "32-true":
+            warn_once(
+                f"trainer.precision: {trainer.precision} changes nothing here; set model.dtype for another format"
+            )
 
     def _hold(self, model: PreTrainedModel) -> None:
         if is_placed(model):
@@ -172,8 +242,7 @@ class AttributionModule(pl.LightningModule):
             self.language_model = model
 
 
-def _quantization(model: PreTrainedModel) -> str | None:
-    for bits in ("8bit", "4bit"):
-        if getattr(model, f"is_loaded_in_{bits}", False):
-            return bits
-    return "other" if getattr(model, "is_quantized", False) else None
+def _adapters(model: nn.Module) -> dict[str, str]:
+    """The kind of each PEFT adapter in a model, by its name."""
+    configs: Mapping[str, Any] = getattr(model, "peft_config", {})
+    return {name: str(config.peft_type.value) for name, config in configs.items()}

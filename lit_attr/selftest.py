@@ -114,7 +114,7 @@ def record(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Recording:
             hooks.callback(block.register_forward_hook(end_block).remove)
         device = embedding.weight.device if not embedding.weight.is_meta else None
         ids_BT = torch.arange(1, 1 + ROWS * TOKENS, device=device).reshape(ROWS, TOKENS)
-        earlier_BTV = model(input_ids=ids_BT % embedding.num_embeddings, use_cache=False).logits[:, -TOKENS:-1]
+        earlier_BTV = model(input_ids=ids_BT % len(embedding.weight), use_cache=False).logits[:, -TOKENS:-1]
         # What is masked has a gradient of exactly zero, in every number format; NaN tells nothing.
         (gradient_BTH,) = torch.autograd.grad((earlier_BTV * _noise(earlier_BTV)).sum(), embedded)
     return Recording(tuple(calls), shapes, bool(gradient_BTH[:, -1].nan_to_num().any()))

@@ -121,12 +121,14 @@ def describe(folder: Path, *, pictures: bool) -> str:
     ]
     strongest = sorted(cells, key=lambda cell: -abs(cell[0]))[:3]
     found = "; ".join(f"layer {layer} at {role} {score:+.3f}" for score, layer, role in strongest)
+    gradient = read_json(folder / "manifest.json")["model"].get("gradient")
     lines = [
         f"contrasts: {summary['contrasts']} ({summary['resumed']} from an earlier run), rows refused: "
         f"{summary['rejected']}" + (f" (reasons: {folder / 'rejected.jsonl'})" if summary["rejected"] else ""),
         f"contrast accuracy (true answer above the false one): {_percent(summary['contrast_accuracy'])}",
         f"known facts (true answer above every other token): {_percent(summary['known_share'])}",
         f"strongest mean scores, in logits: {found}",
+        *([f"scores are approximate: the gradient is taken {gradient}"] if gradient else []),
         f"records: {folder / 'batches'}",
     ]
     if pictures:

@@ -138,6 +138,44 @@ def test_attention_scores_are_slopes_along_its_write(model_type: str):
         assert_slopes(scores_LT[layer], slopes_T)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [
+        *((model_type, {}) for model_type in CONFIGS),
+        ("gpt2", {"tie_word_embeddings": False}),
+        ("llama", {"tie_word_embeddings": True}),
+        ("gemma2", {"final_logit_softcapping": None}),
+    ],
+)
+def test_logits_are_the_models_own(model_type: str, settings: dict):
+    """Tied embeddings, a cap or a scale of the logits: whatever comes after the last block is in them."""
+    model = tiny_model(model_type, **settings)
+    contrasts = random_contrasts((5, 9, 2))
+    batch = attribute(model, contrasts)
+    for row, contrast in enumerate(contrasts):
+        found = (batch.logit_true_B[row] - batch.logit_false_B[row]).item()
+        assert found == pytest.approx(logit_difference(model, contrast), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.usefixtures("float64_throughout")
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [
+        ("gpt2", {"tie_word_embeddings": False}),
+        ("llama", {"tie_word_embeddings": True}),
+        ("gemma2", {"final_logit_softcapping": 1.0}),
+        ("cohere", {"logit_scale": 3.0}),
+    ],
+)
+def test_scores_are_of_what_comes_after_the_last_block(model_type: str, settings: dict):
+    model = tiny_model(model_type, torch.float64, **settings)
+    (contrast,) = random_contrasts((6,))
+    scores_LT = attribute(model, [contrast]).scores_sum_BLT[0]
+    block = decoder_blocks(model)[-1]
+    write_TH = mlp_write_TH(model, block, contrast)
+    assert_slopes(scores_LT[-1], torch.tensor([slope(model, contrast, block, t, write_TH) for t in range(6)]))
+
+
 @every_architecture
 @pytest.mark.parametrize("component", ["mlp", "attention"])
 def test_a_padded_batch_scores_as_its_rows_do_alone(model_type: str, component: str):

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2LMHeadModel
 
+from lit_attr import models
 from lit_attr.attribution import attribute_batch
 from lit_attr.contrasts import Contrast, collate_contrasts
 from lit_attr.errors import UserError
 from lit_attr.locate import locate
-from lit_attr.models import DEMO_MODEL, fingerprint, is_placed, load_model, load_tokenizer
+from lit_attr.models import (
+    DEMO_MODEL,
+    Quantization,
+    accept,
+    fingerprint,
+    is_placed,
+    load_model,
+    load_tokenizer,
+    quantization_settings,
+)
 
 
 def test_loads_a_folder_in_eval_mode(model_folder: Path, random_model: GPT2LMHeadModel):
@@ -32,18 +43,77 @@ def test_auto_takes_the_dtype_of_the_checkpoint(random_model: GPT2LMHeadModel, t
     assert load_model(str(tmp_path), dtype="auto").dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
-@pytest.mark.filterwarnings("ignore")
-def test_quantised_scores_go_with_the_full_ones(sample_contrasts: list[Contrast], quantization: str):
-    batch = collate_contrasts(sample_contrasts[::15])
-    full = load_model(DEMO_MODEL)
-    quantised = load_model(DEMO_MODEL, quantization=quantization)
-    assert is_placed(quantised)
-    assert not is_placed(full)
-    scores = [attribute_batch(model, locate(model), batch).scores_sum_BLT.flatten() for model in (full, quantised)]
-    assert not torch.equal(*scores)
-    # How close they should be is a matter of the numbers of bits; a wrong wiring would be far off both.
-    assert torch.corrcoef(torch.stack(scores))[0, 1] > (0.98 if quantization == "8bit" else 0.7)
+@pytest.mark.parametrize(("quantization", "layer"), [("8bit", "Linear8bitLt"), ("4bit", "Linear4bit")])
+def test_loads_quantised(quantization: Quantization, layer: str):
+    model = load_model(DEMO_MODEL, quantization=quantization)
+    # Four in each of eight blocks.
+    assert sum(type(module).__name__ == layer for module in model.modules()) == 32
+    assert is_placed(model)
+    assert not is_placed(load_model(DEMO_MODEL))
+
+
+def test_a_checkpoint_that_is_quantised_keeps_its_settings(tmp_path: Path):
+    saved = load_model(DEMO_MODEL, quantization="8bit")
+    saved.save_pretrained(tmp_path)
+    assert quantization_settings(load_model(str(tmp_path))) == quantization_settings(saved)
+    with pytest.raises(UserError, match=r"model.quantization: .* is already quantised, with 8bit; leave it out"):
+        load_model(str(tmp_path), quantization="4bit")
+    with pytest.raises(UserError, match=r"model.llm_int8_threshold: .* is already quantised, with 6.0; leave"):
+        load_model(str(tmp_path), quantization="8bit", llm_int8_threshold=0)
+
+
+def test_bitsandbytes_warns_once(
+    sample_contrasts: list[Contrast], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(models, "_logged", set())
+    for _ in range(2):
+        model = load_model(DEMO_MODEL, quantization="8bit")
+        for start in (0, 4):
+            attribute_batch(model, locate(model), collate_contrasts(sample_contrasts[start : start + 4]))
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("bitsandbytes")] == [
+        "MatMul8bitLt: inputs will be cast from torch.float32 to float16 during quantization"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"llm_int8_threshold": 0.0}, "model.llm_int8_threshold: it is for model.quantization: 8bit; set"),
+        ({"llm_int8_threshold": 0.0, "quantization": "4bit"}, "model.llm_int8_threshold: it is for"),
+        ({"llm_int8_threshold": -1.0, "quantization": "8bit"}, "model.llm_int8_threshold: -1.0 is less than 0"),
+        (
+            {"device_map": {"": "disk"}, "quantization": "8bit"},
+            "model.device_map: a quantised model cannot be off",
+        ),
+        (
+            {"device_map": {"transformer": "cpu", "lm_head": 0}, "quantization": "4bit"},
+            "model.device_map: a quantised model cannot be off",
+        ),
+        ({"device_map": "nowhere"}, "model.device_map: 'nowhere' cannot be used .*; change it or leave it out"),
+    ],
+)
+def test_refuses_settings_that_do_not_go_together(settings: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        load_model(DEMO_MODEL, **settings)
+
+
+def test_refuses_a_model_that_only_says_it_is_quantised():
+    config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_enable_fp32_cpu_offload=True)
+    model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, device_map={"": "disk"}, quantization_config=config)
+    with pytest.raises(UserError, match="model: it says 8bit, but no layer of it is quantised; load it without"):
+        accept(model)
+
+
+def test_weights_that_cannot_stay_in_their_file_are_offloaded_to_a_folder(
+    random_model: GPT2LMHeadModel, tmp_path: Path
+):
+    random_model.config.save_pretrained(tmp_path)
+    torch.save(random_model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"model.device_map: .* cannot be used .*; set model.offload_folder"):
+        load_model(str(tmp_path), device_map={"": "disk"})
+    model = load_model(str(tmp_path), device_map={"": "disk"}, offload_folder=str(tmp_path / "offloaded"))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert fingerprint(model) == fingerprint(random_model)
 
 
 def test_names_a_folder_that_is_not_there(tmp_path: Path):

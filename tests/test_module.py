@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from accelerate import dispatch_model
+from lightning.pytorch.plugins.precision import BitsandbytesPrecision
+from lightning.pytorch.utilities import rank_zero_only
+from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    CodeGenConfig,
+    CodeGenForCausalLM,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerBase,
+)
 
+from lit_attr import models
 from lit_attr.attribution import AttributionBatch, attribute_batch
 from lit_attr.contrasts import Contrast, collate_contrasts
 from lit_attr.errors import UserError
 from lit_attr.locate import locate
-from lit_attr.models import DEMO_MODEL
+from lit_attr.models import DEMO_MODEL, Dtype, is_spread, load_model
 from lit_attr.module import AttributionModule
 
 QUIET = {
@@ -30,6 +46,12 @@ def predict(module: AttributionModule, contrasts: list[Contrast], **trainer) -> 
     """A stranger's Trainer and DataLoader."""
     loader = DataLoader(contrasts, batch_size=4, collate_fn=collate_contrasts)
     return pl.Trainer(accelerator="cpu", **QUIET, **trainer).predict(module, loader)
+
+
+def assert_same(batches: list[AttributionBatch], expected: list[AttributionBatch]) -> None:
+    """To the bit."""
+    for batch, other in zip(batches, expected, strict=True):
+        torch.testing.assert_close(batch[3:], other[3:], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("inference_mode", [True, False])
@@ -64,27 +86,139 @@ def test_configure_model_loads_once(model_folder: Path):
     assert module.location is location
 
 
-def test_mixed_precision_changes_no_number(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"])
+def test_the_trainers_precision_changes_no_number(
+    model_folder: Path, sample_contrasts: list[Contrast], precision: str, dtype: Dtype
+):
+    plain = predict(AttributionModule(str(model_folder), dtype=dtype), sample_contrasts[:4])
+    module = AttributionModule(str(model_folder), dtype=dtype)
+    assert_same(predict(module, sample_contrasts[:4], precision=precision), plain)
+    assert module.identity()["dtype"] == dtype
+    model = load_model(str(model_folder), dtype=dtype)
+    assert_same(predict(AttributionModule(model=model), sample_contrasts[:4], precision=precision), plain)
+    assert model.dtype == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize("precision", ["64-true", "16-true", "bf16-true"])
+def test_the_trainers_precision_changes_no_table_of_positions(
+    tokenizer: PreTrainedTokenizerBase, sample_contrasts: list[Contrast], tmp_path: Path, precision: str
+):
+    # This model computes its positions' sines anew when it is loaded, in the default number format.
+    config = CodeGenConfig(vocab_size=len(tokenizer), n_layer=2, n_embd=64, n_head=4, rotary_dim=8, n_positions=64)
+    CodeGenForCausalLM(config).save_pretrained(tmp_path)
+    settings = {"model_name": str(tmp_path), "component": "block"}
+    plain = predict(AttributionModule(**settings), sample_contrasts[:4])
+    assert_same(predict(AttributionModule(**settings), sample_contrasts[:4], precision=precision), plain)
+
+
+class ThirdOfDefaultDtype(torch.nn.Module):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden * torch.full((), 1 / 3)
+
+
+@pytest.mark.parametrize("precision", ["64-true", "16-true", "bf16-true"])
+def test_tensors_made_in_the_forward_pass_are_as_without_the_flag(
+    random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast], precision: str
+):
+    random_model.transformer.h[1].mlp.act = ThirdOfDefaultDtype()
+    plain = predict(AttributionModule(model=random_model), sample_contrasts[:4])
+    assert_same(predict(AttributionModule(model=random_model), sample_contrasts[:4], precision=precision), plain)
+
+
+def test_moves_with_the_module_but_keeps_its_number_format(random_model: GPT2LMHeadModel):
     module = AttributionModule(model=random_model)
-    mixed = predict(module, sample_contrasts[:4], precision="bf16-mixed")
-    plain = predict(module, sample_contrasts[:4])
-    torch.testing.assert_close(mixed[0][3:], plain[0][3:], rtol=0, atol=0)
+    module.to("meta", torch.bfloat16)
+    assert {(parameter.device.type, parameter.dtype) for parameter in random_model.parameters()} == {
+        ("meta", torch.float32)
+    }
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "16-true"])
-def test_the_trainers_precision_does_not_break_it(sample_contrasts: list[Contrast], precision: str):
-    batches = predict(AttributionModule(dtype="bfloat16"), sample_contrasts[:4], precision=precision)
-    assert batches[0].scores_sum_BLT.isfinite().all()
-    assert batches[0].scores_sum_BLT.dtype == torch.float32
+def test_refuses_a_trainer_that_would_put_other_layers_into_the_model(
+    random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]
+):
+    trainer = pl.Trainer(accelerator="cpu", **QUIET)
+    # Neither it nor a Trainer of it can be made without a GPU.
+    trainer.strategy.precision_plugin = BitsandbytesPrecision.__new__(BitsandbytesPrecision)
+    trainer.precision_plugin.dtype, trainer.precision_plugin.ignore_modules = torch.float16, set()
+    trainer.precision_plugin._linear_cls = torch.nn.Linear
+    loader = DataLoader(sample_contrasts[:4], batch_size=4, collate_fn=collate_contrasts)
+    with pytest.raises(UserError, match=r"trainer.plugins: BitsandbytesPrecision would .* set model.quantization"):
+        trainer.predict(AttributionModule(model=random_model), loader)
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.fixture
+def warned(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """What lit-attr has warned of in this test, which begins like a new process."""
+    monkeypatch.setattr(models, "_logged", set())
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "lit_attr.models"]
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_warns_once_of_float16(random_model: GPT2LMHeadModel, warned: Callable[[], list[str]], loaded: bool):
+    for _ in range(2):
+        AttributionModule(model=random_model)
+        assert len(warned()) == 0
+    for _ in range(2):
+        load_model(DEMO_MODEL, dtype="float16") if loaded else AttributionModule(model=random_model.half())
+    assert warned() == [
+        "model.dtype: gradients can underflow to 0 in float16; bfloat16 is the half precision to choose"
+    ]
+
+
+def test_only_the_first_process_warns(
+    random_model: GPT2LMHeadModel, warned: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    AttributionModule(model=random_model.half())
+    assert warned() == []
+
+
+def test_warns_once_of_a_precision_that_changes_nothing(
+    random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast], warned: Callable[[], list[str]]
+):
+    predict(AttributionModule(model=random_model), sample_contrasts[:8])
+    assert warned() == []
+    for _ in range(2):
+        predict(AttributionModule(model=random_model), sample_contrasts[:8], precision="bf16-true")
+    assert warned() == ["trainer.precision: bf16-true changes nothing here; set model.dtype for another format"]
+
+
 def test_a_quantised_model_stays_where_it_was_loaded(sample_contrasts: list[Contrast]):
     module = AttributionModule(quantization="8bit")
     batches = predict(module, sample_contrasts[:4])
     assert batches[0].scores_sum_BLT.abs().sum() > 0
-    assert module.identity()["quantization"] == "8bit"
     assert "language_model" not in dict(module.named_children())
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"load_in_8bit": True}, {"quantization": "8bit", "llm_int8_threshold": 6.0}),
+        ({"load_in_8bit": True, "llm_int8_threshold": 0.0}, {"quantization": "8bit", "llm_int8_threshold": 0.0}),
+        (
+            {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
+            {"quantization": "4bit", "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16"},
+        ),
+        ({"load_in_4bit": True}, {"quantization": "4bit", "bnb_4bit_quant_type": "fp4"}),
+    ],
+)
+def test_identity_tells_how_a_model_was_quantised(config: dict[str, Any], expected: dict[str, Any]):
+    model = AutoModelForCausalLM.from_pretrained(
+        DEMO_MODEL, quantization_config=BitsAndBytesConfig(**config), device_map={"": "cpu"}
+    )
+    identity = AttributionModule(model=model).identity()
+    assert identity.items() >= {**expected, "gradient": "through dequantised weights"}.items()
+    json.dumps(identity)
+
+
+def test_identity_tells_the_threshold_it_was_given():
+    default, none = (
+        AttributionModule(quantization="8bit"),
+        AttributionModule(quantization="8bit", llm_int8_threshold=0),
+    )
+    assert default.identity()["llm_int8_threshold"] == 6
+    assert none.identity()["llm_int8_threshold"] == 0
 
 
 def test_identity_tells_models_and_settings_apart(model_folder: Path):
@@ -93,7 +227,13 @@ def test_identity_tells_models_and_settings_apart(model_folder: Path):
     assert plain["dtype"] == "float32"
     assert plain["model_type"] == "gpt2"
     other = AttributionModule(str(model_folder), layers=-1, component="attention", dtype="bfloat16").identity()
-    assert {name for name in plain if plain[name] != other[name]} == {"layers", "component", "dtype", "weights"}
+    assert {name for name in plain if plain[name] != other[name]} == {
+        "layers",
+        "component",
+        "module",
+        "dtype",
+        "weights",
+    }
     assert AttributionModule().identity()["weights"] != plain["weights"]
 
 
@@ -114,11 +254,74 @@ def test_a_model_in_train_mode_scores_as_in_eval_mode(
     assert all(module.training for module in random_model.modules())
 
 
-def test_a_model_spread_over_devices_is_not_moved(model_folder: Path, sample_contrasts: list[Contrast]):
+HALF_ON_DISK = {
+    "transformer.wte": "cpu",
+    "transformer.wpe": "cpu",
+    "transformer.h.0": "cpu",
+    "transformer.h.1": "disk",
+    "transformer.h.2": "disk",
+    "transformer.ln_f": "disk",
+    "lm_head": "cpu",
+}
+SPREAD_REFUSED = "model.device_map: a model spread over devices runs in one process; set trainer.devices: 1"
+
+
+@pytest.mark.parametrize("device_map", ["auto", HALF_ON_DISK, {"": "disk"}])
+def test_a_spread_model_scores_as_on_one_device(
+    model_folder: Path, sample_contrasts: list[Contrast], device_map: str | dict[str, str]
+):
+    plain, spread = (
+        AttributionModule(str(model_folder)),
+        AttributionModule(str(model_folder), device_map=device_map),
+    )
+    assert_same(predict(spread, sample_contrasts[:6]), predict(plain, sample_contrasts[:6]))
+    assert spread.identity() == plain.identity()
+    assert is_spread(spread.language_model) == (device_map != "auto")
+
+
+def test_a_dispatched_model_is_not_moved(model_folder: Path, sample_contrasts: list[Contrast]):
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     plain = predict(AttributionModule(str(model_folder)), sample_contrasts[:4])
     dispatch_model(model, {"transformer": "cpu", "lm_head": "cpu"}, main_device="cpu", force_hooks=True)
     module = AttributionModule(model=model)
     assert "language_model" not in dict(module.named_children())
-    batches = predict(module, sample_contrasts[:4])
-    torch.testing.assert_close(batches[0].scores_sum_BLT, plain[0].scores_sum_BLT)
+    assert_same(predict(module, sample_contrasts[:4]), plain)
+
+
+def test_several_processes_do_not_share_a_spread_model(model_folder: Path, sample_contrasts: list[Contrast]):
+    if torch.cuda.is_initialized():
+        pytest.skip("a process that has used a GPU cannot fork")
+    model = AutoModelForCausalLM.from_pretrained(model_folder, device_map=HALF_ON_DISK)
+    for module in (AttributionModule(model=model), AttributionModule(str(model_folder), device_map="auto")):
+        with pytest.raises(ProcessRaisedException, match=SPREAD_REFUSED):
+            predict(module, sample_contrasts[:4], devices=2, strategy="ddp_fork")
+
+
+def test_the_command_line_refuses_it_in_one_line(tmp_path: Path):
+    words = "predict --model.device_map auto --trainer.devices 2 --trainer.strategy ddp --trainer.accelerator cpu"
+    done = subprocess.run(
+        [sys.executable, "-m", "lit_attr", *words.split()],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    (told,) = (line for line in done.stderr.splitlines() if "rror" in line)
+    assert told == f"lit-attr: error: {SPREAD_REFUSED}"
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_skipping_the_self_test_is_told(
+    model_folder: Path, sample_contrasts: list[Contrast], warned: Callable[[], list[str]]
+):
+    tested, skipped = AttributionModule(str(model_folder)), AttributionModule(str(model_folder), self_test=False)
+    assert_same(predict(skipped, sample_contrasts[:4]), predict(tested, sample_contrasts[:4]))
+    assert warned() == [
+        "model.self_test: it was skipped, so nothing says that what is scored is what the mlp adds to the residual "
+        "stream"
+    ]
+    assert (tested.identity()["self_test"], skipped.identity()["self_test"]) == (True, False)
+    assert tested.identity()["module"] == "transformer.h.{layer}.mlp"

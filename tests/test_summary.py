@@ -49,7 +49,16 @@ def test_a_token_against_itself_is_not_counted(batch: AttributionBatch):
 def test_no_contrasts_are_described_as_none(tmp_path: Path):
     record = RunSummary([0], "mlp").compute() | {"rejected": 3, "resumed": 0}
     write_json(tmp_path / "summary.json", record)
+    write_json(tmp_path / "manifest.json", {"model": {}})
     told = describe(tmp_path, pictures=False)
     assert "contrasts: 0 (0 from an earlier run), rows refused: 3" in told
     assert "none to count" in told
     assert "tensorboard" not in told
+
+
+@pytest.mark.parametrize(("gradient", "lines"), [({}, 0), ({"gradient": "through dequantised weights"}, 1)])
+def test_says_when_the_gradient_is_approximate(tmp_path: Path, gradient: dict[str, str], lines: int):
+    write_json(tmp_path / "summary.json", RunSummary([0], "mlp").compute() | {"rejected": 0, "resumed": 0})
+    write_json(tmp_path / "manifest.json", {"model": gradient})
+    told = describe(tmp_path, pictures=False)
+    assert told.count("scores are approximate: the gradient is taken through dequantised weights") == lines
