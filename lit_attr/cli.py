@@ -100,7 +100,7 @@ class AttributionCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(folder, default_hp_metric=False)
         try:
             return super().instantiate_trainer(**kwargs)
-        except (ValueError, ImportError, MisconfigurationException) as error:
+        except (ValueError, ImportError, RuntimeError, MisconfigurationException) as error:
             raise UserError(f"trainer: {error}") from error
 
     def before_predict(self) -> None:
@@ -160,7 +160,7 @@ def one_line(message: str) -> str:
 
 
 def _quieten() -> None:
-    """Drops what libraries say of every run, of what our own loader sees to, or once for each layer and batch."""
+    """Drops what libraries say of every run, or of what our own loader sees to."""
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
     warnings.filterwarnings("ignore", message="`isinstance\\(treespec, LeafSpec\\)` is deprecated")
     warnings.filterwarnings("ignore", message="The 'predict_dataloader' does not have many workers")
@@ -170,12 +170,3 @@ def _quieten() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )
-    said: set[str] = set()
-
-    def not_said_before(record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        new = message not in said
-        said.add(message)
-        return new
-
-    logging.getLogger("bitsandbytes.autograd._functions").addFilter(not_said_before)
