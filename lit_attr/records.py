@@ -1,16 +1,11 @@
-"""What is on disk: batch files of attributions, the manifest, the refused rows and the summary.
+"""What a batch is on disk, and how a file is written whole or not at all.
 
 Axes: L layers, T tokens of one contrast.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +19,6 @@ from lit_attr.facts import Rejected
 
 FORMAT_VERSION = 1
 BATCH_FORMAT = "lit-attr/attributions"
-LIBRARIES = ("lit-attr", "torch", "transformers", "bitsandbytes", "lightning", "tokenizers")
 
 
 def batch_record(batch: AttributionBatch) -> dict[str, Any]:
@@ -90,98 +84,6 @@ def split_finite(batch: AttributionBatch) -> tuple[AttributionBatch, list[Reject
     return batch.select(finite_B.nonzero().flatten().tolist()), rejected
 
 
-class OutputFolder:
-    """The folder one run writes to, and a later run of the same settings goes on in.
-
-    Args:
-        path: The folder. Nothing is made before `open`.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.batches = self.path / "batches"
-        self.manifest = self.path / "manifest.json"
-        self.rejected = self.path / "rejected.jsonl"
-        self.summary = self.path / "summary.json"
-
-    def check(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
-        """Compares the settings of what is here with those of this run.
-
-        Raises:
-            UserError: They differ in something that changes a number, or what is here is not readable.
-        """
-        if not self.manifest.exists():
-            if any(self.batches.glob("*.json")):
-                raise UserError(f"writer.output_dir: {self.path} has batches but no manifest; give another folder")
-            return
-        written = read_json(self.manifest)
-        if written.get("version") != FORMAT_VERSION:
-            raise UserError(
-                f"writer.output_dir: {self.manifest} is of format version {written.get('version')}, "
-                f"this lit-attr writes {FORMAT_VERSION}; give another folder"
-            )
-        for group, values in settings.items():
-            for name, value in values.items():
-                before = written.get(group, {}).get(name)
-                # The same rows from another place are the same rows: `content` tells.
-                if before != value and (group, name) != ("data", "source"):
-                    raise UserError(
-                        f"writer.output_dir: {self.path} was written with {group}.{name} {before!r}, this run has "
-                        f"{value!r}; give another folder, or writer.overwrite: true to start afresh"
-                    )
-
-    def open(self, settings: Mapping[str, Mapping[str, Any]], rejected: Iterable[Rejected]) -> None:
-        """Makes the folder, with the manifest and the refused rows. One process does this."""
-        try:
-            self.batches.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"writer.output_dir: {self.path} cannot be made ({error.strerror})") from error
-        if not self.manifest.exists():
-            write_json(
-                self.manifest,
-                {
-                    "format": "lit-attr/manifest",
-                    "version": FORMAT_VERSION,
-                    "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                    **settings,
-                    "libraries": {name: _version(name) for name in LIBRARIES},
-                },
-            )
-        write_bytes(self.rejected, b"".join(_json_line(row) for row in rejected))
-
-    def move_aside(self) -> None:
-        """Puts an earlier run's files into a folder of their own beside the new ones."""
-        known = [path for path in (self.batches, self.manifest, self.rejected, self.summary) if path.exists()]
-        if known:
-            aside = Path(
-                tempfile.mkdtemp(prefix=datetime.now().strftime("replaced-%Y%m%d-%H%M%S-"), dir=self.path)
-            )
-            for path in known:
-                path.rename(aside / path.name)
-
-    def write_batch(self, batch: AttributionBatch) -> None:
-        """Writes a batch file, whole or not at all."""
-        contrast = batch.contrasts[0]
-        write_json(self.batches / f"{_file_stem(contrast.fact.id)}-{contrast.step}.json", batch_record(batch))
-
-    def add_rejected(self, rejected: Iterable[Rejected]) -> None:
-        """Appends refused rows; several processes may at once."""
-        with self.rejected.open("ab") as stream:
-            stream.write(b"".join(_json_line(row) for row in rejected))
-
-    def read_batches(self) -> Iterator[dict[str, Any]]:
-        """The objects of all batch files."""
-        for path in sorted(self.batches.glob("*.json")):
-            record = read_json(path)
-            if record.get("format") != BATCH_FORMAT or not isinstance(record.get("examples"), list):
-                raise UserError(f"writer.output_dir: {path} is not a batch file of lit-attr; move it away")
-            yield record
-
-    def count_rejected(self) -> int:
-        """How many rows were refused."""
-        return self.rejected.read_bytes().count(b"\n")
-
-
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON, whole or not at all; NumPy arrays become lists."""
     write_bytes(path, orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
@@ -220,23 +122,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"writer.output_dir: {path} is not a JSON object; move it away")
     return value
-
-
-def _json_line(row: Rejected) -> bytes:
-    # A row may hold what UTF-8 cannot write (lone surrogates).
-    clean = [v.encode("utf-8", "backslashreplace").decode() if isinstance(v, str) else v for v in row]
-    return orjson.dumps(dict(zip(row._fields, clean, strict=True)), option=orjson.OPT_APPEND_NEWLINE)
-
-
-def _file_stem(contrast_id: int | str) -> str:
-    # Text from the data never becomes a path.
-    if isinstance(contrast_id, int):
-        return f"{contrast_id:08d}"
-    return hashlib.sha256(contrast_id.encode("utf-8", "backslashreplace")).hexdigest()[:16]
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -18,8 +18,9 @@ from PIL import Image
 from lit_attr.attribution import AttributionBatch
 from lit_attr.contrasts import ContrastKey
 from lit_attr.errors import UserError
+from lit_attr.folder import OutputFolder
 from lit_attr.heatmaps import draw_fact_heatmap, draw_role_heatmap
-from lit_attr.records import OutputFolder, split_finite, write_json
+from lit_attr.records import split_finite, write_json
 from lit_attr.summary import RunSummary
 
 

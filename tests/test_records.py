@@ -15,8 +15,9 @@ from lit_attr.attribution import AttributionBatch, attribute_batch
 from lit_attr.contrasts import Contrast, collate_contrasts
 from lit_attr.errors import UserError
 from lit_attr.facts import Rejected
+from lit_attr.folder import OutputFolder
 from lit_attr.locate import locate
-from lit_attr.records import OutputFolder, batch_record, split_finite, write_bytes
+from lit_attr.records import batch_record, split_finite, write_bytes
 
 SETTINGS = {"model": {"dtype": "float32", "layers": [0, 1]}, "data": {"content": "abc"}}
 
