@@ -6,6 +6,7 @@ Axes: B contrasts of a batch, T tokens (padded on the right), R roles.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -20,6 +21,7 @@ ContrastKey = tuple[int | str, int]
 Role = Literal["prefix", "first subject", "middle subject", "last subject", "first subsequent", "further", "last"]
 ROLES: tuple[Role, ...] = get_args(Role)
 _ROLE_PLACE: dict[str, int] = {role: place for place, role in enumerate(ROLES)}
+_SPACE_MARKS = "▁Ġ"  # how SentencePiece and byte-level vocabularies spell a space
 
 
 class Contrast(NamedTuple):
@@ -29,8 +31,9 @@ class Contrast(NamedTuple):
         fact: The fact this comes from.
         step: Which token of the answers is compared, from 0.
         token_ids: The context: the prompt, then the answer tokens before the step.
-        tokens: The text of each context token. Joined they are the context, but for special tokens, which show
-            their names. A token that only continues a character begun by the one before it is empty.
+        tokens: The text of each context token. Joined they are the context, but for special tokens put before it,
+            which show their names. A token that only continues a character begun by the one before it is empty,
+            and so is a space that the tokenizer puts before the text.
         roles: The role of each token. A token that is first and last of the subject is labelled `last subject`.
         subject_span: First token of the subject and the one after its last.
         true_token_id: The true answer's token at the step.
@@ -104,7 +107,11 @@ def collate_contrasts(contrasts: Sequence[Contrast]) -> ContrastBatch:
 
 
 def build_contrasts(
-    facts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase, *, step: Step = "divergence"
+    facts: Sequence[Fact],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    step: Step = "divergence",
+    add_bos_token: bool | None = None,
 ) -> tuple[list[Contrast], list[Rejected]]:
     """Tokenises facts and finds the step or steps at which their answers are told apart.
 
@@ -114,26 +121,37 @@ def build_contrasts(
         step: `divergence` takes the first position where the two answers' tokens differ; the tokens they share
             are put after the prompt. `all` takes every position that both answers have, aligned on their first
             token, with the true answer's tokens before it as context; where the two tokens there are the same,
-            the scores are 0.
+            the scores are 0. Answers that differ at no position which both have are refused either way.
+        add_bos_token: Whether the beginning-of-sequence token goes before the prompt; where None, as the
+            tokenizer does it. As with the attribute of that name in transformers, True and False leave out every
+            other special token the tokenizer puts there, such as BERT's `[CLS]`. A prompt whose own text begins
+            with the beginning-of-sequence token keeps that one and gets no second, whatever is said here.
+
+    Returns:
+        The contrasts, and each fact of which there are none, with the reason.
 
     Raises:
-        UserError: The tokenizer is not a fast one.
+        UserError: The tokenizer is not a fast one, or lacks the beginning-of-sequence token it is to add.
     """
     if not tokenizer.is_fast:
         raise UserError(
             f"data.tokenizer: {type(tokenizer).__name__} gives no character offsets; use its fast version"
         )
+    if add_bos_token and tokenizer.bos_token_id is None:
+        raise UserError(
+            "data.add_bos_token: the tokenizer has no beginning-of-sequence token; leave the setting out"
+        )
     contrasts: list[Contrast] = []
     rejected: list[Rejected] = []
     encodings = zip(
-        _encode(tokenizer, [fact.prompt for fact in facts]),
-        _encode(tokenizer, [fact.prompt + fact.target_true for fact in facts]),
-        _encode(tokenizer, [fact.prompt + fact.target_false for fact in facts]),
+        _encode(tokenizer, [fact.prompt for fact in facts], add_bos_token),
+        _encode(tokenizer, [fact.prompt + fact.target_true for fact in facts], add_bos_token),
+        _encode(tokenizer, [fact.prompt + fact.target_false for fact in facts], add_bos_token),
         strict=True,
     )
     for fact, (prompt, with_true, with_false) in zip(facts, encodings, strict=True):
         try:
-            contrasts.extend(_contrasts_of(fact, prompt, with_true, with_false, step))
+            contrasts.extend(_contrasts_of(fact, prompt, with_true, with_false, step, tokenizer.unk_token_id))
         except RowError as error:
             rejected.append(Rejected(fact.row, fact.id, str(error)))
     return contrasts, rejected
@@ -174,20 +192,32 @@ def role_mask_BRT(roles: Sequence[Sequence[str]], subject_spans: Sequence[Sequen
 
 
 class _Encoding(NamedTuple):
-    """Token ids of a text, and what they are called: the text of each token, and its name in the vocabulary."""
+    """The tokens of a text, the first `leading` of them special: ids, places in the text, names."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
-    special: list[bool]
-    texts: list[str]
     names: list[str]
+    leading: int
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[_Encoding]:
+class _Token(NamedTuple):
+    id: int
+    text: str
+    name: str
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], add_bos_token: bool | None
+) -> Iterator[_Encoding]:
     if not texts:
         return
-    encoded = tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True)
-    special_ids = set(tokenizer.all_special_ids)
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=add_bos_token is None,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
+    bos_id = tokenizer.bos_token_id
     for text, ids, offsets, special in zip(
         texts,
         encoded["input_ids"],
@@ -195,64 +225,100 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[_E
         encoded["special_tokens_mask"],
         strict=True,
     ):
-        # What a tokenizer puts after a text (an end of sequence) has no place before an answer.
-        while ids and special[-1] and ids[-1] in special_ids:
+        if add_bos_token:
+            ids, offsets, special = [bos_id, *ids], [(0, 0), *offsets], [1, *special]
+        # The mask has what the tokenizer puts around a text, not the special tokens the text itself spells out.
+        if special[:2] == [1, 0] and ids[:2] == [bos_id, bos_id]:
+            ids, offsets, special = ids[1:], offsets[1:], special[1:]
+        # What it puts after a text (an end of sequence) has no place before an answer.
+        while ids and special[-1]:
             ids, offsets, special = ids[:-1], offsets[:-1], special[:-1]
         names = [str(name) for name in tokenizer.convert_ids_to_tokens(ids)]
-        yield _Encoding(
-            ids, offsets, [bool(flag) for flag in special], _texts(text, offsets, special, names), names
-        )
+        offsets = [_place(text, name, offset) for name, offset in zip(names, offsets, strict=True)]
+        yield _Encoding(ids, offsets, names, leading=sum(special))
 
 
-def _texts(text: str, offsets: list[tuple[int, int]], special: list[int], names: list[str]) -> list[str]:
-    pieces, reached = [], 0
-    for (_, end), is_special, name in zip(offsets, special, names, strict=True):
-        # From where the last token ended: some tokenizers leave the space before a word out of its offsets.
-        pieces.append(name if is_special else text[reached:end])
-        reached = reached if is_special else max(reached, end)
-    return pieces
+def _place(text: str, name: str, offset: tuple[int, int]) -> tuple[int, int]:
+    """Where a token stands in its text: of no width where it is a space that the tokenizer put in by itself.
+
+    The offsets of such a space are those of the character it was put before.
+    """
+    start, end = offset
+    is_space = not name.strip(_SPACE_MARKS)
+    return (start, start) if is_space and text[start:end].strip().strip(_SPACE_MARKS) else offset
+
+
+def _cut(text: str, offsets: list[tuple[int, int]]) -> list[str]:
+    """The text in one piece a token, with nothing left out."""
+    cuts = [0]
+    for (_, end), (next_start, _) in pairwise(offsets):
+        # What is in no token: a space belongs to the token after it; an accent, or whatever else the tokenizer
+        # drops, to the one before.
+        cut = max(cuts[-1], end)
+        while cut < next_start and not text[cut].isspace():
+            cut += 1
+        cuts.append(cut)
+    return [text[start:stop] for start, stop in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
 
 def _contrasts_of(
-    fact: Fact, prompt: _Encoding, with_true: _Encoding, with_false: _Encoding, step: Step
+    fact: Fact,
+    prompt: _Encoding,
+    with_true: _Encoding,
+    with_false: _Encoding,
+    step: Step,
+    unknown_id: int | None,
 ) -> Iterator[Contrast]:
-    width = len(prompt.ids)
-    if with_true.ids[:width] != prompt.ids or with_false.ids[:width] != prompt.ids:
-        raise RowError("the tokenizer merges the prompt's end with an answer")
-    true_ids, false_ids = with_true.ids[width:], with_false.ids[width:]
-    shared = min(len(true_ids), len(false_ids))
-    divergence = next((k for k in range(shared) if true_ids[k] != false_ids[k]), None)
-    if divergence is None:
-        raise RowError(
-            f"the answers {fact.target_true!r} and {fact.target_false!r} have the same tokens as far as both go"
-        )
     span = _subject_span(fact, prompt)
-    for k in range(shared) if step == "all" else (divergence,):
-        length = width + k
-        true_token, false_token = with_true.texts[length], with_false.texts[length]
-        if true_ids[k] != false_ids[k] and (true_token == false_token or not true_token or not false_token):
-            # Answers that part within a character: only the vocabulary's names tell the tokens apart.
-            true_token, false_token = with_true.names[length], with_false.names[length]
+    true = _answer_tokens(fact, fact.target_true, prompt, with_true, unknown_id)
+    false = _answer_tokens(fact, fact.target_false, prompt, with_false, unknown_id)
+    differing = [k for k, (ours, theirs) in enumerate(zip(true, false, strict=False)) if ours.id != theirs.id]
+    if not differing:
+        answers = f"the answers {fact.target_true!r} and {fact.target_false!r}"
+        if len(true) == len(false):
+            raise RowError(f"{answers} have the same tokens")
+        raise RowError(f"{answers} have the same tokens as far as the shorter one goes")
+    prompt_texts = prompt.names[: prompt.leading] + _cut(fact.prompt, prompt.offsets[prompt.leading :])
+    for k in range(min(len(true), len(false))) if step == "all" else differing[:1]:
+        before, ours, theirs = true[:k], true[k], false[k]
+        # Answers that part within a character: only the vocabulary's names tell the tokens apart.
+        by_name = ours.id != theirs.id and (ours.text == theirs.text or not ours.text or not theirs.text)
         yield Contrast(
             fact=fact,
             step=k,
-            token_ids=tuple(with_true.ids[:length]),
-            tokens=tuple(with_true.texts[:length]),
-            roles=roles_of(length, span),
+            token_ids=(*prompt.ids, *(token.id for token in before)),
+            tokens=(*prompt_texts, *(token.text for token in before)),
+            roles=roles_of(len(prompt.ids) + k, span),
             subject_span=span,
-            true_token_id=true_ids[k],
-            false_token_id=false_ids[k],
-            true_token=true_token,
-            false_token=false_token,
+            true_token_id=ours.id,
+            false_token_id=theirs.id,
+            true_token=ours.name if by_name else ours.text,
+            false_token=theirs.name if by_name else theirs.text,
         )
+
+
+def _answer_tokens(
+    fact: Fact, answer: str, prompt: _Encoding, whole: _Encoding, unknown_id: int | None
+) -> list[_Token]:
+    """The tokens of the whole string after those that end within the prompt, which must be the prompt's own."""
+    length = len(fact.prompt)
+    width = sum(end <= length for _, end in whole.offsets)
+    if whole.ids[:width] != prompt.ids:
+        mend = "; end the prompt without a space" if fact.prompt[-1:].isspace() else ""
+        raise RowError(f"the tokenizer merges the prompt's end with the answer {answer!r}{mend}")
+    ids, names = whole.ids[width:], whole.names[width:]
+    if not ids or unknown_id in ids:
+        raise RowError(f"the tokenizer has no token for a part of the answer {answer!r}")
+    texts = _cut(answer, [(start - length, end - length) for start, end in whole.offsets[width:]])
+    return [_Token(*token) for token in zip(ids, texts, names, strict=True)]
 
 
 def _subject_span(fact: Fact, prompt: _Encoding) -> tuple[int, int]:
     begin, end = fact.subject_start, fact.subject_start + len(fact.subject)
     touched = [
         index
-        for index, ((start, stop), special) in enumerate(zip(prompt.offsets, prompt.special, strict=True))
-        if not special and start < end and stop > begin
+        for index, (start, stop) in enumerate(prompt.offsets)
+        if start < end and stop > begin  # special tokens have no width, at 0
     ]
     if not touched:
         raise RowError(f"no token of the prompt belongs to the subject {fact.subject!r}")

@@ -38,6 +38,8 @@ class CounterfactDataModule(pl.LightningDataModule):
         max_tokens: Tokens of a batch with its padding, at most. Default: no bound but `batch_size`.
         num_workers: Loader processes. Rows are tokenised beforehand, so 0 is fast.
         strict: Stop at the first row that cannot be used.
+        add_bos_token: Whether the beginning-of-sequence token goes before each prompt, see `build_contrasts`.
+            Default: as the tokenizer does it.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class CounterfactDataModule(pl.LightningDataModule):
         max_tokens: int | None = None,
         num_workers: int = 0,
         strict: bool = False,
+        add_bos_token: bool | None = None,
     ) -> None:
         super().__init__()
         # Fewer batches than processes: some get none, and that is no error.
@@ -76,6 +79,7 @@ class CounterfactDataModule(pl.LightningDataModule):
         self.max_tokens = max_tokens
         self.num_workers = num_workers
         self.strict = strict
+        self.add_bos_token = add_bos_token
         self.contrasts: list[Contrast] = []
         self.rejected: list[Rejected] = []
         # A writer that knows an earlier run's output sets this. It is asked when the model is there, before
@@ -111,7 +115,9 @@ class CounterfactDataModule(pl.LightningDataModule):
             trust = getattr(module, "trust_remote_code", False)
             setting = "data.tokenizer" if self.tokenizer is not None else "model.model_name"
             tokenizer = load_tokenizer(tokenizer, revision=revision, trust_remote_code=trust, setting=setting)
-        self.contrasts, rejected = build_contrasts(self._table.facts, tokenizer, step=step)
+        self.contrasts, rejected = build_contrasts(
+            self._table.facts, tokenizer, step=step, add_bos_token=self.add_bos_token
+        )
         self._refuse_rejected(self._table.rejected + rejected)
         _check_vocabulary(tokenizer, getattr(module, "vocabulary_size", None))
         self.contrasts, too_long = _within(getattr(module, "max_positions", None), self.contrasts)
@@ -146,13 +152,15 @@ class CounterfactDataModule(pl.LightningDataModule):
         """Everything about the data that changes a number, in JSON types. Needs `setup`."""
         digest = hashlib.sha256()
         for contrast in self.contrasts:
-            digest.update(repr((contrast.fact, contrast.step, contrast.token_ids)).encode())
+            compared = contrast.true_token_id, contrast.false_token_id
+            digest.update(repr((contrast.fact, contrast.step, contrast.token_ids, compared)).encode())
         return {
             "step": self._step,
             "source": self.source if isinstance(self.source, str) else type(self.source).__name__,
             "split": self.split,
             "where": self.relation_ids,
             "limit": self.limit,
+            "add_bos_token": self.add_bos_token,
             "contrasts": len(self.contrasts),
             "content": digest.hexdigest()[:16],
         }

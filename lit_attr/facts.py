@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,8 +21,8 @@ class Fact(NamedTuple):
         subject: What the prompt is about, as it stands in the prompt, without spaces around it.
         subject_start: Where the subject begins in the prompt, in characters. Where it occurs more than once,
             the place the `relation` template gives it; without a template, the first where it is a whole word.
-        target_true: The true answer, with its leading space.
-        target_false: The false answer, with its leading space.
+        target_true: The true answer as it continues the prompt: with its leading space, and none after it.
+        target_false: The false answer, likewise.
         relation_id: Wikidata property such as `P36`, or empty.
     """
 
@@ -86,7 +86,7 @@ def parse_fact(row: Mapping[str, Any], row_number: int) -> Fact:
         raise RowError(f"the subject {subject!r} is not in the prompt {prompt!r}")
     target_true = continuation(prompt, _text(flat, "target_true"))
     target_false = continuation(prompt, _text(flat, "target_false"))
-    if target_true == target_false:
+    if target_true.strip() == target_false.strip():
         raise RowError(f"the true and the false answer are both {target_true!r}")
     fact_id = row_id(flat, row_number)
     return Fact(
@@ -140,7 +140,10 @@ def read_facts(
             continue
         seen_ids.add(fact.id)
         table.facts.append(fact)
-        spaces_added += (fact.target_true, fact.target_false) != (flat["target_true"], flat["target_false"])
+        spaces_added += any(
+            len(answer) > len(flat[column].rstrip())
+            for answer, column in ((fact.target_true, "target_true"), (fact.target_false, "target_false"))
+        )
     _require_columns(seen_columns, columns or {})
     if taken == 0:
         wanted = f" with relation_id in {sorted(relation_ids)}" if relation_ids is not None else ""
@@ -166,8 +169,11 @@ def flatten_counterfact(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def continuation(prompt: str, answer: str) -> str:
-    """The answer as it continues the prompt: with a space between the two, where neither brings one."""
-    return answer if answer[:1].isspace() or prompt[-1:].isspace() else f" {answer}"
+    """The answer as it continues the prompt: a space between the two, whichever brings it, and none at the end."""
+    answer = answer.rstrip()
+    if prompt[-1:].isspace():
+        return answer.lstrip()
+    return answer if answer[:1].isspace() else f" {answer}"
 
 
 def row_id(row: Mapping[str, Any], row_number: int) -> int | str:
@@ -212,8 +218,19 @@ def _relation_id(row: Mapping[str, Any]) -> str:
 
 
 def _find_word(word: str, text: str) -> int:
-    whole = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text)
-    return whole.start() if whole else text.find(word)
+    """Where the word first stands by itself in the text; else where it first stands at all; else -1."""
+    start = first = text.find(word)
+    while start >= 0:
+        end = start + len(word)
+        if not any(map(_is_in_word, text[:start][-1:] + text[end : end + 1])):
+            return start
+        start = text.find(word, start + 1)
+    return first
+
+
+def _is_in_word(character: str) -> bool:
+    # Marks too: the vowel signs of many scripts are letters of their words, and \w does not match them.
+    return character.isalnum() or character == "_" or unicodedata.category(character).startswith("M")
 
 
 def _listed(names: set[str]) -> str:

@@ -8,6 +8,7 @@ from toys import WORDS, word_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from lit_attr.contrasts import ROLES, Contrast, build_contrasts, collate_contrasts, role_mask_BRT, roles_of
+from lit_attr.errors import UserError
 from lit_attr.facts import Fact
 
 
@@ -66,13 +67,27 @@ def test_refuses_answers_one_of_which_begins_the_other(step: str):
     found, rejected = build_contrasts([fact(true=" New York", false=" New")], word_tokenizer(), step=step)
     assert not found
     assert (rejected[0].row, rejected[0].id) == (3, 17)
-    assert "have the same tokens as far as both go" in rejected[0].reason
+    assert rejected[0].reason == (
+        "the answers ' New York' and ' New' have the same tokens as far as the shorter one goes"
+    )
 
 
 def test_refuses_a_prompt_that_merges_with_an_answer():
     found, rejected = build_contrasts([fact(false=" Rome")], word_tokenizer(merges=True))
     assert not found
-    assert "merges the prompt's end with an answer" in rejected[0].reason
+    assert rejected[0].reason == "the tokenizer merges the prompt's end with the answer ' Rome'"
+
+
+def test_refuses_answers_of_the_same_tokens():
+    found, rejected = build_contrasts([fact(true=" New York", false=" New  York")], word_tokenizer())
+    assert not found
+    assert rejected[0].reason == "the answers ' New York' and ' New  York' have the same tokens"
+
+
+def test_refuses_an_answer_that_the_tokenizer_does_not_know():
+    found, rejected = build_contrasts([fact(false=" New Lisbon")], word_tokenizer(), step="all")
+    assert not found
+    assert rejected[0].reason == "the tokenizer has no token for a part of the answer ' New Lisbon'"
 
 
 def test_special_tokens_are_as_the_tokenizer_puts_them_before_but_not_after():
@@ -81,6 +96,40 @@ def test_special_tokens_are_as_the_tokenizer_puts_them_before_but_not_after():
     assert contrast.tokens[0] == "<s>"
     assert contrast.subject_span == (4, 5)
     assert (contrast.true_token_id, contrast.false_token_id) == ids("Madrid Paris")
+
+
+@pytest.mark.parametrize(
+    ("template", "add_bos_token", "context"),
+    [
+        ("$A", True, "<s> The capital of Spain is"),
+        ("<s> $A", True, "<s> The capital of Spain is"),
+        ("<s> $A </s>", False, "The capital of Spain is"),
+        ("</s> $A", False, "The capital of Spain is"),
+        ("</s> $A", True, "<s> The capital of Spain is"),
+        ("</s> $A", None, "</s> The capital of Spain is"),
+    ],
+)
+def test_the_beginning_of_sequence_as_asked_for(template: str, add_bos_token: bool | None, context: str):
+    contrast = only(build_contrasts([fact()], word_tokenizer(template), add_bos_token=add_bos_token))
+    assert contrast.token_ids == ids(context)
+    assert "".join(contrast.tokens[-5:]) == "The capital of Spain is"
+    assert contrast.tokens[contrast.subject_span[0]] == " Spain"
+    assert (contrast.true_token_id, contrast.false_token_id) == ids("Madrid Paris")
+
+
+@pytest.mark.parametrize("add_bos_token", [None, True, False])
+@pytest.mark.parametrize("template", ["$A", "<s> $A"])
+def test_a_prompt_with_its_own_beginning_of_sequence_keeps_that_one(template: str, add_bos_token: bool | None):
+    prompt = fact(prompt="<s> The capital of Spain is")
+    contrast = only(build_contrasts([prompt], word_tokenizer(template), add_bos_token=add_bos_token))
+    assert contrast.token_ids == ids("<s> The capital of Spain is")
+    assert "".join(contrast.tokens) == "<s> The capital of Spain is"
+    assert contrast.subject_span == (4, 5)
+
+
+def test_refuses_to_put_a_beginning_of_sequence_that_there_is_not(tokenizer: PreTrainedTokenizerBase):
+    with pytest.raises(UserError, match="data.add_bos_token: the tokenizer has no beginning-of-sequence token"):
+        build_contrasts([fact()], tokenizer, add_bos_token=True)
 
 
 def test_a_subject_of_several_words():

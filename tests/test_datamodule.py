@@ -109,6 +109,25 @@ def test_leaves_out_what_is_done():
     assert sorted(sum(ids(data), [])) == [1, 2]
 
 
+@pytest.mark.parametrize(("add_bos_token", "begins"), [(None, False), (True, True), (False, False)])
+def test_puts_a_beginning_of_sequence_where_asked_to(add_bos_token: bool | None, begins: bool):
+    words = word_tokenizer()
+    data = CounterfactDataModule(ROWS[:1], words, add_bos_token=add_bos_token)
+    data.setup()
+    assert data.contrasts[0].token_ids == tuple([words.bos_token_id] * begins + words(ROWS[0]["prompt"]).input_ids)
+    assert data.identity()["add_bos_token"] is add_bos_token
+
+
+def test_identity_follows_the_tokens():
+    identities = []
+    for words in (word_tokenizer(), word_tokenizer("<s> $A")):
+        data = CounterfactDataModule(ROWS, words)
+        data.setup()
+        identities.append(data.identity()["content"])
+    data.contrasts = [found._replace(false_token_id=found.false_token_id + 1) for found in data.contrasts]
+    assert len({*identities, data.identity()["content"]}) == 3
+
+
 def test_identity_follows_the_content_not_the_file(tmp_path: Path):
     identities = []
     for name, rows in (("a", ROWS), ("b", ROWS), ("c", ROWS[:3])):
@@ -168,7 +187,7 @@ def test_refuses_a_tokenizer_larger_than_the_embedding(tokenizer: PreTrainedToke
 
 
 def test_a_prompt_longer_than_the_models_positions_is_a_refused_row(tokenizer: PreTrainedTokenizerBase):
-    data = CounterfactDataModule([*ROWS, {**ROWS[0], "prompt": "The capital of Spain is " + "so " * 70}])
+    data = CounterfactDataModule([*ROWS, {**ROWS[0], "prompt": "The capital of Spain is" + " so" * 70}])
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
     batches = trainer.predict(AttributionModule(), datamodule=data)
     assert sum(len(batch.contrasts) for batch in batches) == len(ROWS)

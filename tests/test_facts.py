@@ -61,12 +61,29 @@ def test_adds_and_counts_missing_leading_spaces():
 def test_a_prompt_that_ends_in_a_space_needs_none_before_the_answer():
     fact = parse_fact({**SPAIN, "prompt": "Spain: ", "target_true": "Madrid"}, 0)
     assert fact.prompt + fact.target_true == "Spain: Madrid"
+    assert parse_fact({**SPAIN, "prompt": "Spain: "}, 0) == fact
+
+
+def test_spaces_after_an_answer_are_no_part_of_it():
+    table = read_facts([{**SPAIN, "target_true": " Madrid ", "target_false": " Paris\n"}])
+    assert (table.facts[0].target_true, table.facts[0].target_false) == (" Madrid", " Paris")
+    assert table.spaces_added == 0
 
 
 def test_the_subject_is_a_whole_word_where_there_is_one():
     fact = parse_fact({**SPAIN, "relation": None, "subject": " Ana ", "prompt": "Anatolia is home to Ana and"}, 0)
     assert fact.subject == "Ana"
     assert fact.subject_start == len("Anatolia is home to ")
+
+
+@pytest.mark.parametrize(
+    ("before", "subject"), [("रामायण में ", "राम"), ("cafe\u0301 or ", "cafe"), ("Ana_ and ", "Ana")]
+)
+def test_a_vowel_sign_an_accent_or_an_underscore_goes_on_with_the_word(before: str, subject: str):
+    row = {**SPAIN, "relation": None, "subject": subject}
+    assert parse_fact({**row, "prompt": f"{before}{subject} is"}, 0).subject_start == len(before)
+    # Nowhere by itself: then where it first stands at all.
+    assert parse_fact({**row, "prompt": before}, 0).subject_start == 0
 
 
 @pytest.mark.parametrize(("relation_id", "expected"), [(None, ""), (float("nan"), ""), (36, "36"), ("P36", "P36")])
@@ -114,6 +131,7 @@ def test_takes_the_id_the_row_brings(row: dict, expected: int | str):
         ({"target_true": 3}, "'target_true' is int, not text"),
         ({"target_false": float("nan")}, "'target_false' is float, not text"),
         ({"target_false": "Madrid"}, "the true and the false answer are both ' Madrid'"),
+        ({"target_false": "  Madrid "}, "the true and the false answer are both ' Madrid'"),
         ({"subject": "Portugal"}, "the subject 'Portugal' is not in the prompt"),
         ({"prompt": None, "relation": None}, "'prompt' is missing, and so is 'relation'"),
         ({"prompt": None, "relation": "The capital is"}, "'relation' has no {}"),

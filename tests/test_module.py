@@ -320,8 +320,8 @@ def test_skipping_the_self_test_is_told(
     tested, skipped = AttributionModule(str(model_folder)), AttributionModule(str(model_folder), self_test=False)
     assert_same(predict(skipped, sample_contrasts[:4]), predict(tested, sample_contrasts[:4]))
     assert warned() == [
-        "model.self_test: it was skipped, so nothing says that what is scored is what the mlp adds to the residual "
-        "stream"
+        "model.self_test: it was skipped, so nothing says that what is scored is what the mlp adds to the "
+        "residual stream"
     ]
     assert (tested.identity()["self_test"], skipped.identity()["self_test"]) == (True, False)
     assert tested.identity()["module"] == "transformer.h.{layer}.mlp"
