@@ -5,6 +5,7 @@ from lit_attr.contrasts import Contrast, ContrastBatch, build_contrasts, collate
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import UserError
 from lit_attr.module import AttributionModule
+from lit_attr.reading import load_attributions
 from lit_attr.writer import AttributionWriter
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "attribute_batch",
     "build_contrasts",
     "collate_contrasts",
+    "load_attributions",
 ]

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import UserError
 from lit_attr.module import AttributionModule
+from lit_attr.stops import StopOnSignal, Stopped, exit_status, process_rank, stopping_at_once
 from lit_attr.summary import describe
 from lit_attr.writer import AttributionWriter
 
@@ -99,9 +100,11 @@ class AttributionCLI(LightningCLI):
             folder = settings.trainer.default_root_dir or output
             kwargs["logger"] = TensorBoardLogger(folder, default_hp_metric=False)
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, ImportError, RuntimeError, MisconfigurationException) as error:
             raise UserError(f"trainer: {error}") from error
+        trainer.callbacks.append(StopOnSignal())  # type: ignore[attr-defined]  # a Trainer sets it on itself
+        return trainer
 
     def before_predict(self) -> None:
         """Loads facts and model before the Trainer opens its logs: a mistake in them leaves no file behind."""
@@ -118,30 +121,37 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Words after `lit-attr`; those of the process where None.
 
     Raises:
-        SystemExit: 1 for a mistake in a file, a model or a row, 2 for one in the settings' form; with one line on
-            standard error.
+        SystemExit: 1 for a mistake in a file, a model or a row, 2 for one in the settings' form, 143 where SIGTERM
+            stopped the run and 130 where SIGINT (Ctrl-C) did; with one line on standard error.
     """
     _quieten()
     try:
-        cli = AttributionCLI(
-            AttributionModule,
-            CounterfactDataModule,
-            save_config_callback=SaveConfigInOutput,
-            trainer_class=PredictTrainer,
-            trainer_defaults={"inference_mode": False},
-            seed_everything_default=False,
-            parser_class=OneLineParser,
-            args=list(args) if args is not None else None,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
-        folder = Path(cli.config.predict.writer.output_dir)
-        if cli.trainer.is_global_zero and (folder / "summary.json").exists():
-            pictures = any(isinstance(logger, TensorBoardLogger) for logger in cli.trainer.loggers)
-            print(describe(folder, pictures=pictures))
+        with stopping_at_once():
+            cli = AttributionCLI(
+                AttributionModule,
+                CounterfactDataModule,
+                save_config_callback=SaveConfigInOutput,
+                trainer_class=PredictTrainer,
+                trainer_defaults={"inference_mode": False},
+                seed_everything_default=False,
+                parser_class=OneLineParser,
+                args=list(args) if args is not None else None,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
+            folder = Path(cli.config.predict.writer.output_dir)
+            if cli.trainer.is_global_zero and (folder / "summary.json").exists():
+                pictures = any(isinstance(logger, TensorBoardLogger) for logger in cli.trainer.loggers)
+                print(describe(folder, pictures=pictures))
     except (UserError, OSError) as error:
-        print(f"lit-attr: error: {' '.join(str(error).split())}", file=sys.stderr)
+        # The first process speaks for all, but for what has gone wrong in another alone.
+        where = f" in process {process_rank()}" if process_rank() else ""
+        print(f"lit-attr: error{where}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         sys.exit(1)
+    except Stopped as stop:
+        if process_rank() == 0:
+            print(f"lit-attr: {stop}", file=sys.stderr, flush=True)
+        sys.exit(exit_status(stop.signum))
 
 
 def one_line(message: str) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_attr.errors import RowError, UserError
+from lit_attr.errors import RowError, UserError, shown
 from lit_attr.facts import Fact, Rejected
 
 Step = Literal["divergence", "all"]
@@ -274,7 +274,7 @@ def _contrasts_of(
     false = _answer_tokens(fact, fact.target_false, prompt, with_false, unknown_id)
     differing = [k for k, (ours, theirs) in enumerate(zip(true, false, strict=False)) if ours.id != theirs.id]
     if not differing:
-        answers = f"the answers {fact.target_true!r} and {fact.target_false!r}"
+        answers = f"the answers {shown(fact.target_true)} and {shown(fact.target_false)}"
         if len(true) == len(false):
             raise RowError(f"{answers} have the same tokens")
         raise RowError(f"{answers} have the same tokens as far as the shorter one goes")
@@ -305,10 +305,10 @@ def _answer_tokens(
     width = sum(end <= length for _, end in whole.offsets)
     if whole.ids[:width] != prompt.ids:
         mend = "; end the prompt without a space" if fact.prompt[-1:].isspace() else ""
-        raise RowError(f"the tokenizer merges the prompt's end with the answer {answer!r}{mend}")
+        raise RowError(f"the tokenizer merges the prompt's end with the answer {shown(answer)}{mend}")
     ids, names = whole.ids[width:], whole.names[width:]
     if not ids or unknown_id in ids:
-        raise RowError(f"the tokenizer has no token for a part of the answer {answer!r}")
+        raise RowError(f"the tokenizer has no token for a part of the answer {shown(answer)}")
     texts = _cut(answer, [(start - length, end - length) for start, end in whole.offsets[width:]])
     return [_Token(*token) for token in zip(ids, texts, names, strict=True)]
 
@@ -321,5 +321,5 @@ def _subject_span(fact: Fact, prompt: _Encoding) -> tuple[int, int]:
         if start < end and stop > begin  # special tokens have no width, at 0
     ]
     if not touched:
-        raise RowError(f"no token of the prompt belongs to the subject {fact.subject!r}")
+        raise RowError(f"no token of the prompt belongs to the subject {shown(fact.subject)}")
     return touched[0], touched[-1] + 1

@@ -12,3 +12,8 @@ class UserError(Exception):
 
 class RowError(Exception):
     """Why one row cannot become a record. The run goes on without that row."""
+
+
+def shown(text: str) -> str:
+    """A text in quotes, no longer than fits into a message."""
+    return repr(text) if len(text) <= 100 else f"{text[:100]!r}..."

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import platform
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import orjson
+from filelock import FileLock, Timeout
 
 from lit_attr.attribution import AttributionBatch
 from lit_attr.errors import UserError
 from lit_attr.facts import Rejected
-from lit_attr.records import BATCH_FORMAT, FORMAT_VERSION, batch_record, read_json, write_bytes, write_json
+from lit_attr.records import (
+    BATCH_FORMAT,
+    FORMAT_VERSION,
+    MANIFEST_FORMAT,
+    batch_record,
+    check_header,
+    read_json,
+    write_bytes,
+    write_json,
+)
 
 LIBRARIES = ("lit-attr", "torch", "transformers", "bitsandbytes", "lightning", "tokenizers")
 
@@ -24,7 +37,7 @@ class OutputFolder:
     """The folder one run writes to, and a later run of the same settings goes on in.
 
     Args:
-        path: The folder. Nothing is made before `open`.
+        path: The folder. Nothing is made before `lock` and `open`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -33,6 +46,35 @@ class OutputFolder:
         self.manifest = self.path / "manifest.json"
         self.rejected = self.path / "rejected.jsonl"
         self.summary = self.path / "summary.json"
+        self._holder = self.path / ".running.json"
+        self._lock = FileLock(self.path / ".lock", blocking=False)
+
+    def lock(self) -> None:
+        """Keeps other runs out until `unlock`; the lock of a process that died is free.
+
+        Raises:
+            UserError: Another run is at work in the folder, or it cannot be made.
+        """
+        with _telling(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire()
+            except Timeout:
+                holder = read_json(self._holder) if self._holder.exists() else {}
+                raise UserError(
+                    f"writer.output_dir: process {holder.get('pid')} on {holder.get('host')} is writing to "
+                    f"{self.path}; wait for it, or give another folder"
+                ) from None
+            write_json(self._holder, {"pid": os.getpid(), "host": platform.node()})
+            # What a process that was killed left half-written; nobody else writes now.
+            for left in (*self.path.glob(".*.tmp"), *self.batches.glob(".*.tmp")):
+                left.unlink()
+
+    def unlock(self) -> None:
+        """Lets other runs in."""
+        if self._lock.is_locked:
+            self._holder.unlink(missing_ok=True)
+            self._lock.release()
 
     def check(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
         """Compares the settings of what is here with those of this run.
@@ -45,11 +87,7 @@ class OutputFolder:
                 raise UserError(f"writer.output_dir: {self.path} has batches but no manifest; give another folder")
             return
         written = read_json(self.manifest)
-        if written.get("version") != FORMAT_VERSION:
-            raise UserError(
-                f"writer.output_dir: {self.manifest} is of format version {written.get('version')}, "
-                f"this lit-attr writes {FORMAT_VERSION}; give another folder"
-            )
+        check_header(written, self.manifest, MANIFEST_FORMAT)
         for group, values in settings.items():
             for name, value in values.items():
                 before = written.get(group, {}).get(name)
@@ -61,23 +99,21 @@ class OutputFolder:
                     )
 
     def open(self, settings: Mapping[str, Mapping[str, Any]], rejected: Iterable[Rejected]) -> None:
-        """Makes the folder, with the manifest and the refused rows. One process does this."""
-        try:
+        """Writes the manifest, where there is none, and the refused rows. Needs the lock."""
+        with _telling(self.path):
             self.batches.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"writer.output_dir: {self.path} cannot be made ({error.strerror})") from error
-        if not self.manifest.exists():
-            write_json(
-                self.manifest,
-                {
-                    "format": "lit-attr/manifest",
-                    "version": FORMAT_VERSION,
-                    "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                    **settings,
-                    "libraries": {name: _version(name) for name in LIBRARIES},
-                },
-            )
-        write_bytes(self.rejected, b"".join(_json_line(row) for row in rejected))
+            if not self.manifest.exists():
+                write_json(
+                    self.manifest,
+                    {
+                        "format": MANIFEST_FORMAT,
+                        "version": FORMAT_VERSION,
+                        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                        **settings,
+                        "libraries": {name: _version(name) for name in LIBRARIES},
+                    },
+                )
+            write_bytes(self.rejected, b"".join(_json_line(row) for row in rejected))
 
     def move_aside(self) -> None:
         """Puts an earlier run's files into a folder of their own beside the new ones."""
@@ -92,24 +128,44 @@ class OutputFolder:
     def write_batch(self, batch: AttributionBatch) -> None:
         """Writes a batch file, whole or not at all."""
         contrast = batch.contrasts[0]
-        write_json(self.batches / f"{_file_stem(contrast.fact.id)}-{contrast.step}.json", batch_record(batch))
+        with _telling(self.path):
+            write_json(self.batches / f"{_file_stem(contrast.fact.id)}-{contrast.step}.json", batch_record(batch))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes the summary, whole or not at all."""
+        with _telling(self.path):
+            write_json(self.summary, summary)
 
     def add_rejected(self, rejected: Iterable[Rejected]) -> None:
         """Appends refused rows; several processes may at once."""
-        with self.rejected.open("ab") as stream:
+        with _telling(self.path), self.rejected.open("ab") as stream:
             stream.write(b"".join(_json_line(row) for row in rejected))
 
-    def read_batches(self) -> Iterator[dict[str, Any]]:
-        """The objects of all batch files."""
+    def read_batches(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """The batch files and the objects in them.
+
+        Raises:
+            UserError: A file is not one of lit-attr's, or of a newer version.
+        """
         for path in sorted(self.batches.glob("*.json")):
             record = read_json(path)
-            if record.get("format") != BATCH_FORMAT or not isinstance(record.get("examples"), list):
-                raise UserError(f"writer.output_dir: {path} is not a batch file of lit-attr; move it away")
-            yield record
+            check_header(record, path, BATCH_FORMAT)
+            yield path, record
 
     def count_rejected(self) -> int:
         """How many rows were refused."""
         return self.rejected.read_bytes().count(b"\n")
+
+
+@contextmanager
+def _telling(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"writer.output_dir: {folder} cannot be written to ({error.strerror or error}); what is there is "
+            "whole, and the same command goes on once this is mended"
+        ) from error
 
 
 def _json_line(row: Rejected) -> bytes:

@@ -6,6 +6,7 @@ Axes: L layers, T tokens of one contrast.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lit_attr.facts import Rejected
 
 FORMAT_VERSION = 1
 BATCH_FORMAT = "lit-attr/attributions"
+MANIFEST_FORMAT = "lit-attr/manifest"
 
 
 def batch_record(batch: AttributionBatch) -> dict[str, Any]:
@@ -109,6 +111,21 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
+def check_header(value: Mapping[str, Any], path: Path, wanted: str) -> None:
+    """Refuses a JSON object of another format, or of another version of it.
+
+    Raises:
+        UserError: It is one.
+    """
+    version = value.get("version")
+    if value.get("format") != wanted or not isinstance(version, int):
+        raise UserError(f"{path}: not a file of the format {wanted}; give another folder, or move it away")
+    if version > FORMAT_VERSION:
+        raise UserError(
+            f"{path}: of format version {version}, and this lit-attr knows {FORMAT_VERSION}; upgrade lit-attr"
+        )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
@@ -118,7 +135,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = orjson.loads(path.read_bytes())
     except orjson.JSONDecodeError as error:
-        raise UserError(f"writer.output_dir: {path} is not JSON ({error}); move it away") from error
+        raise UserError(f"{path}: not JSON ({error}); move it away") from error
     if not isinstance(value, dict):
-        raise UserError(f"writer.output_dir: {path} is not a JSON object; move it away")
+        raise UserError(f"{path}: not a JSON object; move it away")
     return value

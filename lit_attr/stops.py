@@ -6,18 +6,21 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities import rank_zero_only
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Schedulers commonly kill ten seconds or more after they ask.
 GRACE_SECONDS = 8.0
 
 
-class Stopped(Exception):  # noqa: N818  # a stop is no error
+class Stopped(BaseException):
     """A signal ended the run. What was written stays, and the same run goes on from there.
 
     Args:
@@ -30,11 +33,6 @@ class Stopped(Exception):  # noqa: N818  # a stop is no error
         )
         self.signum = signum
 
-    @property
-    def status(self) -> int:
-        """The exit status: 128 and the signal, as shells and schedulers know it."""
-        return 128 + self.signum
-
 
 class StopOnSignal(pl.Callback):
     """Lets the batch in flight be finished and written after SIGTERM or SIGINT, then raises `Stopped`.
@@ -45,21 +43,19 @@ class StopOnSignal(pl.Callback):
 
     def __init__(self) -> None:
         self._signum: int | None = None
-        self._before: dict[int, Any] = {}
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the signals over."""
-        if threading.current_thread() is not threading.main_thread():
-            return
+        """Takes the signals over; the Trainer gives them back when it is done."""
+        self._signum = None
         process = os.getpid()
 
         def stop(signum: int, _: FrameType | None) -> None:
             if os.getpid() != process:
                 return  # a loader's worker, which its parent ends
             if self._signum is not None:
-                os._exit(128 + signum)
+                os._exit(exit_status(signum))
             self._signum = signum
-            timer = threading.Timer(GRACE_SECONDS, _give_up, (signum, trainer.is_global_zero))
+            timer = threading.Timer(GRACE_SECONDS, _give_up, (signum,))
             timer.daemon = True
             timer.start()
             launcher = trainer.strategy.launcher
@@ -67,7 +63,7 @@ class StopOnSignal(pl.Callback):
                 launcher.kill(signum)
 
         # Lightning's own handler, put in before, makes every process wait for all others in the handler.
-        self._before = {signum: signal.signal(signum, stop) for signum in SIGNALS}
+        _handle(stop)
 
     def on_predict_batch_start(
         self,
@@ -82,20 +78,47 @@ class StopOnSignal(pl.Callback):
             raise Stopped(self._signum)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Gives the signals back."""
-        self._give_back()
+        """Raises `Stopped` where another process has stopped while this one was waiting for it."""
+        if self._signum is not None and not isinstance(exception, Stopped):
+            raise Stopped(self._signum)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Gives the signals back."""
-        self._give_back()
 
-    def _give_back(self) -> None:
-        for signum, handler in self._before.items():
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """SIGTERM and SIGINT raise `Stopped` wherever the process is: there is no batch to finish."""
+
+    def stop(signum: int, _: FrameType | None) -> None:
+        raise Stopped(signum)
+
+    before = _handle(stop)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
             signal.signal(signum, handler)
-        self._before = {}
 
 
-def _give_up(signum: int, is_global_zero: bool) -> None:
-    if is_global_zero:
-        print(f"lit-attr: {Stopped(signum)}, with the batch in flight", file=sys.stderr, flush=True)
-    os._exit(128 + signum)
+def exit_status(signum: int) -> int:
+    """128 and the signal, as shells and schedulers know it; 0 in all processes but the first.
+
+    Lightning kills the first one where another fails, and it may still have its batch to finish.
+    """
+    return 128 + signum if process_rank() == 0 else 0
+
+
+def process_rank() -> int:
+    """Which of a run's processes this is, before there is a Trainer to ask and after it."""
+    return getattr(rank_zero_only, "rank", None) or 0
+
+
+def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Puts a handler in, where Python allows it; returns those that were there."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {signum: signal.signal(signum, handler) for signum in SIGNALS}
+
+
+def _give_up(signum: int) -> None:
+    if process_rank() == 0:
+        print(f"lit-attr: {Stopped(signum)}; the batch in flight is lost", file=sys.stderr, flush=True)
+    os._exit(exit_status(signum))

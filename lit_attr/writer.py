@@ -18,9 +18,10 @@ from PIL import Image
 from lit_attr.attribution import AttributionBatch
 from lit_attr.contrasts import ContrastKey
 from lit_attr.errors import UserError
+from lit_attr.facts import Rejected
 from lit_attr.folder import OutputFolder
 from lit_attr.heatmaps import draw_fact_heatmap, draw_role_heatmap
-from lit_attr.records import split_finite, write_json
+from lit_attr.records import split_finite
 from lit_attr.summary import RunSummary
 
 
@@ -62,9 +63,7 @@ class AttributionWriter(BasePredictionWriter):
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Opens the folder, where no data module has asked for it."""
-        if self._done is None:
-            self._open(trainer, pl_module)
-            trainer.strategy.barrier("output folder")
+        self._open(trainer, pl_module)
 
     def write_on_batch_end(
         self,
@@ -104,6 +103,11 @@ class AttributionWriter(BasePredictionWriter):
             contrast = finite.contrasts[row]
             _log_image(trainer, f"facts/{_tag(contrast.fact.id)}-{contrast.step}", _fact_image(finite, row))
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leaves the folder to a run that goes on from here."""
+        _let_leave_out(trainer, None)
+        self.folder.unlock()
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Writes the summary. Every process comes here, also one that had nothing to do, unless the run failed."""
         _let_leave_out(trainer, None)
@@ -112,42 +116,65 @@ class AttributionWriter(BasePredictionWriter):
         # A process without a batch does not know the layers; the first process has a batch if any has.
         shape = (self._summary.layers, self._summary.component) if self._summary is not None else None
         shape = trainer.strategy.broadcast(shape)
-        if shape is None:
-            return
-        summary = self._summarise(*shape)
-        if trainer.world_size > 1:
-            summary.to(trainer.strategy.root_device)
-        record = summary.compute()
-        if not trainer.is_global_zero:
-            return
-        record["rejected"] = self.folder.count_rejected()
-        record["resumed"] = len(self._done)
-        record["seconds"] = time.perf_counter() - self._started
-        write_json(self.folder.summary, record)
+        if shape is not None:
+            summary = self._summarise(*shape)
+            if trainer.world_size > 1:
+                summary.to(trainer.strategy.root_device)
+            record = summary.compute()
+            if trainer.is_global_zero:
+                self._finish(trainer, record, resumed=len(self._done))
+        self.folder.unlock()
+
+    def _finish(self, trainer: pl.Trainer, summary: dict[str, Any], *, resumed: int) -> None:
+        summary["rejected"] = self.folder.count_rejected()
+        summary["resumed"] = resumed
+        summary["seconds"] = time.perf_counter() - self._started
+        self.folder.write_summary(summary)
         # An earlier run has drawn it where this one had nothing left to do.
-        if record["contrasts"] and self._written and _tensorboards(trainer):
-            _log_image(trainer, "profile/role_by_layer", _profile_image(record))
+        if summary["contrasts"] and self._written and _tensorboards(trainer):
+            _log_image(trainer, "profile/role_by_layer", _profile_image(summary))
 
     def _open(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Collection[ContrastKey]:
-        """Makes the folder ready, once, and tells what is done in it."""
+        """Makes the folder ready, once, and tells what is done in it. Every process must ask."""
         if self._done is not None:
             return self._done
-        datamodule = _datamodule(trainer)
-        settings = {"model": _identity(pl_module), "data": _identity(datamodule)}
-        self._done = set()
-        if not self.overwrite:
-            self.folder.check(settings)
-            for record in self.folder.read_batches():
-                self._done.update((example["id"], example["step"]) for example in record["examples"])
-                # One process counts what was there before, or the sum over processes would count it often.
-                if trainer.is_global_zero:
-                    self._summarise(record["layers"], record["component"]).add_record(record)
+        settings = {"model": _identity(pl_module), "data": _identity(_datamodule(trainer))}
+        # One process looks and the others are told: what one of them wrote meanwhile would look done to the next.
+        # They are told of a failure as well, or they would wait for ever.
+        told: tuple[set[ContrastKey], dict[str, Any]] | str = ""
         if trainer.is_global_zero:
-            if self.overwrite:
-                self.folder.move_aside()
-            self.folder.open(settings, getattr(datamodule, "rejected", ()))
+            try:
+                told = self._go_on(settings, getattr(_datamodule(trainer), "rejected", ())), settings
+            except UserError as error:
+                told = str(error)
+        told = trainer.strategy.broadcast(told)
+        if isinstance(told, str):
+            raise UserError(told)
+        self._done, expected = told
+        if settings != expected:
+            raise UserError(
+                f"data.source: process {trainer.global_rank} has other rows or another model than the first one; "
+                "give every process the same"
+            )
         self._started = time.perf_counter()
         return self._done
+
+    def _go_on(self, settings: Mapping[str, Mapping[str, Any]], rejected: Iterable[Rejected]) -> set[ContrastKey]:
+        """Locks and opens the folder; what an earlier run of the same settings has done in it is counted."""
+        done: set[ContrastKey] = set()
+        self.folder.lock()
+        if self.overwrite:
+            self.folder.move_aside()
+        else:
+            self.folder.check(settings)
+            for path, record in self.folder.read_batches():
+                try:
+                    done.update((example["id"], example["step"]) for example in record["examples"])
+                    self._summarise(record["layers"], record["component"]).add_record(record)
+                except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                    raise UserError(f"{path}: not a whole batch file ({error}); move it away") from error
+        self.folder.open(settings, rejected)
+        return done
 
     def _summarise(self, layers: Sequence[int], component: str) -> RunSummary:
         if self._summary is None:

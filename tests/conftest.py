@@ -11,8 +11,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_attr.contrasts import Contrast, build_contrasts
+from lit_attr.attribution import AttributionBatch, attribute_batch
+from lit_attr.contrasts import Contrast, build_contrasts, collate_contrasts
 from lit_attr.facts import read_facts
+from lit_attr.locate import locate
 from lit_attr.models import DEMO_MODEL, load_model, load_tokenizer
 from lit_attr.sources import SAMPLE, open_rows
 
@@ -56,3 +58,10 @@ def model_folder(random_model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBa
     random_model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def batch(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]) -> AttributionBatch:
+    """The first and the last contrast of the sample, scored by the random model."""
+    contrasts = [sample_contrasts[0], sample_contrasts[-1]]
+    return attribute_batch(random_model, locate(random_model), collate_contrasts(contrasts))

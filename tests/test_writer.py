@@ -60,6 +60,7 @@ def test_every_fact_has_one_record(tmp_path: Path):
     run(tmp_path)
     assert sorted(example["id"] for example in examples(tmp_path)) == list(range(len(ROWS)))
     assert {path.name for path in tmp_path.iterdir()} == {
+        ".lock",
         "batches",
         "manifest.json",
         "rejected.jsonl",

@@ -1,0 +1,99 @@
+"""Reading an output folder back.
+
+Axes: L layers, T tokens of one contrast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+
+from lit_attr.errors import UserError
+from lit_attr.folder import OutputFolder
+from lit_attr.records import MANIFEST_FORMAT, check_header, read_json
+
+if TYPE_CHECKING:
+    import datasets
+    import pandas as pd
+
+NUMBERS = ("logit_true", "logit_false", "logit_diff", "prob_true", "prob_false", "rank_true")
+SCORES = ("sum", "l2")
+
+
+@overload
+def load_attributions(folder: str | Path, kind: Literal["records"] = "records") -> Iterator[dict[str, Any]]: ...
+
+
+@overload
+def load_attributions(folder: str | Path, kind: Literal["dataset"]) -> datasets.Dataset: ...
+
+
+@overload
+def load_attributions(folder: str | Path, kind: Literal["pandas"]) -> pd.DataFrame: ...
+
+
+def load_attributions(
+    folder: str | Path, kind: Literal["records", "dataset", "pandas"] = "records"
+) -> Iterator[dict[str, Any]] | datasets.Dataset | pd.DataFrame:
+    """Reads the attributions that a run has written, also one that is not finished.
+
+    Args:
+        folder: A run's output folder.
+        kind: `records` yields one dict a contrast, as in the batch files, with the file's `layers`, `component`
+            and `rule` beside and each kind of `scores` as a float64 array of layers × tokens. `dataset` and
+            `pandas` have a row a contrast, with the scores as nested lists.
+
+    Raises:
+        UserError: The folder is not one of lit-attr's, or of a newer version, or a file in it is not what its
+            format says: shapes, or a number that is not finite.
+    """
+    path = Path(folder)
+    manifest = path / "manifest.json"
+    if not manifest.is_file():
+        raise UserError(f"{path}: there is no manifest.json in it; give the output folder of a run")
+    check_header(read_json(manifest), manifest, MANIFEST_FORMAT)
+    records = _records(OutputFolder(path))
+    if kind == "records":
+        return records
+    rows = [_with_lists(record) for record in records]
+    if kind == "pandas":
+        import pandas as pd
+
+        return pd.DataFrame(rows)
+    # Imported here: it takes most of a second.
+    import datasets
+
+    return datasets.Dataset.from_list(rows)
+
+
+def _records(folder: OutputFolder) -> Iterator[dict[str, Any]]:
+    for path, batch in folder.read_batches():
+        try:
+            shared = {name: batch[name] for name in ("layers", "component", "rule")}
+            for example in batch["examples"]:
+                yield {**example, "scores": _scores(example, len(shared["layers"])), **shared}
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise UserError(f"{path}: not a whole batch file ({reason}); move it away and run again") from error
+
+
+def _scores(example: dict[str, Any], layers: int) -> dict[str, np.ndarray]:
+    """The scores of an example whose numbers are all finite and whose shapes agree."""
+    tokens = len(example["tokens"])
+    if len(example["roles"]) != tokens:
+        raise ValueError(f"id {example['id']!r} has {tokens} tokens and {len(example['roles'])} roles")
+    numbers = np.array([example[name] for name in NUMBERS], dtype=float)
+    scores = {kind: np.array(example["scores"][kind], dtype=float) for kind in SCORES}
+    for kind, scores_LT in scores.items():
+        if scores_LT.shape != (layers, tokens):
+            raise ValueError(f"id {example['id']!r} has {kind} scores of shape {scores_LT.shape}")
+    if not all(np.isfinite(values).all() for values in (numbers, *scores.values())):
+        raise ValueError(f"id {example['id']!r} has a number that is not finite")
+    return scores
+
+
+def _with_lists(record: dict[str, Any]) -> dict[str, Any]:
+    return {**record, "scores": {kind: scores_LT.tolist() for kind, scores_LT in record["scores"].items()}}

@@ -1,0 +1,150 @@
+"""The output folder: its settings, its lock, what is left of a run that died."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+
+from lit_attr.attribution import AttributionBatch
+from lit_attr.errors import UserError
+from lit_attr.facts import Rejected
+from lit_attr.folder import OutputFolder
+
+SETTINGS = {"model": {"dtype": "float32", "layers": [0, 1]}, "data": {"content": "abc"}}
+
+
+def test_datasets_loads_the_folder_as_it_is(batch: AttributionBatch, tmp_path: Path):
+    folder = OutputFolder(tmp_path / "out")
+    folder.open(SETTINGS, [])
+    for row in range(2):
+        folder.write_batch(batch.select([row]))
+    loaded = datasets.load_dataset(
+        "json",
+        data_files=str(tmp_path / "out" / "batches" / "*.json"),
+        field="examples",
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    assert sorted(loaded["id"]) == sorted(contrast.fact.id for contrast in batch.contrasts)
+    assert len(loaded[0]["scores"]["sum"]) == 3
+
+
+def test_ids_never_become_paths(batch: AttributionBatch, tmp_path: Path):
+    folder = OutputFolder(tmp_path / "out")
+    folder.open(SETTINGS, [])
+    first = batch.contrasts[0]
+    evil = first._replace(fact=first.fact._replace(id="../../etc/passwd"))
+    folder.write_batch(batch.select([0])._replace(contrasts=(evil,)))
+    (written,) = folder.batches.iterdir()
+    assert json.loads(written.read_text())["examples"][0]["id"] == "../../etc/passwd"
+
+
+def test_a_folder_is_gone_on_in_only_with_the_same_settings(tmp_path: Path):
+    folder = OutputFolder(tmp_path / "out")
+    folder.check(SETTINGS)
+    folder.open(SETTINGS, [])
+    folder.check(SETTINGS)
+    other = {**SETTINGS, "model": {**SETTINGS["model"], "dtype": "bfloat16"}}
+    with pytest.raises(
+        UserError, match=r"was written with model.dtype 'float32', this run has 'bfloat16'.*overwrite"
+    ):
+        folder.check(other)
+
+
+def test_a_folder_of_another_format_is_refused(tmp_path: Path):
+    folder = OutputFolder(tmp_path)
+    for content, message in (
+        (
+            '{"format": "lit-attr/manifest", "version": 2}',
+            "of format version 2, and this lit-attr knows 1; upgrade",
+        ),
+        ('{"version": 1}', "not a file of the format lit-attr/manifest"),
+        ("{", "not JSON .*; move it away"),
+    ):
+        folder.manifest.write_text(content)
+        with pytest.raises(UserError, match=f"manifest.json: {message}"):
+            folder.check(SETTINGS)
+
+
+def test_moves_aside_only_what_it_knows(batch: AttributionBatch, tmp_path: Path):
+    folder = OutputFolder(tmp_path)
+    folder.open(SETTINGS, [])
+    folder.write_batch(batch)
+    (tmp_path / "notes.txt").write_text("mine")
+    folder.move_aside()
+    (aside,) = tmp_path.glob("replaced-*")
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", aside.name}
+    assert {path.name for path in aside.iterdir()} == {"batches", "manifest.json", "rejected.jsonl"}
+
+
+def test_refused_rows_are_lines_of_json(tmp_path: Path):
+    folder = OutputFolder(tmp_path)
+    folder.open(SETTINGS, [Rejected(1, "\ud800", "a reason")])
+    folder.add_rejected([Rejected(2, 7, "another")])
+    lines = [json.loads(line) for line in folder.rejected.read_text().splitlines()]
+    assert lines == [
+        {"row": 1, "id": "\\ud800", "reason": "a reason"},
+        {"row": 2, "id": 7, "reason": "another"},
+    ]
+    assert folder.count_rejected() == 2
+
+
+HOLD = """
+import sys, time
+from lit_attr.folder import OutputFolder
+folder = OutputFolder(sys.argv[1])
+folder.lock()
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
+def test_one_run_a_folder(tmp_path: Path):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(
+            UserError, match=rf"process {holder.pid} on {platform.node()} is writing to {tmp_path}"
+        ):
+            OutputFolder(tmp_path).lock()
+        holder.send_signal(signal.SIGKILL)
+    folder = OutputFolder(tmp_path)
+    folder.lock()
+    with pytest.raises(UserError, match=f"process {os.getpid()} on"):
+        OutputFolder(tmp_path).lock()
+    folder.unlock()
+    folder.unlock()
+    OutputFolder(tmp_path).lock()
+
+
+def test_clears_up_what_was_left_half_written(tmp_path: Path):
+    (tmp_path / "batches").mkdir()
+    mine = tmp_path / "batches" / "notes.tmp"
+    for path in (tmp_path / ".manifest.json.7.tmp", tmp_path / "batches" / ".00000001-0.json.7.tmp", mine):
+        path.write_text("{")
+    OutputFolder(tmp_path).lock()
+    assert {path.name for path in tmp_path.rglob("*.tmp")} == {"notes.tmp"}
+
+
+def test_tells_in_one_line_that_it_cannot_write(tmp_path: Path, batch: AttributionBatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        UserError, match=rf"{tmp_path}/file/out cannot be written to \(Not a directory\); what is there"
+    ):
+        OutputFolder(tmp_path / "file" / "out").lock()
+    folder = OutputFolder(tmp_path / "out")
+    folder.open(SETTINGS, [])
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    for write in (lambda: folder.write_batch(batch), lambda: folder.write_summary({})):
+        with pytest.raises(UserError, match=r"out cannot be written to \(No such file or directory\)"):
+            write()
