@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping
+from numbers import Integral
 from typing import Any, NamedTuple
 
-from lit_attr.errors import RowError, UserError
+from lit_attr.errors import RowError, UserError, shown
+
+# Longer ones are broken rows: no fact takes so much, and a tokenizer would take minutes.
+MAX_CHARACTERS = 100_000
+# Of an id, as text or in digits.
+MAX_ID_CHARACTERS = 1_000
 
 COLUMNS = ("prompt", "relation", "relation_id", "subject", "target_true", "target_false", "id")
+ID_COLUMNS = ("id", "case_id")
 
 
 class Fact(NamedTuple):
@@ -66,32 +73,35 @@ def parse_fact(row: Mapping[str, Any], row_number: int) -> Fact:
         row_number: The row's place in its source, from 0; its id where it brings none.
 
     Raises:
-        RowError: A field is missing, empty or not text, the answers are equal, or the subject is not in the
-            prompt.
+        RowError: It is no row of named columns, a field is missing, empty or not text, the answers are equal, or
+            the subject is not in the prompt.
     """
-    flat = flatten_counterfact(row)
+    flat = _flat(row, {})
     subject = _text(flat, "subject")
-    template = _text(flat, "relation") if flat.get("relation") else ""
-    if flat.get("prompt") is None and not template:
+    template = "" if _is_empty_cell(flat.get("relation")) else _text(flat, "relation")
+    places = template.count("{}")
+    built = template.replace("{}", subject) if places == 1 else None
+    if flat.get("prompt") is not None:
+        prompt = _text(flat, "prompt")
+    elif not template:
         raise RowError("'prompt' is missing, and so is 'relation' to build it from")
-    if template and "{}" not in template and flat.get("prompt") is None:
-        raise RowError("'relation' has no {} for the subject, and there is no 'prompt'")
-    from_template = template.replace("{}", subject, 1)
-    prompt = from_template if flat.get("prompt") is None else _text(flat, "prompt")
-    if "{}" in template and prompt == from_template:
+    elif built is None:
+        raise RowError(f"'relation' has {places or 'no'} {{}} for the subject, not one, and 'prompt' is missing")
+    else:
+        prompt = _unicode(built, "prompt")
+    if prompt == built:
         subject_start = template.index("{}") + len(subject) - len(subject.lstrip())
     else:
         subject_start = _find_word(subject.strip(), prompt)
     if subject_start < 0:
-        raise RowError(f"the subject {subject!r} is not in the prompt {prompt!r}")
+        raise RowError(f"the subject {shown(subject)} is not in the prompt {shown(prompt)}")
     target_true = continuation(prompt, _text(flat, "target_true"))
     target_false = continuation(prompt, _text(flat, "target_false"))
     if target_true.strip() == target_false.strip():
-        raise RowError(f"the true and the false answer are both {target_true!r}")
-    fact_id = row_id(flat, row_number)
+        raise RowError(f"the true and the false answer are both {shown(target_true)}")
     return Fact(
         row=row_number,
-        id=fact_id if isinstance(fact_id, int) else _unicode(fact_id, "id"),
+        id=row_id(flat, row_number),
         prompt=prompt,
         subject=subject.strip(),
         subject_start=subject_start,
@@ -111,7 +121,7 @@ def read_facts(
     """Turns rows into facts and reasons.
 
     Args:
-        rows: Rows as `parse_fact` takes them.
+        rows: Rows as `parse_fact` takes them. Whatever else is among them is refused like a row that is no fact.
         relation_ids: Keep only rows of these relations; all where None.
         limit: Take the first so many of the kept rows; all where None.
         columns: Our column name to the name it has in the rows, for those that differ.
@@ -122,21 +132,22 @@ def read_facts(
     table = FactTable([], [], 0)
     seen_columns: set[str] = set()
     seen_ids: set[int | str] = set()
-    spaces_added = taken = 0
+    spaces_added = 0
     for row_number, row in enumerate(rows):
-        if limit is not None and taken >= limit:
+        if limit is not None and len(table.facts) + len(table.rejected) >= limit:
             break
-        flat = flatten_counterfact(_rename(row, columns) if columns else row)
-        seen_columns.update(flat)
+        flat: Mapping[str, Any] = {}
         try:
+            flat = _flat(row, columns or {})
+            seen_columns.update(flat)
             if relation_ids is not None and _relation_id(flat) not in relation_ids:
                 continue
-            taken += 1
             fact = parse_fact(flat, row_number)
             if fact.id in seen_ids:
-                raise RowError(f"the id {fact.id!r} stands in an earlier row")
+                named = shown(fact.id) if isinstance(fact.id, str) else fact.id
+                raise RowError(f"the id {named} stands in an earlier row")
         except RowError as error:
-            table.rejected.append(Rejected(row_number, row_id(flat, row_number), str(error)))
+            table.rejected.append(Rejected(row_number, _id_told(flat, row_number), str(error)))
             continue
         seen_ids.add(fact.id)
         table.facts.append(fact)
@@ -145,7 +156,7 @@ def read_facts(
             for answer, column in ((fact.target_true, "target_true"), (fact.target_false, "target_false"))
         )
     _require_columns(seen_columns, columns or {})
-    if taken == 0:
+    if not table.facts and not table.rejected:
         wanted = f" with relation_id in {sorted(relation_ids)}" if relation_ids is not None else ""
         raise UserError(f"data.source: there are no rows{wanted}; give a source that has some")
     return table._replace(spaces_added=spaces_added)
@@ -164,7 +175,7 @@ def flatten_counterfact(row: Mapping[str, Any]) -> Mapping[str, Any]:
         answer = rewrite.get(theirs)
         flat[ours] = answer.get("str") if isinstance(answer, Mapping) else answer
     flat.update((key, rewrite.get(key)) for key in ("subject", "relation_id"))
-    flat.update((key, row[key]) for key in ("id", "case_id") if key in row)
+    flat.update((key, row[key]) for key in ID_COLUMNS if key in row)
     return flat
 
 
@@ -177,18 +188,59 @@ def continuation(prompt: str, answer: str) -> str:
 
 
 def row_id(row: Mapping[str, Any], row_number: int) -> int | str:
-    """The id a row brings (`id`, else `case_id`), else its number. Digits written as text become a number."""
-    for key in ("id", "case_id"):
-        value = row.get(key)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)  # as tables with empty cells have whole numbers
-        if isinstance(value, int) and not isinstance(value, bool):
+    """The id a row brings (`id`, else `case_id`), else its number. Digits written as text become a number.
+
+    Raises:
+        RowError: The id is neither a whole number nor text, or too long.
+    """
+    for column in ID_COLUMNS:
+        value = row.get(column)
+        if _is_empty_cell(value):
+            continue
+        number = _whole_number(value, column)
+        if number is not None:
             # JSON readers hold whole numbers in 64 bits.
-            return value if abs(value) < 2**63 else str(value)
-        if isinstance(value, str) and value:
-            digits = value.isascii() and value.isdigit() and len(value) < 19 and str(int(value)) == value
-            return int(value) if digits else value
+            return number if abs(number) < 2**63 else str(number)
+        if not isinstance(value, str):
+            raise RowError(f"{column!r} is {type(value).__name__}, not a whole number or text")
+        text = _unicode(value, column, MAX_ID_CHARACTERS)
+        digits = text.isascii() and text.isdigit() and len(text) < 19 and str(int(text)) == text
+        return int(text) if digits else text
     return row_number
+
+
+def _id_told(row: Mapping[str, Any], row_number: int) -> int | str:
+    """The id a refused row is told by: one that cannot be used as far as it can be shown."""
+    try:
+        return row_id(row, row_number)
+    except RowError:
+        texts = [row[column] for column in ID_COLUMNS if isinstance(row.get(column), str)]
+        return texts[0][:100] if texts else row_number
+
+
+def _flat(row: object, columns: Mapping[str, str]) -> Mapping[str, Any]:
+    # Whoever hands rows over from Python, or as lines of JSON, can hand over anything.
+    if not isinstance(row, Mapping):
+        raise RowError(f"a {type(row).__name__}, not a row of named columns")
+    if None in row:  # where csv puts them
+        raise RowError("it has more cells than there are columns; a text with a comma in it needs quotes")
+    return flatten_counterfact(_rename(row, columns) if columns else row)
+
+
+def _is_empty_cell(value: Any) -> bool:
+    # NaN is what tables have in an empty cell.
+    return value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and value != value)
+
+
+def _whole_number(value: Any, column: str) -> int | None:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # as tables with empty cells have whole numbers
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return None
+    number = int(value)
+    if abs(number) >= 10**MAX_ID_CHARACTERS:
+        raise RowError(f"{column!r} has more than {MAX_ID_CHARACTERS:,} digits")
+    return number
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:
@@ -202,19 +254,24 @@ def _text(row: Mapping[str, Any], column: str) -> str:
     return _unicode(value, column)
 
 
-def _unicode(value: str, column: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise RowError(f"{column!r} is not Unicode text ({error.reason})") from error
+def _unicode(value: str, column: str, most: int = MAX_CHARACTERS) -> str:
+    if len(value) > most:
+        raise RowError(f"{column!r} has {len(value):,} characters, more than {most:,}")
+    for character in value:
+        category = unicodedata.category(character)
+        if category == "Cs":
+            raise RowError(f"{column!r} is not Unicode text (surrogates not allowed)")
+        if category == "Cc" and character not in "\t\n\r":
+            raise RowError(f"{column!r} has the control character U+{ord(character):04X}")
     return value
 
 
 def _relation_id(row: Mapping[str, Any]) -> str:
     value = row.get("relation_id")
-    if value is None or value == "" or value != value:  # NaN is what tables have in an empty cell
+    if _is_empty_cell(value):
         return ""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(row, "relation_id")
+    number = _whole_number(value, "relation_id")
+    return str(number) if number is not None else _text(row, "relation_id")
 
 
 def _find_word(word: str, text: str) -> int:
@@ -234,7 +291,9 @@ def _is_in_word(character: str) -> bool:
 
 
 def _listed(names: set[str]) -> str:
-    return ", ".join(sorted(map(str, names)))
+    # A file that is not what it says can have anything for the names of its columns.
+    listed = ", ".join(sorted(str(name) if str(name).isprintable() else repr(name) for name in names))
+    return listed if len(listed) <= 500 else f"{listed[:500]}..."
 
 
 def _rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:

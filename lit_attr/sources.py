@@ -6,11 +6,13 @@ import csv
 import gzip
 import json
 import sys
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from lit_attr.errors import UserError
+from lit_attr.errors import UserError, shown
 
 Row = Mapping[str, Any]
 
@@ -56,50 +58,66 @@ def _suffix(path: Path) -> str:
 
 def _file_rows(path: Path) -> Iterator[Row]:
     suffix = _suffix(path)
+    rows = _parquet_rows(path) if suffix == ".parquet" else _TEXT_READERS[suffix](_lines(path), path)
+    empty = True
+    for row in rows:
+        empty = False
+        yield row
+    if empty:
+        raise UserError(f"data.source: there are no rows in {path}; give a file that has some")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a text file, with their ends. Decoded one by one: then it is known which one cannot be."""
+    number = 0
     try:
-        if suffix == ".parquet":
-            yield from _parquet_rows(path)
-        else:
-            with _open_text(path) as stream:
-                yield from _TEXT_READERS[suffix](stream, path)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            lines = (line for block in stream for line in block.splitlines(keepends=True))
+            for number, line in enumerate(lines, start=1):
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"data.source: {path} is not UTF-8 ({error.reason}); convert it") from error
-    except (OSError, EOFError) as error:
-        raise UserError(
-            f"data.source: {path} cannot be read ({error}); it may be cut short or not what it says"
-        ) from error
+        raise UserError(f"data.source: {path}, line {number}: not UTF-8 ({error.reason}); convert it") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, f" after line {number}" if number else "", error) from error
 
 
-def _open_text(path: Path) -> TextIO:
-    # newline="" is what csv asks for; JSON does not mind.
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+def _unreadable(path: Path, where: str, error: BaseException) -> UserError:
+    return UserError(
+        f"data.source: {path} cannot be read{where} ({_first_line(error)}); "
+        "it may be cut short or not what it says"
+    )
 
 
-def _jsonl_rows(stream: TextIO, path: Path) -> Iterator[Row]:
-    for number, line in enumerate(stream, start=1):
+def _jsonl_rows(lines: Iterator[str], path: Path) -> Iterator[Any]:
+    for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield _row(_parse_json(line, path, number), path, f"line {number}")
+            yield _parse_json(line, path, number)
 
 
-def _json_rows(stream: TextIO, path: Path) -> Iterator[Row]:
-    rows = _parse_json(stream.read(), path)
+def _json_rows(lines: Iterator[str], path: Path) -> Iterator[Any]:
+    rows = _parse_json("".join(lines), path)
     if not isinstance(rows, list):
         raise UserError(f"data.source: {path} is not a list of rows; one row a line goes into a .jsonl file")
-    for number, row in enumerate(rows):
-        yield _row(row, path, f"row {number}")
+    yield from rows
 
 
-def _csv_rows(stream: TextIO, path: Path) -> Iterator[Row]:
+def _csv_rows(lines: Iterator[str], path: Path) -> Iterator[Row]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.DictReader(stream)
+    # Strict, or a quote that nothing closes would swallow all the rows after it.
+    reader = csv.DictReader(lines, strict=True)
+    line = 1
     try:
+        names = Counter(reader.fieldnames or ())
+        repeated = [name for name, times in names.items() if name and times > 1]
+        if repeated or reader.fieldnames == []:
+            what = f"two columns are named {shown(repeated[0])}" if repeated else "there are no names of columns"
+            raise UserError(f"data.source: {path}, line 1: {what}; mend the line")
         for row in reader:
-            yield {str(column): value for column, value in row.items()}
+            yield row
+            line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(
-            f"data.source: {path}, line {reader.line_num}: not CSV ({error}); mend the line"
+            f"data.source: {path}, line {line}: not CSV ({error}) in the row that begins there; mend it"
         ) from error
 
 
@@ -108,11 +126,13 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             content = stream if path.suffix != ".gz" else pa.BufferReader(stream.read())
             for batch in pq.ParquetFile(content).iter_batches(batch_size=4096):
                 yield from batch.to_pylist()
-    except pa.ArrowException as error:
+    except OSError as error:
+        raise _unreadable(path, "", error) from error
+    except Exception as error:  # damage shows as an error of pyarrow's or, in a cell, as any of Python's
         raise UserError(f"data.source: {path} is not a whole parquet file ({_first_line(error)})") from error
 
 
@@ -123,16 +143,11 @@ def _parse_json(text: str, path: Path, line: int | None = None) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        at = line if line is not None else getattr(error, "lineno", 1)
+        line = line or getattr(error, "lineno", None)
+        at = f", line {line}" if line is not None else ""
         what = getattr(error, "msg", None) or _first_line(error)
-        mend = "one row a line goes into a .jsonl file" if what == "Extra data" else "mend the line"
-        raise UserError(f"data.source: {path}, line {at}: not JSON ({what}); {mend}") from error
-
-
-def _row(value: Any, path: Path, where: str) -> Row:
-    if not isinstance(value, dict):
-        raise UserError(f"data.source: {path}, {where}: a {type(value).__name__}, not a row of named columns")
-    return value
+        mend = "one row a line goes into a .jsonl file" if what == "Extra data" else "mend it"
+        raise UserError(f"data.source: {path}{at}: not JSON ({what}); {mend}") from error
 
 
 def _hub_rows(name: str, split: str | None) -> Iterable[Row]:
@@ -145,7 +160,7 @@ def _hub_rows(name: str, split: str | None) -> Iterable[Row]:
             split = splits[0] if len(splits) == 1 else "train"
         rows: Iterable[Row] = datasets.load_dataset(name, split=split)
         return rows
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"data.source: no data set {name!r} could be loaded from the hub ({_first_line(error)}); "
             f"check the name and the network, or give a file ending in {', '.join(FILE_SUFFIXES)}"
@@ -153,4 +168,6 @@ def _hub_rows(name: str, split: str | None) -> Iterable[Row]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    # Bytes of the file can stand in it.
+    return line if line.isprintable() else repr(line)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from lit_attr.errors import UserError
@@ -86,7 +88,9 @@ def test_a_vowel_sign_an_accent_or_an_underscore_goes_on_with_the_word(before: s
     assert parse_fact({**row, "prompt": before}, 0).subject_start == 0
 
 
-@pytest.mark.parametrize(("relation_id", "expected"), [(None, ""), (float("nan"), ""), (36, "36"), ("P36", "P36")])
+@pytest.mark.parametrize(
+    ("relation_id", "expected"), [(None, ""), (float("nan"), ""), (36, "36"), (36.0, "36"), ("P36", "P36")]
+)
 def test_takes_relations_as_tables_have_them(relation_id: object, expected: str):
     assert parse_fact({**SPAIN, "relation_id": relation_id}, 0).relation_id == expected
 
@@ -114,9 +118,12 @@ def test_takes_the_subject_where_the_template_has_it():
         ({"id": "17"}, 17),
         ({"id": "017"}, "017"),
         ({"case_id": 3}, 3),
-        ({"id": True}, 9),
         ({"id": 17.0}, 17),
+        ({"id": np.int64(17)}, 17),
+        ({"id": float("nan"), "case_id": 3}, 3),
+        ({"id": "", "case_id": None}, 9),
         ({"id": 2**70}, str(2**70)),
+        ({"id": -(2**63)}, str(-(2**63))),
     ],
 )
 def test_takes_the_id_the_row_brings(row: dict, expected: int | str):
@@ -134,11 +141,33 @@ def test_takes_the_id_the_row_brings(row: dict, expected: int | str):
         ({"target_false": "  Madrid "}, "the true and the false answer are both ' Madrid'"),
         ({"subject": "Portugal"}, "the subject 'Portugal' is not in the prompt"),
         ({"prompt": None, "relation": None}, "'prompt' is missing, and so is 'relation'"),
+        ({"prompt": None, "relation": float("nan")}, "'prompt' is missing, and so is 'relation'"),
         ({"prompt": None, "relation": "The capital is"}, "'relation' has no {}"),
+        ({"prompt": None, "relation": "{} and {}"}, "'relation' has 2 {} for the subject, not one"),
+        (
+            {"prompt": None, "relation": "{}" + " is" * 33_332},
+            "'prompt' has 100,001 characters, more than 100,000",
+        ),
+        ({"prompt": pd.NA}, "'prompt' is NAType, not text"),
+        ({"relation": []}, "'relation' is list, not text"),
+        ({"relation": pd.NA}, "'relation' is NAType, not text"),
+        ({"relation": np.zeros(2)}, "'relation' is ndarray, not text"),
         ({"relation": 5}, "'relation' is int, not text"),
         ({"relation_id": ["P36"]}, "'relation_id' is list, not text"),
+        ({"relation_id": pd.NA}, "'relation_id' is NAType, not text"),
+        ({"relation_id": np.zeros(2)}, "'relation_id' is ndarray, not text"),
+        ({"relation_id": 10**5000}, "'relation_id' has more than 1,000 digits"),
+        ({"id": True}, "'id' is bool, not a whole number or text"),
+        ({"id": 1.5}, "'id' is float, not a whole number or text"),
+        ({"id": [1], "case_id": 3}, "'id' is list, not a whole number or text"),
+        ({"id": 10**5000}, "'id' has more than 1,000 digits"),
+        ({"case_id": "x" * 1001}, "'case_id' has 1,001 characters, more than 1,000"),
+        ({None: [" Rome"]}, "it has more cells than there are columns"),
         ({"prompt": "The capital of \ud800 Spain is"}, "'prompt' is not Unicode text"),
         ({"id": "\ud800"}, "'id' is not Unicode text"),
+        ({"target_true": " Mad\x7frid"}, "'target_true' has the control character U+007F"),
+        ({"id": "\x00"}, "'id' has the control character U+0000"),
+        ({"subject": "x" * 100_001}, "'subject' has 100,001 characters, more than 100,000"),
     ],
 )
 def test_refuses_a_row_with_its_reason(change: dict, reason: str):
@@ -153,10 +182,32 @@ def test_goes_on_past_a_refused_row():
     assert [(row.row, row.id) for row in table.rejected] == [(1, "x")]
 
 
+@pytest.mark.parametrize("row", [None, 7, "The capital of Spain is", [SPAIN], b"", float("nan")])
+@pytest.mark.parametrize("columns", [None, {"id": "id"}])
+def test_refuses_what_is_no_row_of_named_columns(row: object, columns: dict[str, str] | None):
+    table = read_facts([{**SPAIN, "id": 5}, row], columns=columns)
+    assert [fact.id for fact in table.facts] == [5]
+    assert table.rejected == [(1, 1, f"a {type(row).__name__}, not a row of named columns")]
+
+
+def test_a_refused_row_counts_towards_the_limit():
+    table = read_facts([None, {**SPAIN, "subject": None}, SPAIN, SPAIN], limit=3)
+    assert [row.row for row in table.rejected] == [0, 1]
+    assert [fact.row for fact in table.facts] == [2]
+
+
+def test_tells_a_refused_row_by_its_own_id_as_far_as_it_can():
+    ids = ["x" * 2000, "\ud800", 10**5000, ["a"], 8]
+    table = read_facts([SPAIN, *({**SPAIN, "id": own, "subject": None} for own in ids)])
+    assert [row.id for row in table.rejected] == ["x" * 100, "\ud800", 3, 4, 8]
+
+
 def test_refuses_an_id_that_stood_before():
-    table = read_facts([{**SPAIN, "id": 4}, {**SPAIN, "id": 4}])
+    table = read_facts([{**SPAIN, "id": 4}, {**SPAIN, "id": 4}, {**SPAIN, "id": "4"}, {**SPAIN, "id": 4.0}])
     assert len(table.facts) == 1
-    assert table.rejected[0].reason == "the id 4 stands in an earlier row"
+    assert {row.reason for row in table.rejected} == {"the id 4 stands in an earlier row"}
+    table = read_facts([{**SPAIN, "id": "x" * 1000}] * 2)
+    assert table.rejected[0].reason == f"the id '{'x' * 100}'... stands in an earlier row"
 
 
 def test_limits_and_filters():
@@ -175,6 +226,16 @@ def test_names_a_missing_column(missing: str):
     row = {name: value for name, value in SPAIN.items() if name != missing}
     with pytest.raises(UserError, match=rf"no column {missing}; the columns are prompt, .*--data.columns"):
         read_facts([row])
+
+
+def test_tells_the_columns_of_a_strange_file_in_one_line():
+    with pytest.raises(UserError) as refused:
+        read_facts([{"a\nb": 1, "\0": 2, 3: 4, **{f"column {number}": 0 for number in range(200)}}])
+    assert (
+        "no column subject, target_false, target_true, prompt; the columns are '\\x00', 'a\\nb', 3, column 0"
+        in str(refused.value)
+    )
+    assert str(refused.value).isprintable() and len(str(refused.value)) < 700
 
 
 def test_refuses_a_source_without_rows():
