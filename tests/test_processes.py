@@ -49,7 +49,7 @@ def assert_same(folder: Path, expected: Path, count: int) -> None:
     for name in ("contrasts", "contrast_accuracy", "known", "rejected"):
         assert summary[name] == whole[name]
     means, expected_means = (_flat(record["profile"]["mean_score"]) for record in (summary, whole))
-    assert means == pytest.approx(expected_means, rel=1e-6, abs=1e-9, nan_ok=True)
+    assert means == pytest.approx(expected_means, rel=1e-6, abs=1e-6, nan_ok=True)
 
 
 def _flat(rows: list[list[float | None]]) -> list[float]:
