@@ -128,20 +128,23 @@ class CounterfactDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[ContrastBatch]:
         """This process's share of the batches that are not done yet."""
         done = self.find_done() if self.find_done is not None else ()
-        todo = [contrast for contrast in self.contrasts if contrast.key not in done]
+        # Made of all contrasts, so that a run that goes on has the same batches as one that was never interrupted,
+        # and so the same numbers to the bit.
         batches = bucket_by_length(
-            [len(contrast.token_ids) for contrast in todo],
+            [len(contrast.token_ids) for contrast in self.contrasts],
             max_rows=self.max_rows,
             max_padded_tokens=self.max_tokens,
         )
+        contrasts = ([self.contrasts[row] for row in batch] for batch in batches)
+        todo = [left for batch in contrasts if (left := [each for each in batch if each.key not in done])]
         trainer = self.trainer
         sampler = RankSampler(
-            batches,
+            todo,
             rank=trainer.global_rank if trainer is not None else 0,
             world_size=trainer.world_size if trainer is not None else 1,
         )
         return DataLoader(
-            [[todo[row] for row in batch] for batch in batches],  # type: ignore[arg-type]  # a map-style data set
+            todo,  # type: ignore[arg-type]  # a map-style data set
             batch_size=None,  # its items are batches already
             sampler=sampler,
             collate_fn=collate_contrasts,

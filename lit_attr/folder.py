@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import platform
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from filelock import FileLock, Timeout
 
 from lit_attr.attribution import AttributionBatch
 from lit_attr.errors import UserError
@@ -29,6 +26,7 @@ from lit_attr.records import (
     write_bytes,
     write_json,
 )
+from lit_attr.runlock import RunLock
 
 LIBRARIES = ("lit-attr", "torch", "transformers", "bitsandbytes", "lightning", "tokenizers")
 
@@ -46,35 +44,34 @@ class OutputFolder:
         self.manifest = self.path / "manifest.json"
         self.rejected = self.path / "rejected.jsonl"
         self.summary = self.path / "summary.json"
-        self._holder = self.path / ".running.json"
-        self._lock = FileLock(self.path / ".lock", blocking=False)
+        self._lock = RunLock(self.path)
 
-    def lock(self) -> None:
-        """Keeps other runs out until `unlock`; the lock of a process that died is free.
+    def lock(self) -> str:
+        """Keeps other runs out until `unlock`, and returns the run's name for its other processes to `join`.
 
         Raises:
             UserError: Another run is at work in the folder, or it cannot be made.
         """
         with _telling(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock.acquire()
-            except Timeout:
-                holder = read_json(self._holder) if self._holder.exists() else {}
-                raise UserError(
-                    f"writer.output_dir: process {holder.get('pid')} on {holder.get('host')} is writing to "
-                    f"{self.path}; wait for it, or give another folder"
-                ) from None
-            write_json(self._holder, {"pid": os.getpid(), "host": platform.node()})
+            run = self._lock.acquire()
             # What a process that was killed left half-written; nobody else writes now.
             for left in (*self.path.glob(".*.tmp"), *self.batches.glob(".*.tmp")):
                 left.unlink()
+        return run
+
+    def join(self, run: str) -> None:
+        """Lets another process of a run write too.
+
+        Raises:
+            UserError: The process that has locked the folder is gone.
+        """
+        with _telling(self.path):
+            self._lock.join(run)
 
     def unlock(self) -> None:
         """Lets other runs in."""
-        if self._lock.is_locked:
-            self._holder.unlink(missing_ok=True)
-            self._lock.release()
+        self._lock.release()
 
     def check(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
         """Compares the settings of what is here with those of this run.
@@ -126,9 +123,14 @@ class OutputFolder:
                 path.rename(aside / path.name)
 
     def write_batch(self, batch: AttributionBatch) -> None:
-        """Writes a batch file, whole or not at all."""
+        """Writes a batch file, whole or not at all.
+
+        Raises:
+            UserError: It cannot be written, or the run's first process is gone.
+        """
         contrast = batch.contrasts[0]
         with _telling(self.path):
+            self._lock.check()
             write_json(self.batches / f"{_file_stem(contrast.fact.id)}-{contrast.step}.json", batch_record(batch))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:

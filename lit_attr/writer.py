@@ -141,28 +141,30 @@ class AttributionWriter(BasePredictionWriter):
         settings = {"model": _identity(pl_module), "data": _identity(_datamodule(trainer))}
         # One process looks and the others are told: what one of them wrote meanwhile would look done to the next.
         # They are told of a failure as well, or they would wait for ever.
-        told: tuple[set[ContrastKey], dict[str, Any]] | str = ""
+        told: tuple[str, set[ContrastKey], dict[str, Any]] | str = ""
         if trainer.is_global_zero:
             try:
-                told = self._go_on(settings, getattr(_datamodule(trainer), "rejected", ())), settings
+                run = self.folder.lock()
+                told = run, self._go_on(settings, getattr(_datamodule(trainer), "rejected", ())), settings
             except UserError as error:
                 told = str(error)
         told = trainer.strategy.broadcast(told)
         if isinstance(told, str):
             raise UserError(told)
-        self._done, expected = told
+        run, self._done, expected = told
         if settings != expected:
             raise UserError(
                 f"data.source: process {trainer.global_rank} has other rows or another model than the first one; "
                 "give every process the same"
             )
+        if not trainer.is_global_zero:
+            self.folder.join(run)
         self._started = time.perf_counter()
         return self._done
 
     def _go_on(self, settings: Mapping[str, Mapping[str, Any]], rejected: Iterable[Rejected]) -> set[ContrastKey]:
-        """Locks and opens the folder; what an earlier run of the same settings has done in it is counted."""
+        """Opens the folder; what an earlier run of the same settings has done in it is counted."""
         done: set[ContrastKey] = set()
-        self.folder.lock()
         if self.overwrite:
             self.folder.move_aside()
         else:
