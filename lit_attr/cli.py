@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import UserError
+from lit_attr.folder import GOES_ON, OutputFolder
 from lit_attr.module import AttributionModule
 from lit_attr.stops import StopOnSignal, Stopped, exit_status, process_rank, stopping_at_once
 from lit_attr.summary import describe
@@ -67,8 +69,8 @@ class SaveConfigInOutput(SaveConfigCallback):
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes `config.yaml`; that of an earlier run into the same folder had the same settings."""
         if trainer.is_global_zero:
-            path = Path(self.config.writer.output_dir) / self.config_filename
-            self.parser.save(self.config, str(path), overwrite=True)
+            settings = self.parser.dump(self.config, skip_none=False)
+            OutputFolder(self.config.writer.output_dir).write_config(settings)
 
 
 class AttributionCLI(LightningCLI):
@@ -146,7 +148,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except (UserError, OSError) as error:
         # The first process speaks for all, but for what has gone wrong in another alone.
         where = f" in process {process_rank()}" if process_rank() else ""
-        print(f"lit-attr: error{where}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print(f"lit-attr: error{where}: {_told(error)}", file=sys.stderr, flush=True)
         sys.exit(1)
     except Stopped as stop:
         if process_rank() == 0:
@@ -169,6 +171,23 @@ def one_line(message: str) -> str:
     return f"{found['key']}: {found['value']!r} is not {' or '.join(types.replace(chr(39), '').split(', '))}"
 
 
+def _told(error: BaseException) -> str:
+    """The error in one line, with the mend."""
+    known = error
+    # A logger that is closed because its disk is full says less than the error that it was closed for.
+    while not isinstance(known, UserError) and known.__context__ is not None:
+        known = known.__context__
+    if isinstance(known, UserError):
+        return " ".join(str(known).split())
+    return f"writer.output_dir or trainer.logger: {' '.join(str(error).split())}; {GOES_ON}"
+
+
+def _report_thread(failure: threading.ExceptHookArgs) -> None:
+    """Leaves to the main thread what TensorBoard's writing thread could not write: it is raised there again."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
+
+
 def _quieten() -> None:
     """Drops what libraries say of every run, or of what our own loader sees to."""
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
@@ -177,6 +196,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="Total length of `DataLoader` across ranks is zero")
     # Each retry of a hub that cannot be reached; the error in the end says it.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    threading.excepthook = _report_thread
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )

@@ -28,6 +28,7 @@ from lit_attr.records import (
 )
 from lit_attr.runlock import RunLock
 
+GOES_ON = "what is there is whole, and the same command goes on once this is mended"
 LIBRARIES = ("lit-attr", "torch", "transformers", "bitsandbytes", "lightning", "tokenizers")
 
 
@@ -138,6 +139,11 @@ class OutputFolder:
         with _telling(self.path):
             write_json(self.summary, summary)
 
+    def write_config(self, settings: str) -> None:
+        """Writes the command line's settings, whole or not at all."""
+        with _telling(self.path):
+            write_bytes(self.path / "config.yaml", settings.encode())
+
     def add_rejected(self, rejected: Iterable[Rejected]) -> None:
         """Appends refused rows; several processes may at once."""
         with _telling(self.path), self.rejected.open("ab") as stream:
@@ -165,8 +171,7 @@ def _telling(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"writer.output_dir: {folder} cannot be written to ({error.strerror or error}); what is there is "
-            "whole, and the same command goes on once this is mended"
+            f"writer.output_dir: {folder} cannot be written to ({error.strerror or error}); {GOES_ON}"
         ) from error
 
 

@@ -31,7 +31,7 @@ class RunLock:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._holder = folder / ".running.json"
+        self._holder = folder / ".running"
         self._first = FileLock(folder / ".lock", blocking=False)
         self._other: FileLock | None = None
 

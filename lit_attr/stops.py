@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,6 +19,8 @@ from lightning.pytorch.utilities import rank_zero_only
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Schedulers commonly kill ten seconds or more after they ask.
 GRACE_SECONDS = 8.0
+# Ctrl-C comes from the terminal and from the process that started this one.
+SAME_SIGNAL_SECONDS = 2.0
 
 
 class Stopped(BaseException):
@@ -38,7 +41,8 @@ class StopOnSignal(pl.Callback):
     """Lets the batch in flight be finished and written after SIGTERM or SIGINT, then raises `Stopped`.
 
     Lightning's predict loop never asks whether a signal came. Where the batch takes longer than 8 seconds, the
-    process exits without it; files are whole all the same. A second signal ends it at once.
+    process exits without it; files are whole all the same. A second signal, two seconds later or more, ends it at
+    once.
     """
 
     def __init__(self) -> None:
@@ -48,13 +52,17 @@ class StopOnSignal(pl.Callback):
         """Takes the signals over; the Trainer gives them back when it is done."""
         self._signum = None
         process = os.getpid()
+        first = 0.0
 
         def stop(signum: int, _: FrameType | None) -> None:
             if os.getpid() != process:
                 return  # a loader's worker, which its parent ends
+            nonlocal first
             if self._signum is not None:
-                os._exit(exit_status(signum))
-            self._signum = signum
+                if time.monotonic() - first > SAME_SIGNAL_SECONDS:
+                    os._exit(exit_status(signum))
+                return
+            self._signum, first = signum, time.monotonic()
             timer = threading.Timer(GRACE_SECONDS, _give_up, (signum,))
             timer.daemon = True
             timer.start()

@@ -19,7 +19,7 @@ from lit_attr.attribution import AttributionBatch
 from lit_attr.contrasts import ContrastKey
 from lit_attr.errors import UserError
 from lit_attr.facts import Rejected
-from lit_attr.folder import OutputFolder
+from lit_attr.folder import GOES_ON, OutputFolder
 from lit_attr.heatmaps import draw_fact_heatmap, draw_role_heatmap
 from lit_attr.records import split_finite
 from lit_attr.summary import RunSummary
@@ -242,7 +242,13 @@ def _tensorboards(trainer: pl.Trainer) -> list[TensorBoardLogger]:
 
 def _log_image(trainer: pl.Trainer, tag: str, image: Image.Image) -> None:
     for logger in _tensorboards(trainer):
-        logger.experiment.add_image(tag, np.asarray(image), dataformats="HWC")
+        try:
+            logger.experiment.add_image(tag, np.asarray(image), dataformats="HWC")
+        except OSError as error:
+            # Of an image before this one: TensorBoard writes in a thread of its own.
+            raise UserError(
+                f"trainer.logger: {logger.log_dir} cannot be written to ({error.strerror or error}); {GOES_ON}"
+            ) from error
 
 
 def _tag(contrast_id: int | str) -> str:

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -95,36 +90,6 @@ def test_refused_rows_are_lines_of_json(tmp_path: Path):
         {"row": 2, "id": 7, "reason": "another"},
     ]
     assert folder.count_rejected() == 2
-
-
-HOLD = """
-import sys, time
-from lit_attr.folder import OutputFolder
-folder = OutputFolder(sys.argv[1])
-folder.lock()
-print("locked", flush=True)
-time.sleep(60)
-"""
-
-
-def test_one_run_a_folder(tmp_path: Path):
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(
-            UserError, match=rf"process {holder.pid} on {platform.node()} is writing to {tmp_path}"
-        ):
-            OutputFolder(tmp_path).lock()
-        holder.send_signal(signal.SIGKILL)
-    folder = OutputFolder(tmp_path)
-    folder.lock()
-    with pytest.raises(UserError, match=f"process {os.getpid()} on"):
-        OutputFolder(tmp_path).lock()
-    folder.unlock()
-    folder.unlock()
-    OutputFolder(tmp_path).lock()
 
 
 def test_clears_up_what_was_left_half_written(tmp_path: Path):
