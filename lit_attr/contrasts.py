@@ -216,6 +216,8 @@ def _encode(
         add_special_tokens=add_bos_token is None,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
+        # A text longer than the model's positions is refused later, with its row.
+        verbose=False,
     )
     bos_id = tokenizer.bos_token_id
     for text, ids, offsets, special in zip(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -44,7 +45,7 @@ class CounterfactDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        source: str | Iterable[Mapping[str, Any]] = SAMPLE,
+        source: str | os.PathLike[str] | Iterable[Mapping[str, Any]] = SAMPLE,
         tokenizer: str | PreTrainedTokenizerBase | None = None,
         step: Step | None = None,
         split: str | None = None,
@@ -68,7 +69,7 @@ class CounterfactDataModule(pl.LightningDataModule):
         ):
             if value is not None and value < least:
                 raise UserError(f"data.{name}: {value} is less than {least}")
-        self.source = source
+        self.source = os.fspath(source) if isinstance(source, os.PathLike) else source
         self.tokenizer = tokenizer
         self.step = step
         self.split = split
@@ -118,7 +119,6 @@ class CounterfactDataModule(pl.LightningDataModule):
         self.contrasts, rejected = build_contrasts(
             self._table.facts, tokenizer, step=step, add_bos_token=self.add_bos_token
         )
-        self._refuse_rejected(self._table.rejected + rejected)
         _check_vocabulary(tokenizer, getattr(module, "vocabulary_size", None))
         self.contrasts, too_long = _within(getattr(module, "max_positions", None), self.contrasts)
         self.rejected = sorted(self._table.rejected + rejected + too_long)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,7 @@ def load_model(
     offload_folder: str | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    use_safetensors: bool = True,
     device: torch.device | None = None,
 ) -> PreTrainedModel:
     """Loads a causal language model in eval mode.
@@ -70,6 +72,8 @@ def load_model(
             by piece; transformers says so when it is needed.
         attn_implementation: As transformers takes it, such as `eager` or `sdpa`.
         trust_remote_code: Whether code that comes with the model may run.
+        use_safetensors: Whether weights have to be in safetensors files, which cannot hold code; otherwise pickled
+            ones are read too, by torch with `weights_only`.
         device: Where a quantised model goes, since it cannot be moved once loaded.
 
     Raises:
@@ -84,6 +88,7 @@ def load_model(
         "offload_folder": offload_folder,
         "attn_implementation": attn_implementation,
         "trust_remote_code": trust_remote_code,
+        "use_safetensors": use_safetensors or None,
     }
     config = _quantization_config(quantization, llm_int8_threshold)
     if config is not None:
@@ -106,6 +111,10 @@ def load_model(
             mend = "set model.offload_folder" if "offload_folder" in str(error) else "change it or leave it out"
             message = f"model.device_map: {device_map!r} cannot be used ({_reason(error)}); {mend}"
             raise UserError(message) from error
+        if use_safetensors and "safetensors" in str(error):
+            raise UserError(
+                f"model.use_safetensors: {name} has no safetensors files; false reads pickled ones"
+            ) from error
         raise UserError(_not_loaded("model.model_name", "model", name, error)) from error
     model, loading = loaded
     absent = sorted(map(str, (*loading["missing_keys"], *loading["mismatched_keys"])))
@@ -272,7 +281,8 @@ def _is_new(record: logging.LogRecord) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:300]
+    words = re.sub(r"\x1b\[[\d;]*m", "", str(error)).split()
+    return " ".join(words or [type(error).__name__])[:300]
 
 
 def _not_loaded(setting: str, what: str, name: str, error: Exception) -> str:

@@ -57,6 +57,7 @@ class AttributionModule(pl.LightningModule):
         device_map: Spread the model over devices as transformers does, such as `auto`; one process only.
         offload_folder: Where weights that `device_map` leaves on disk go, if transformers asks for it.
         trust_remote_code: Run code that comes with the model.
+        use_safetensors: Read weights from safetensors files only. Otherwise pickled ones do as well.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class AttributionModule(pl.LightningModule):
         device_map: str | dict[str, Any] | None = None,
         offload_folder: str | None = None,
         trust_remote_code: bool = False,
+        use_safetensors: bool = True,
     ) -> None:
         super().__init__()
         loading = {
@@ -108,6 +110,7 @@ class AttributionModule(pl.LightningModule):
         self.device_map = device_map
         self.offload_folder = offload_folder
         self.trust_remote_code = trust_remote_code
+        self.use_safetensors = use_safetensors
         self.location: Location | None = None
         self.language_model: PreTrainedModel | None = None
         if model is not None:
@@ -139,6 +142,7 @@ class AttributionModule(pl.LightningModule):
                     offload_folder=self.offload_folder,
                     attn_implementation=self.attn_implementation,
                     trust_remote_code=self.trust_remote_code,
+                    use_safetensors=self.use_safetensors,
                     device=trainer.strategy.root_device if trainer is not None else None,
                 )
             )

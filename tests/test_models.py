@@ -160,3 +160,25 @@ def test_fingerprint_knows_a_model_again_and_another_from_it(random_model: GPT2L
     with torch.no_grad():
         random_model.transformer.h[1].mlp.c_fc.bias += 0.01
     assert fingerprint(random_model) != before
+
+
+class Code:
+    """What would run where a pickle is read whole."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, ("raise SystemExit('code of a checkpoint has run')",)
+
+
+def test_reads_pickled_weights_only_when_asked_and_never_code(demo_model: PreTrainedModel, tmp_path: Path):
+    demo_model.config.save_pretrained(tmp_path)
+    torch.save(demo_model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(
+        UserError, match=r"use_safetensors: \S+ has no safetensors files; false reads pickled ones"
+    ):
+        load_model(str(tmp_path))
+    read = load_model(str(tmp_path), use_safetensors=False).state_dict()
+    for name, weights in demo_model.state_dict().items():
+        assert torch.equal(read[name], weights)
+    torch.save({"transformer.wte.weight": Code()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="could be loaded"):
+        load_model(str(tmp_path), use_safetensors=False)
