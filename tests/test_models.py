@@ -110,8 +110,9 @@ def test_weights_that_cannot_stay_in_their_file_are_offloaded_to_a_folder(
     random_model.config.save_pretrained(tmp_path)
     torch.save(random_model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"model.device_map: .* cannot be used .*; set model.offload_folder"):
-        load_model(str(tmp_path), device_map={"": "disk"})
-    model = load_model(str(tmp_path), device_map={"": "disk"}, offload_folder=str(tmp_path / "offloaded"))
+        load_model(str(tmp_path), device_map={"": "disk"}, use_safetensors=False)
+    options = {"device_map": {"": "disk"}, "offload_folder": str(tmp_path / "offloaded")}
+    model = load_model(str(tmp_path), use_safetensors=False, **options)
     assert all(parameter.is_meta for parameter in model.parameters())
     assert fingerprint(model) == fingerprint(random_model)
 
@@ -169,12 +170,10 @@ class Code:
         return exec, ("raise SystemExit('code of a checkpoint has run')",)
 
 
-def test_reads_pickled_weights_only_when_asked_and_never_code(demo_model: PreTrainedModel, tmp_path: Path):
+def test_reads_pickled_weights_only_when_asked_and_never_code(demo_model: Any, tmp_path: Path):
     demo_model.config.save_pretrained(tmp_path)
     torch.save(demo_model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(
-        UserError, match=r"use_safetensors: \S+ has no safetensors files; false reads pickled ones"
-    ):
+    with pytest.raises(UserError, match="has no safetensors files; false reads pickled ones"):
         load_model(str(tmp_path))
     read = load_model(str(tmp_path), use_safetensors=False).state_dict()
     for name, weights in demo_model.state_dict().items():
