@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from lit_attr.contrasts import Contrast, ContrastBatch
 from lit_attr.errors import UserError
-from lit_attr.hooks import evaluating, first_tensor, frozen, replace_first
+from lit_attr.hooks import evaluating, first_tensor, frozen, fused_gelus, replace_first
 from lit_attr.locate import Location, max_positions, token_embedding
 
 
@@ -56,6 +56,11 @@ class AttributionBatch(NamedTuple):
         contrasts = tuple(self.contrasts[row] for row in rows)
         return self._replace(contrasts=contrasts)._map(lambda tensor: tensor[list(rows)])
 
+    def join(self, other: AttributionBatch) -> AttributionBatch:
+        """Both, one after the other; they have to be of the same layers and as wide."""
+        tensors = (torch.cat(pair) for pair in zip(self[3:], other[3:], strict=True))
+        return AttributionBatch(self.contrasts + other.contrasts, self.layers, self.component, *tensors)
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> AttributionBatch:
         return AttributionBatch(self.contrasts, self.layers, self.component, *map(function, self[3:]))
 
@@ -93,6 +98,7 @@ def attribute_batch(
             stack.enter_context(torch.autocast(device_type, enabled=False))
         stack.enter_context(evaluating(model))
         stack.enter_context(frozen(model))
+        stack.enter_context(fused_gelus(model))
         activations = stack.enter_context(_recorded(location.modules))
         stack.enter_context(_only_last_logits(model, batch.last_B))
         logits_BV = model(input_ids=batch.token_ids_BT, use_cache=False).logits[:, 0]

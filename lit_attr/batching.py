@@ -8,9 +8,13 @@ from typing import cast
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+# Of a batch's tokens under a token bound, how much may be padding: a share of them, or a few in a small batch.
+MOST_PADDING = 0.02
+FEW_TOKENS = 8
+
 
 def bucket_by_length(
-    lengths: Sequence[int], *, max_rows: int, max_padded_tokens: int | None = None
+    lengths: Sequence[int], *, max_rows: int | None = None, max_padded_tokens: int | None = None
 ) -> list[list[int]]:
     """Sorts rows by length and cuts them into batches, the longest first.
 
@@ -19,18 +23,25 @@ def bucket_by_length(
 
     Args:
         lengths: Tokens of each row.
-        max_rows: Rows a batch may have.
+        max_rows: Rows a batch may have; no such bound where None.
         max_padded_tokens: Rows × longest row a batch may have; no such bound where None. A row longer than
-            this is a batch of its own.
+            this is a batch of its own. Under this bound, a batch also ends where shorter rows would be padded
+            by more than 2% of its tokens.
     """
     batches: list[list[int]] = []
-    width = 0
+    width = tokens = 0
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        rows = len(batches[-1]) + 1 if batches else max_rows + 1
-        if rows > max_rows or (max_padded_tokens is not None and rows * width > max_padded_tokens):
+        rows = len(batches[-1]) + 1 if batches else 0
+        padded = rows * width
+        full = max_rows is not None and rows > max_rows
+        if max_padded_tokens is not None:
+            padding = padded - tokens - lengths[row]
+            full |= padded > max_padded_tokens or padding > max(MOST_PADDING * padded, FEW_TOKENS)
+        if full or not batches:
             batches.append([])
-            width = lengths[row]
+            width, tokens = lengths[row], 0
         batches[-1].append(row)
+        tokens += lengths[row]
     return batches
 
 

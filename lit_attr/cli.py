@@ -17,10 +17,10 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_attr.datamodule import CounterfactDataModule
-from lit_attr.errors import UserError
+from lit_attr.errors import ToldError, UserError
 from lit_attr.folder import GOES_ON, OutputFolder
 from lit_attr.module import AttributionModule
-from lit_attr.stops import StopOnSignal, Stopped, exit_status, process_rank, stopping_at_once
+from lit_attr.stops import StopOnSignal, Stopped, exit_status, listener, process_rank
 from lit_attr.summary import describe
 from lit_attr.writer import AttributionWriter
 
@@ -105,6 +105,7 @@ class AttributionCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, ImportError, RuntimeError, MisconfigurationException) as error:
             raise UserError(f"trainer: {error}") from error
+        listener.trainer = trainer
         trainer.callbacks.append(StopOnSignal())  # type: ignore[attr-defined]  # a Trainer sets it on itself
         return trainer
 
@@ -127,33 +128,39 @@ def main(args: Sequence[str] | None = None) -> None:
             stopped the run and 130 where SIGINT (Ctrl-C) did; with one line on standard error.
     """
     _quieten()
+    listener.start()
     try:
-        with stopping_at_once():
-            cli = AttributionCLI(
-                AttributionModule,
-                CounterfactDataModule,
-                save_config_callback=SaveConfigInOutput,
-                trainer_class=PredictTrainer,
-                trainer_defaults={"inference_mode": False},
-                seed_everything_default=False,
-                parser_class=OneLineParser,
-                args=list(args) if args is not None else None,
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-            )
-            folder = Path(cli.config.predict.writer.output_dir)
-            if cli.trainer.is_global_zero and (folder / "summary.json").exists():
-                pictures = any(isinstance(logger, TensorBoardLogger) for logger in cli.trainer.loggers)
-                print(describe(folder, pictures=pictures))
+        cli = AttributionCLI(
+            AttributionModule,
+            CounterfactDataModule,
+            save_config_callback=SaveConfigInOutput,
+            trainer_class=PredictTrainer,
+            trainer_defaults={"inference_mode": False},
+            seed_everything_default=False,
+            parser_class=OneLineParser,
+            args=list(args) if args is not None else None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+        folder = Path(cli.config.predict.writer.output_dir)
+        if cli.trainer.is_global_zero and (folder / "summary.json").exists():
+            pictures = any(isinstance(logger, TensorBoardLogger) for logger in cli.trainer.loggers)
+            print(describe(folder, pictures=pictures))
     except (UserError, OSError) as error:
         # The first process speaks for all, but for what has gone wrong in another alone.
-        where = f" in process {process_rank()}" if process_rank() else ""
-        print(f"lit-attr: error{where}: {_told(error)}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        if not (process_rank() and isinstance(error, ToldError)):
+            where = f" in process {process_rank()}" if process_rank() else ""
+            print(f"lit-attr: error{where}: {_told(error)}", file=sys.stderr, flush=True)
+        sys.exit(exit_status(1))
     except Stopped as stop:
         if process_rank() == 0:
             print(f"lit-attr: {stop}", file=sys.stderr, flush=True)
-        sys.exit(exit_status(stop.signum))
+        listener.end_children()
+        sys.exit(exit_status(128 + stop.signum))
+    finally:
+        # Where a signal ended the run, another one is kept from interrupting the end itself.
+        if listener.signum is None:
+            listener.stop()
 
 
 def one_line(message: str) -> str:

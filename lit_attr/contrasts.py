@@ -91,6 +91,12 @@ class ContrastBatch(NamedTuple):
         """The same batch in tensors of its own."""
         return ContrastBatch(self.contrasts, *(tensor.clone() for tensor in self[1:]))
 
+    def split(self) -> tuple[ContrastBatch, ContrastBatch]:
+        """Its first and its second half, as wide as it was."""
+        half = len(self.contrasts) // 2
+        first = ContrastBatch(self.contrasts[:half], *(tensor[:half] for tensor in self[1:]))
+        return first, ContrastBatch(self.contrasts[half:], *(tensor[half:] for tensor in self[1:]))
+
 
 def collate_contrasts(contrasts: Sequence[Contrast]) -> ContrastBatch:
     """Puts contrasts side by side."""

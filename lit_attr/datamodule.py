@@ -19,6 +19,9 @@ from lit_attr.facts import FactTable, Rejected, read_facts
 from lit_attr.models import DEMO_MODEL, load_tokenizer
 from lit_attr.sources import SAMPLE, open_rows
 
+MAX_TOKENS_CPU = 1024
+MAX_TOKENS_GPU = 4096
+
 
 class CounterfactDataModule(pl.LightningDataModule):
     """CounterFact-style facts as batches of contrasts of like length.
@@ -35,8 +38,9 @@ class CounterfactDataModule(pl.LightningDataModule):
         where: Take only rows of this `relation_id`, or of these.
         limit: Take only so many rows, the first.
         columns: Column names that differ: ours to yours, such as `{target_true: answer}`.
-        batch_size: Rows of a batch, at most.
-        max_tokens: Tokens of a batch with its padding, at most. Default: no bound but `batch_size`.
+        batch_size: Rows of a batch, at most. Default: no bound but `max_tokens`.
+        max_tokens: Tokens of a batch with its padding, at most. Default: no bound but `batch_size`; without that,
+            1,024 on a CPU and 4,096 elsewhere.
         num_workers: Loader processes. Rows are tokenised beforehand, so 0 is fast.
         strict: Stop at the first row that cannot be used.
         add_bos_token: Whether the beginning-of-sequence token goes before each prompt, see `build_contrasts`.
@@ -52,7 +56,7 @@ class CounterfactDataModule(pl.LightningDataModule):
         where: str | list[str] | None = None,
         limit: int | None = None,
         columns: dict[str, str] | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         max_tokens: int | None = None,
         num_workers: int = 0,
         strict: bool = False,
@@ -133,7 +137,7 @@ class CounterfactDataModule(pl.LightningDataModule):
         batches = bucket_by_length(
             [len(contrast.token_ids) for contrast in self.contrasts],
             max_rows=self.max_rows,
-            max_padded_tokens=self.max_tokens,
+            max_padded_tokens=self._max_padded_tokens(),
         )
         contrasts = ([self.contrasts[row] for row in batch] for batch in batches)
         todo = [left for batch in contrasts if (left := [each for each in batch if each.key not in done])]
@@ -167,6 +171,12 @@ class CounterfactDataModule(pl.LightningDataModule):
             "contrasts": len(self.contrasts),
             "content": digest.hexdigest()[:16],
         }
+
+    def _max_padded_tokens(self) -> int | None:
+        if self.max_tokens is not None or self.max_rows is not None:
+            return self.max_tokens
+        on_cpu = self.trainer is None or self.trainer.strategy.root_device.type == "cpu"
+        return MAX_TOKENS_CPU if on_cpu else MAX_TOKENS_GPU
 
     def _refuse_rejected(self, rejected: list[Rejected]) -> None:
         if not rejected or (self.contrasts and not self.strict):

@@ -10,6 +10,10 @@ class UserError(Exception):
     """
 
 
+class ToldError(UserError):
+    """A mistake that another process of the run has told of already."""
+
+
 class RowError(Exception):
     """Why one row cannot become a record. The run goes on without that row."""
 

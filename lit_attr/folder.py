@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,11 +19,11 @@ from lit_attr.attribution import AttributionBatch
 from lit_attr.errors import UserError
 from lit_attr.facts import Rejected
 from lit_attr.records import (
-    BATCH_FORMAT,
     FORMAT_VERSION,
     MANIFEST_FORMAT,
     batch_record,
     check_header,
+    read_batch,
     read_json,
     write_bytes,
     write_json,
@@ -61,14 +63,27 @@ class OutputFolder:
                 left.unlink()
         return run
 
-    def join(self, run: str) -> None:
+    def join(self, run: str, rank: int) -> None:
         """Lets another process of a run write too.
 
         Raises:
             UserError: The process that has locked the folder is gone.
         """
         with _telling(self.path):
-            self._lock.join(run)
+            self._lock.join(run, rank)
+
+    def expect(self, processes: int) -> None:
+        """Has it noticed when one of so many processes, which have all locked or joined, is gone."""
+        self._lock.expect(processes)
+
+    def finish(self) -> None:
+        """Waits, for as long as it takes, until every process of the run has written what it has to write.
+
+        Raises:
+            UserError: One is gone before it was done.
+        """
+        with _telling(self.path):
+            self._lock.finish()
 
     def unlock(self) -> None:
         """Lets other runs in."""
@@ -80,15 +95,18 @@ class OutputFolder:
         Raises:
             UserError: They differ in something that changes a number, or what is here is not readable.
         """
-        if not self.manifest.exists():
+        with _telling(self.path):
+            written = read_json(self.manifest) if self.manifest.exists() else None
+        if written is None:
             if any(self.batches.glob("*.json")):
                 raise UserError(f"writer.output_dir: {self.path} has batches but no manifest; give another folder")
             return
-        written = read_json(self.manifest)
         check_header(written, self.manifest, MANIFEST_FORMAT)
+        if not all(isinstance(written.get(group), dict) for group in settings):
+            raise UserError(f"{self.manifest}: it lacks {' or '.join(settings)}; give another folder")
         for group, values in settings.items():
             for name, value in values.items():
-                before = written.get(group, {}).get(name)
+                before = written[group].get(name)
                 # The same rows from another place are the same rows: `content` tells.
                 if before != value and (group, name) != ("data", "source"):
                     raise UserError(
@@ -117,22 +135,28 @@ class OutputFolder:
         """Puts an earlier run's files into a folder of their own beside the new ones."""
         known = [path for path in (self.batches, self.manifest, self.rejected, self.summary) if path.exists()]
         if known:
-            aside = Path(
-                tempfile.mkdtemp(prefix=datetime.now().strftime("replaced-%Y%m%d-%H%M%S-"), dir=self.path)
-            )
-            for path in known:
-                path.rename(aside / path.name)
+            with _telling(self.path):
+                prefix = datetime.now().strftime("replaced-%Y%m%d-%H%M%S-")
+                aside = Path(tempfile.mkdtemp(prefix=prefix, dir=self.path))
+                for path in known:
+                    path.rename(aside / path.name)
 
     def write_batch(self, batch: AttributionBatch) -> None:
         """Writes a batch file, whole or not at all.
 
         Raises:
-            UserError: It cannot be written, or the run's first process is gone.
+            UserError: It cannot be written, it has been, or another process of the run is gone.
         """
         contrast = batch.contrasts[0]
+        path = self.batches / f"{_file_stem(contrast.fact.id)}-{contrast.step}.json"
         with _telling(self.path):
             self._lock.check()
-            write_json(self.batches / f"{_file_stem(contrast.fact.id)}-{contrast.step}.json", batch_record(batch))
+            if path.exists():
+                raise UserError(
+                    f"data.source: id {contrast.fact.id!r}, step {contrast.step}, came twice in one run; give "
+                    "every fact an id of its own, and every process its own share of them"
+                )
+            write_json(path, batch_record(batch))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes the summary, whole or not at all."""
@@ -145,19 +169,23 @@ class OutputFolder:
             write_bytes(self.path / "config.yaml", settings.encode())
 
     def add_rejected(self, rejected: Iterable[Rejected]) -> None:
-        """Appends refused rows; several processes may at once."""
-        with _telling(self.path), self.rejected.open("ab") as stream:
-            stream.write(b"".join(_json_line(row) for row in rejected))
+        """Appends refused rows, all or none; several processes may at once."""
+        lines = b"".join(_json_line(row) for row in rejected)
+        with _telling(self.path), self.rejected.open("ab", buffering=0) as stream:
+            written = stream.write(lines)
+            if written < len(lines):
+                stream.truncate(stream.tell() - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def read_batches(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """The batch files and the objects in them.
 
         Raises:
-            UserError: A file is not one of lit-attr's, or of a newer version.
+            UserError: A file is not what its format says, see `read_batch`, or cannot be read.
         """
         for path in sorted(self.batches.glob("*.json")):
-            record = read_json(path)
-            check_header(record, path, BATCH_FORMAT)
+            with _telling(self.path):
+                record = read_batch(path)
             yield path, record
 
     def count_rejected(self) -> int:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.functional import gelu
+from transformers.activations import AccurateGELUActivation, FastGELUActivation, NewGELUActivation
 
 # bitsandbytes, on CPUs with bfloat16 instructions, then packs 4-bit weights for a kernel that cannot go backward.
 NO_GRADIENT_IN_EVAL_MODE = ("Linear4bit",)
+# One function to rounding, written out in six to eight elementwise operations.
+TANH_GELUS = (AccurateGELUActivation, FastGELUActivation, NewGELUActivation)
 
 
 @contextmanager
@@ -36,6 +41,23 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def fused_gelus(model: nn.Module) -> Iterator[None]:
+    """GELUs of the tanh form by PyTorch's one kernel: a sixth of GPT-2's time on a CPU."""
+    modules = [module for module in model.modules() if isinstance(module, TANH_GELUS)]
+    # On the object, not the class; another library may have put its own there.
+    before = [vars(module).get("forward") for module in modules]
+    for module in modules:
+        vars(module)["forward"] = partial(gelu, approximate="tanh")
+    try:
+        yield
+    finally:
+        for module, forward in zip(modules, before, strict=True):
+            del vars(module)["forward"]
+            if forward is not None:
+                vars(module)["forward"] = forward
 
 
 def first_tensor(output: Any) -> Tensor:

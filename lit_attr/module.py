@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.precision import BitsandbytesPrecision, TransformerEnginePrecision
+from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -112,6 +115,7 @@ class AttributionModule(pl.LightningModule):
         self.trust_remote_code = trust_remote_code
         self.use_safetensors = use_safetensors
         self.location: Location | None = None
+        self._too_many_tokens: float = math.inf
         self.language_model: PreTrainedModel | None = None
         if model is not None:
             # PEFT's wrappers hand what they are asked for on to the model inside.
@@ -161,13 +165,38 @@ class AttributionModule(pl.LightningModule):
             batch: Contrasts, on any device.
             batch_idx: Not used; the batch carries its own ids.
             dataloader_idx: Not used.
+
+        Raises:
+            UserError: The memory does not suffice for a single row.
         """
         self.configure_model()
         assert self.location is not None
         device = token_embedding(self._model).weight.device
         # Offloaded weights are on no device until they are used.
         batch = batch.to(device if device.type != "meta" else self.device)
-        return attribute_batch(self._model, self.location, batch, component=self.component).to("cpu")
+        return self._attribute(batch)
+
+    def _attribute(self, batch: ContrastBatch) -> AttributionBatch:
+        """Attributes a batch, in halves where memory runs out on it or has run out on one as large."""
+        assert self.location is not None
+        tokens, rows = batch.token_ids_BT.numel(), len(batch.contrasts)
+        if rows == 1 or tokens < self._too_many_tokens:
+            try:
+                return attribute_batch(self._model, self.location, batch, component=self.component).to("cpu")
+            except RuntimeError as error:
+                if not is_oom_error(error):
+                    raise
+                if rows == 1:
+                    raise UserError(
+                        f"model: the memory does not suffice for a single row of {tokens} tokens; a smaller "
+                        "model.dtype or fewer model.layers need less"
+                    ) from error
+            # The error, and with it the tensors of its frames, is gone here.
+            garbage_collection_cuda()
+            self._too_many_tokens = tokens
+            warn_once("data.max_tokens: the memory does not suffice for a batch; going on with halves of it")
+        first, second = batch.split()
+        return self._attribute(first).join(self._attribute(second))
 
     def identity(self) -> dict[str, Any]:
         """Everything about the model and the scores that changes a number, in JSON types."""
@@ -232,6 +261,10 @@ class AttributionModule(pl.LightningModule):
         if spread and trainer.world_size > 1:
             raise UserError(
                 "model.device_map: a model spread over devices runs in one process; set trainer.devices: 1"
+            )
+        if SLURMEnvironment.detect() and (saved := trainer._checkpoint_connector._hpc_resume_path) is not None:
+            raise UserError(
+                f"trainer.default_root_dir: Lightning would load {saved} over the model; give another folder"
             )
         if trainer.precision != "32-true":
             warn_once(

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import numpy as np
-
 from lit_attr.errors import UserError
 from lit_attr.folder import OutputFolder
 from lit_attr.records import MANIFEST_FORMAT, check_header, read_json
@@ -18,9 +16,6 @@ from lit_attr.records import MANIFEST_FORMAT, check_header, read_json
 if TYPE_CHECKING:
     import datasets
     import pandas as pd
-
-NUMBERS = ("logit_true", "logit_false", "logit_diff", "prob_true", "prob_false", "rank_true")
-SCORES = ("sum", "l2")
 
 
 @overload
@@ -70,29 +65,10 @@ def load_attributions(
 
 
 def _records(folder: OutputFolder) -> Iterator[dict[str, Any]]:
-    for path, batch in folder.read_batches():
-        try:
-            shared = {name: batch[name] for name in ("layers", "component", "rule")}
-            for example in batch["examples"]:
-                yield {**example, "scores": _scores(example, len(shared["layers"])), **shared}
-        except (KeyError, TypeError, ValueError) as error:
-            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-            raise UserError(f"{path}: not a whole batch file ({reason}); move it away and run again") from error
-
-
-def _scores(example: dict[str, Any], layers: int) -> dict[str, np.ndarray]:
-    """The scores of an example whose numbers are all finite and whose shapes agree."""
-    tokens = len(example["tokens"])
-    if len(example["roles"]) != tokens:
-        raise ValueError(f"id {example['id']!r} has {tokens} tokens and {len(example['roles'])} roles")
-    numbers = np.array([example[name] for name in NUMBERS], dtype=float)
-    scores = {kind: np.array(example["scores"][kind], dtype=float) for kind in SCORES}
-    for kind, scores_LT in scores.items():
-        if scores_LT.shape != (layers, tokens):
-            raise ValueError(f"id {example['id']!r} has {kind} scores of shape {scores_LT.shape}")
-    if not all(np.isfinite(values).all() for values in (numbers, *scores.values())):
-        raise ValueError(f"id {example['id']!r} has a number that is not finite")
-    return scores
+    for _, batch in folder.read_batches():
+        shared = {name: batch[name] for name in ("layers", "component", "rule")}
+        for example in batch["examples"]:
+            yield {**example, **shared}
 
 
 def _with_lists(record: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from lit_attr.facts import Rejected
 FORMAT_VERSION = 1
 BATCH_FORMAT = "lit-attr/attributions"
 MANIFEST_FORMAT = "lit-attr/manifest"
+NUMBERS = ("logit_true", "logit_false", "logit_diff", "prob_true", "prob_false", "rank_true")
+SCORES = ("sum", "l2")
 
 
 def batch_record(batch: AttributionBatch) -> dict[str, Any]:
@@ -84,6 +86,45 @@ def split_finite(batch: AttributionBatch) -> tuple[AttributionBatch, list[Reject
         if not finite
     ]
     return batch.select(finite_B.nonzero().flatten().tolist()), rejected
+
+
+def read_batch(path: Path) -> dict[str, Any]:
+    """Reads a batch file, with the scores as float64 arrays of layers × tokens.
+
+    Raises:
+        UserError: It is of another format or a newer version, or not what its format says: a field that is not
+            there, a shape, or a number that is not finite.
+    """
+    record = read_json(path)
+    check_header(record, path, BATCH_FORMAT)
+    try:
+        for name in ("component", "rule"):
+            if not isinstance(record[name], str):
+                raise TypeError(f"{name} is no text")
+        for example in record["examples"]:
+            example["scores"] = _scores(example, len(record["layers"]))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{path}: not a whole batch file ({reason}); move it away and run again") from error
+    return record
+
+
+def _scores(example: dict[str, Any], layers: int) -> dict[str, np.ndarray]:
+    """The scores of an example whose numbers are all finite and whose shapes agree."""
+    tokens = len(example["tokens"])
+    if len(example["roles"]) != tokens:
+        raise ValueError(f"id {example['id']!r} has {tokens} tokens and {len(example['roles'])} roles")
+    start, stop = example["subject_span"]
+    if not 0 <= start < stop <= tokens:
+        raise ValueError(f"id {example['id']!r} has {tokens} tokens and its subject at {start} to {stop}")
+    numbers = np.array([example[name] for name in NUMBERS], dtype=float)
+    scores = {kind: np.array(example["scores"][kind], dtype=float) for kind in SCORES}
+    for kind, scores_LT in scores.items():
+        if scores_LT.shape != (layers, tokens):
+            raise ValueError(f"id {example['id']!r} has {kind} scores of shape {scores_LT.shape}")
+    if not all(np.isfinite(values).all() for values in (numbers, *scores.values())):
+        raise ValueError(f"id {example['id']!r} has a number that is not finite")
+    return scores
 
 
 def write_json(path: Path, value: Any) -> None:

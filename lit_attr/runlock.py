@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import orjson
 from filelock import FileLock, Timeout
 
 from lit_attr.errors import UserError
@@ -17,13 +18,15 @@ from lit_attr.records import read_json, write_json
 # A killed process's data loader workers, which share its lock, look for their parent every five seconds.
 PATIENCE_SECONDS = 10.0
 POLL_SECONDS = 0.05
+# How long the end of another process may go unnoticed.
+CHECK_SECONDS = 1.0
 
 
 class RunLock:
     """Held by a run's first process, and in parts of their own by its others; a dead process holds nothing.
 
     The others' parts outlive the first process: where it was killed alone, nobody starts anew while one of them
-    may still be writing.
+    may still be writing. By the same locks the processes of a run know of each other's end.
 
     Args:
         folder: What is locked. It has to exist once the lock is asked for.
@@ -32,8 +35,11 @@ class RunLock:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._holder = folder / ".running"
-        self._first = FileLock(folder / ".lock", blocking=False)
-        self._other: FileLock | None = None
+        # Made when they are asked for: a lock cannot go to another process.
+        self._first: FileLock | None = None
+        self._own: FileLock | None = None
+        self._rank, self._processes = 0, 1
+        self._checked = 0.0
 
     def acquire(self) -> str:
         """Makes this the first process of the only run, and returns the run's name for `join`.
@@ -41,58 +47,97 @@ class RunLock:
         Raises:
             UserError: Another run is at work.
         """
+        self._rank, self._processes = 0, 1
+        self._first = _lock(self._folder / ".lock")
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not _try(self._first):
             holder = self._read_holder()
             if _is_alive(holder) or time.monotonic() > deadline:
-                raise self._refusal(holder.get("pid"), holder.get("host"))
+                raise self._refusal(holder)
             time.sleep(POLL_SECONDS)
         run = uuid.uuid4().hex
         write_json(self._holder, {"pid": os.getpid(), "host": platform.node(), "run": run})
         for path in self._folder.glob(".process-*.lock"):
-            other = FileLock(path, blocking=False)
+            other = _lock(path)
             while not _try(other):
                 if time.monotonic() > deadline:
                     self.release()
-                    raise self._refusal(*path.stem.split("-", 2)[1:])
+                    raise self._refusal(orjson.loads(path.read_bytes() or b"{}"))
                 time.sleep(POLL_SECONDS)
             path.unlink()
             other.release()
+        for path in self._folder.glob(".finished-*"):
+            path.unlink()
         return run
 
-    def join(self, run: str) -> None:
+    def join(self, run: str, rank: int) -> None:
         """Makes this one of the other processes of a run.
 
         Raises:
             UserError: The run's first process is gone.
         """
-        self._other = FileLock(self._folder / f".process-{os.getpid()}-{platform.node()}.lock", blocking=False)
-        self._other.acquire()
+        self._rank, self._first, self._own = rank, _lock(self._folder / ".lock"), _lock(self._part(rank))
+        self._own.acquire()
+        self._part(rank).write_bytes(orjson.dumps({"pid": os.getpid(), "host": platform.node()}))
         # In this order: a new run either finds this process's lock, or has put its own name here before.
         if self._read_holder().get("run") != run:
             self.release()
-            raise _gone()
-        self.check()
+            raise _gone(0)
+
+    def expect(self, processes: int) -> None:
+        """Tells that so many processes are in the run, itself among them. All have joined by now."""
+        self._processes = processes
 
     def check(self) -> None:
-        """Makes sure that the first process lives, in one of the others.
+        """Makes sure, at most once a second, that the others live: in the first process all, in them the first.
 
         Raises:
-            UserError: It is gone.
+            UserError: One is gone before it was done.
         """
-        if self._other is not None and _try(self._first):
-            self.release()
-            raise _gone()
+        if self._processes == 1 or time.monotonic() - self._checked < CHECK_SECONDS:
+            return
+        self._checked = time.monotonic()
+        if self._own is not None:
+            assert self._first is not None
+            if _try(self._first):
+                self.release()
+                raise _gone(0)
+            return
+        for rank in range(1, self._processes):
+            if not self._finished(rank).exists() and _try(part := _lock(self._part(rank))):
+                self._part(rank).unlink()
+                part.release()
+                raise _gone(rank)
+
+    def finish(self) -> None:
+        """Waits, for as long as it takes, until every process of the run has come here.
+
+        Raises:
+            UserError: One is gone before it was done.
+        """
+        if self._processes == 1:
+            return
+        self._finished(self._rank).touch()
+        while not all(self._finished(rank).exists() for rank in range(self._processes)):
+            self.check()
+            time.sleep(POLL_SECONDS)
 
     def release(self) -> None:
         """Lets other runs in."""
-        if self._other is not None:
-            Path(self._other.lock_file).unlink(missing_ok=True)
-            self._other.release()
-            self._other = None
-        if self._first.is_locked:
-            self._holder.unlink(missing_ok=True)
+        if self._own is not None:
+            self._part(self._rank).unlink(missing_ok=True)
+            self._own.release()
+            self._own = None
+        if self._first is not None and self._first.is_locked:
+            for path in (self._holder, *self._folder.glob(".finished-*")):
+                path.unlink(missing_ok=True)
             self._first.release()
+
+    def _part(self, rank: int) -> Path:
+        return self._folder / f".process-{rank}.lock"
+
+    def _finished(self, rank: int) -> Path:
+        return self._folder / f".finished-{rank}"
 
     def _read_holder(self) -> dict[str, Any]:
         try:
@@ -100,11 +145,16 @@ class RunLock:
         except FileNotFoundError:
             return {}
 
-    def _refusal(self, pid: object, host: object) -> UserError:
+    def _refusal(self, holder: dict[str, Any]) -> UserError:
+        who = f"process {holder.get('pid')} on {holder.get('host')}"
         return UserError(
-            f"writer.output_dir: process {pid} on {host} is writing to {self._folder}; wait for it, or give "
-            "another folder"
+            f"writer.output_dir: {who} is writing to {self._folder}; wait for it, or give another folder"
         )
+
+
+def _lock(path: Path) -> FileLock:
+    # One lock for all threads: records are written in one of their own.
+    return FileLock(path, blocking=False, thread_local=False)
 
 
 def _try(lock: FileLock) -> bool:
@@ -128,5 +178,7 @@ def _is_alive(holder: dict[str, Any]) -> bool:
     return True
 
 
-def _gone() -> UserError:
-    return UserError("the run's first process is gone; the same command goes on where it stopped")
+def _gone(rank: int) -> UserError:
+    return UserError(
+        f"process {rank} of the run has ended before all was done; the same command goes on where it stopped"
+    )

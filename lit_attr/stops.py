@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Schedulers commonly kill ten seconds or more after they ask.
 GRACE_SECONDS = 8.0
+START_GRACE_SECONDS = 1.0
 # Ctrl-C comes from the terminal and from the process that started this one.
 SAME_SIGNAL_SECONDS = 2.0
 
@@ -37,41 +38,138 @@ class Stopped(BaseException):
         self.signum = signum
 
 
-class StopOnSignal(pl.Callback):
-    """Lets the batch in flight be finished and written after SIGTERM or SIGINT, then raises `Stopped`.
+class SignalListener:
+    """SIGTERM and SIGINT of this process from `start` to `stop`; they raise `Stopped` in the main thread.
 
-    Lightning's predict loop never asks whether a signal came. Where the batch takes longer than 8 seconds, the
-    process exits without it; files are whole all the same. A second signal, two seconds later or more, ends it at
-    once.
+    While a batch is computed they wait for its end. A thread hears of them also while the main thread waits in a
+    library's code: it hands them on to the processes that this one has started, and ends this one after 8 seconds
+    (before there is a run, after one), or at a second signal two seconds later or more. Files are whole even so.
+
+    Attributes:
+        signum: The signal that came.
+        in_batch: A batch is being computed.
+        in_run: All processes of the run listen by now.
+        trainer: Whose processes these are.
     """
 
     def __init__(self) -> None:
-        self._signum: int | None = None
+        self.signum: int | None = None
+        self.in_batch = False
+        self.in_run = False
+        self.trainer: pl.Trainer | None = None
+        self._process = 0
+        self._before: dict[int, Any] = {}
+        self._wakeup_before = -1
+        self._ends: tuple[socket.socket, socket.socket] | None = None
+        self._thread: threading.Thread | None = None
 
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the signals over; the Trainer gives them back when it is done."""
-        self._signum = None
-        process = os.getpid()
-        first = 0.0
+    @property
+    def is_listening(self) -> bool:
+        """Whether it has been started and not stopped."""
+        return self._ends is not None
 
-        def stop(signum: int, _: FrameType | None) -> None:
-            if os.getpid() != process:
-                return  # a loader's worker, which its parent ends
-            nonlocal first
-            if self._signum is not None:
-                if time.monotonic() - first > SAME_SIGNAL_SECONDS:
-                    os._exit(exit_status(signum))
-                return
-            self._signum, first = signum, time.monotonic()
-            timer = threading.Timer(GRACE_SECONDS, _give_up, (signum,))
-            timer.daemon = True
-            timer.start()
-            launcher = trainer.strategy.launcher
-            if isinstance(launcher, _SubprocessScriptLauncher):
-                launcher.kill(signum)
+    def start(self) -> None:
+        """Takes the signals over, where Python allows it: in the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self.signum, self.in_batch, self.in_run, self.trainer = None, False, False, None
+        self._process = os.getpid()
+        self._ends = socket.socketpair()
+        for end in self._ends:
+            end.setblocking(False)
+        self._wakeup_before = signal.set_wakeup_fd(self._ends[1].fileno(), warn_on_full_buffer=False)
+        # What a signal does to a loader's worker is none of its parent's concern.
+        os.register_at_fork(after_in_child=self._forget_in_child)
+        self._before = {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
+        self._thread = threading.Thread(target=self._watch, args=(self._ends[0],), daemon=True)
+        self._thread.start()
 
-        # Lightning's own handler, put in before, makes every process wait for all others in the handler.
-        _handle(stop)
+    def stop(self) -> None:
+        """Gives the signals back."""
+        if self._ends is None or self._thread is None:
+            return
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._ends[1].send(b"\0")
+        self._thread.join()
+        for end in self._ends:
+            end.close()
+        self._ends = None
+
+    def _handle(self, signum: int, _: FrameType | None) -> None:
+        if os.getpid() != self._process or self.signum is not None:
+            return
+        self.signum = signum
+        if not self.in_batch:
+            raise Stopped(signum)
+
+    def _watch(self, end: socket.socket) -> None:
+        first: tuple[float, int] | None = None
+        while True:
+            grace = GRACE_SECONDS if self.in_run else START_GRACE_SECONDS
+            patience = None if first is None else max(0.0, first[0] + grace - time.monotonic())
+            if not select.select([end], [], [], patience)[0] and first is not None:
+                self._give_up(first[1])
+            for signum in end.recv(64):
+                if signum == 0:
+                    return
+                if signum not in SIGNALS:
+                    continue
+                if first is None:
+                    first = time.monotonic(), signum
+                    if self.in_run:
+                        self._signal_children(signum)
+                elif time.monotonic() - first[0] > SAME_SIGNAL_SECONDS:
+                    os._exit(exit_status(128 + signum))
+
+    def _give_up(self, signum: int) -> None:
+        self.end_children()
+        if process_rank() == 0:
+            lost = "; the batch in flight is lost" if self.in_batch else ""
+            print(f"lit-attr: {Stopped(signum)}{lost}", file=sys.stderr, flush=True)
+        os._exit(exit_status(128 + signum))
+
+    def end_children(self) -> None:
+        """Ends the processes that this one has started, where they may not be listening yet."""
+        if not self.in_run:
+            self._signal_children(signal.SIGKILL)
+
+    def _signal_children(self, signum: int) -> None:
+        launcher = self.trainer.strategy.launcher if self.trainer is not None else None
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.Signals(signum))
+
+    def _forget_in_child(self) -> None:
+        if self._ends is not None:
+            signal.set_wakeup_fd(-1)
+
+
+# Signals are a process's own, and so is who listens to them.
+listener = SignalListener()
+
+
+class StopOnSignal(pl.Callback):
+    """Lets the batch in flight be finished and written after SIGTERM or SIGINT, then raises `Stopped`.
+
+    Lightning's predict loop never asks whether a signal came. Its own handlers stay out: the one for SIGTERM makes
+    every process wait for all others, and under SLURM the one for requeueing saves the model as a checkpoint that
+    later runs would load. What a run has written is all that it goes on from. Last among the callbacks.
+    """
+
+    def __init__(self) -> None:
+        self._listener = SignalListener()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Takes the signals over, unless the command line has done so."""
+        connector = trainer._signal_connector
+        connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        if listener.is_listening:
+            self._listener = listener
+        else:
+            self._listener = SignalListener()
+            self._listener.start()
+        self._listener.trainer, self._listener.in_run = trainer, True
 
     def on_predict_batch_start(
         self,
@@ -81,52 +179,50 @@ class StopOnSignal(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Raises `Stopped` once a signal came."""
-        if self._signum is not None:
-            raise Stopped(self._signum)
+        """Makes signals wait."""
+        self._listener.in_batch = True
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Raises `Stopped` if a signal came meanwhile."""
+        self._listener.in_batch = False
+        if self._listener.signum is not None:
+            raise Stopped(self._listener.signum)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Raises `Stopped` where another process has stopped while this one was waiting for it."""
-        if self._signum is not None and not isinstance(exception, Stopped):
-            raise Stopped(self._signum)
+        """Raises `Stopped` where something failed because the run is being stopped in another process, too."""
+        self._listener.in_batch = False
+        signum = self._listener.signum
+        self._give_back()
+        if signum is not None and not isinstance(exception, Stopped):
+            raise Stopped(signum)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Gives the signals back."""
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self._listener is not listener:
+            self._listener.stop()
 
 
-@contextmanager
-def stopping_at_once() -> Iterator[None]:
-    """SIGTERM and SIGINT raise `Stopped` wherever the process is: there is no batch to finish."""
+def exit_status(status: int) -> int:
+    """The status; 0 in the processes that Lightning has started, which no one else asks for theirs.
 
-    def stop(signum: int, _: FrameType | None) -> None:
-        raise Stopped(signum)
-
-    before = _handle(stop)
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-def exit_status(signum: int) -> int:
-    """128 and the signal, as shells and schedulers know it; 0 in all processes but the first.
-
-    Lightning kills the first one where another fails, and it may still have its batch to finish.
+    It kills the first process where another's status is not 0, though that may still have its batch to finish.
+    The first process finds out by itself whether another is gone.
     """
-    return 128 + signum if process_rank() == 0 else 0
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    return 0 if process_rank() and "LOCAL_RANK" in os.environ and not by_torchrun else status
 
 
 def process_rank() -> int:
     """Which of a run's processes this is, before there is a Trainer to ask and after it."""
     return getattr(rank_zero_only, "rank", None) or 0
-
-
-def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Puts a handler in, where Python allows it; returns those that were there."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    return {signum: signal.signal(signum, handler) for signum in SIGNALS}
-
-
-def _give_up(signum: int) -> None:
-    if process_rank() == 0:
-        print(f"lit-attr: {Stopped(signum)}; the batch in flight is lost", file=sys.stderr, flush=True)
-    os._exit(exit_status(signum))

@@ -53,7 +53,7 @@ class RunSummary:
         """Counts the object of a batch file."""
         examples = record["examples"]
         # Token-major for pad_sequence, then back.
-        scores_TL = [torch.tensor(example["scores"]["sum"]).T for example in examples]
+        scores_TL = [torch.as_tensor(example["scores"]["sum"], dtype=torch.float32).T for example in examples]
         self._add(
             torch.nn.utils.rnn.pad_sequence(scores_TL, batch_first=True).transpose(1, 2),
             [example["roles"] for example in examples],

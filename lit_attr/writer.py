@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import time
@@ -16,8 +17,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 from lit_attr.attribution import AttributionBatch
+from lit_attr.background import Background
 from lit_attr.contrasts import ContrastKey
-from lit_attr.errors import UserError
+from lit_attr.errors import ToldError, UserError
 from lit_attr.facts import Rejected
 from lit_attr.folder import GOES_ON, OutputFolder
 from lit_attr.heatmaps import draw_fact_heatmap, draw_role_heatmap
@@ -49,10 +51,11 @@ class AttributionWriter(BasePredictionWriter):
         self.folder = OutputFolder(output_dir)
         self.max_heatmaps = max_heatmaps
         self.overwrite = overwrite
-        self._done: set[ContrastKey] | None = None
+        self._done: dict[ContrastKey, str] | None = None
         self._written: set[ContrastKey] = set()
         self._summary: RunSummary | None = None
         self._started = 0.0
+        self._background = Background()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Lets the data module leave out what an earlier run has done."""
@@ -75,10 +78,11 @@ class AttributionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Writes one batch and draws its share of the heatmaps.
+        """Has one batch written, and its share of the heatmaps drawn, while the next is computed.
 
         Raises:
-            UserError: `predict_step` returned something else than an `AttributionBatch`.
+            UserError: `predict_step` returned something else than an `AttributionBatch`, or an earlier batch
+                could not be written.
         """
         if not isinstance(prediction, AttributionBatch):
             raise UserError(
@@ -95,35 +99,48 @@ class AttributionWriter(BasePredictionWriter):
         if not finite.contrasts:
             return
         self._refuse_repeated(finite)
-        self.folder.write_batch(finite)
         summary.add_batch(finite)
         worth_drawing = [row for row, contrast in enumerate(finite.contrasts) if contrast.told_apart]
-        for place in self._rows_to_draw(trainer, len(worth_drawing), batch_idx, dataloader_idx):
-            row = worth_drawing[place]
-            contrast = finite.contrasts[row]
-            _log_image(trainer, f"facts/{_tag(contrast.fact.id)}-{contrast.step}", _fact_image(finite, row))
+        places = self._rows_to_draw(trainer, len(worth_drawing), batch_idx, dataloader_idx)
+        rows = [worth_drawing[place] for place in places]
+        self._background.do(lambda: self._write(trainer, finite, rows))
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leaves the folder to a run that goes on from here."""
         _let_leave_out(trainer, None)
-        self.folder.unlock()
+        try:
+            self._background.finish()
+        finally:
+            self.folder.unlock()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Writes the summary. Every process comes here, also one that had nothing to do, unless the run failed."""
         _let_leave_out(trainer, None)
-        if stage != "predict" or self._done is None:
+        if stage != "predict":
             return
-        # A process without a batch does not know the layers; the first process has a batch if any has.
-        shape = (self._summary.layers, self._summary.component) if self._summary is not None else None
-        shape = trainer.strategy.broadcast(shape)
+        # A process whose loader has nothing for it is not asked before.
+        self._open(trainer, pl_module)
+        self._background.finish()
+        # Without a time limit, as a collective has: one process may have far more to do than another.
+        self.folder.finish()
+        # A process without a batch does not know the layers.
+        mine = (self._summary.layers, self._summary.component) if self._summary is not None else None
+        shapes = [trainer.strategy.broadcast(mine, src=rank) for rank in range(trainer.world_size)]
+        shape = next((shape for shape in shapes if shape is not None), None)
         if shape is not None:
             summary = self._summarise(*shape)
             if trainer.world_size > 1:
                 summary.to(trainer.strategy.root_device)
             record = summary.compute()
             if trainer.is_global_zero:
-                self._finish(trainer, record, resumed=len(self._done))
+                self._finish(trainer, record, resumed=len(self._done or ()))
         self.folder.unlock()
+
+    def _write(self, trainer: pl.Trainer, batch: AttributionBatch, rows_to_draw: Iterable[int]) -> None:
+        self.folder.write_batch(batch)
+        for row in rows_to_draw:
+            contrast = batch.contrasts[row]
+            _log_image(trainer, f"facts/{_tag(contrast.fact.id)}-{contrast.step}", _fact_image(batch, row))
 
     def _finish(self, trainer: pl.Trainer, summary: dict[str, Any], *, resumed: int) -> None:
         summary["rejected"] = self.folder.count_rejected()
@@ -138,40 +155,51 @@ class AttributionWriter(BasePredictionWriter):
         """Makes the folder ready, once, and tells what is done in it. Every process must ask."""
         if self._done is not None:
             return self._done
-        settings = {"model": _identity(pl_module), "data": _identity(_datamodule(trainer))}
         # One process looks and the others are told: what one of them wrote meanwhile would look done to the next.
         # They are told of a failure as well, or they would wait for ever.
-        told: tuple[str, set[ContrastKey], dict[str, Any]] | str = ""
-        if trainer.is_global_zero:
-            try:
+        settings: dict[str, Any] = {}
+        told: tuple[str, dict[ContrastKey, str], dict[str, Any]] | str = ""
+        failure: Exception | None = None
+        try:
+            settings = {"model": _identity(pl_module), "data": _identity(_datamodule(trainer))}
+            if trainer.is_global_zero:
                 run = self.folder.lock()
                 told = run, self._go_on(settings, getattr(_datamodule(trainer), "rejected", ())), settings
-            except UserError as error:
-                told = str(error)
+        except Exception as error:
+            failure, told = error, str(error)
         told = trainer.strategy.broadcast(told)
+        if failure is not None:
+            raise failure
         if isinstance(told, str):
-            raise UserError(told)
-        run, self._done, expected = told
+            raise ToldError(told)
+        run, done, expected = told
         if settings != expected:
             raise UserError(
                 f"data.source: process {trainer.global_rank} has other rows or another model than the first one; "
                 "give every process the same"
             )
         if not trainer.is_global_zero:
-            self.folder.join(run)
+            self.folder.join(run, trainer.global_rank)
+        trainer.strategy.barrier()
+        self.folder.expect(trainer.world_size)
+        self._done = done
         self._started = time.perf_counter()
         return self._done
 
-    def _go_on(self, settings: Mapping[str, Mapping[str, Any]], rejected: Iterable[Rejected]) -> set[ContrastKey]:
+    def _go_on(
+        self, settings: Mapping[str, Mapping[str, Any]], rejected: Iterable[Rejected]
+    ) -> dict[ContrastKey, str]:
         """Opens the folder; what an earlier run of the same settings has done in it is counted."""
-        done: set[ContrastKey] = set()
+        done: dict[ContrastKey, str] = {}
         if self.overwrite:
             self.folder.move_aside()
         else:
             self.folder.check(settings)
             for path, record in self.folder.read_batches():
                 try:
-                    done.update((example["id"], example["step"]) for example in record["examples"])
+                    done.update(
+                        ((example["id"], example["step"]), _what(example)) for example in record["examples"]
+                    )
                     self._summarise(record["layers"], record["component"]).add_record(record)
                 except (KeyError, TypeError, ValueError, RuntimeError) as error:
                     raise UserError(f"{path}: not a whole batch file ({error}); move it away") from error
@@ -185,8 +213,14 @@ class AttributionWriter(BasePredictionWriter):
 
     def _without_done(self, batch: AttributionBatch) -> AttributionBatch:
         """A loader that does not know of the earlier run hands out its contrasts once more."""
-        done = self._done or set()
+        done = self._done or {}
         rows = [row for row, contrast in enumerate(batch.contrasts) if contrast.key not in done]
+        for contrast in batch.contrasts:
+            if done.get(contrast.key, same := _what(contrast.fact._asdict() | contrast._asdict())) != same:
+                raise UserError(
+                    f"data.source: id {contrast.fact.id!r} was another fact in the run that {self.folder.path} is "
+                    "of; give another folder"
+                )
         return batch if len(rows) == len(batch.contrasts) else batch.select(rows)
 
     def _refuse_repeated(self, batch: AttributionBatch) -> None:
@@ -214,6 +248,13 @@ class AttributionWriter(BasePredictionWriter):
 def _spread(total: int, place: int, places: int) -> int:
     """How many of `total` things fall on one of `places`, when they are dealt out evenly."""
     return (place + 1) * total // places - place * total // places
+
+
+def _what(example: Mapping[str, Any]) -> str:
+    """Which fact a record or a contrast is of, and which tokens it compares, whatever its id."""
+    compared = ("prompt", "subject", "target_true", "target_false", "true_token_id", "false_token_id")
+    words = [*map(example.get, compared), *example["tokens"]]
+    return hashlib.sha256(repr(words).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
 def _datamodule(trainer: pl.Trainer) -> pl.LightningDataModule | None:

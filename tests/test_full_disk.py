@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import subprocess
+import time
 from collections.abc import Iterator
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -123,6 +124,8 @@ def poll(folder: Path, done: Event, results: Any) -> None:
             except orjson.JSONDecodeError as error:
                 broken.append(f"{path}: {error}")
             read += 1
+        # Twenty that never rest would leave the run no processor.
+        time.sleep(0.02)
     results.put((read, broken))
 
 

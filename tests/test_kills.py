@@ -78,7 +78,7 @@ def test_two_processes_killed_then_one_and_three(rows: Path, uninterrupted: dict
         until = count_batches(folder) + chance.randint(1, 60)
         with launch(["-m", "lit_attr", *command(rows, folder, 2)], log) as run:
             wait_until(lambda: count_batches(folder) >= until)  # noqa: B023  # called at once
-            others = [int(path.name.split("-")[1]) for path in folder.glob(".process-*.lock")]
+            others = [json.loads(path.read_text())["pid"] for path in folder.glob(".process-*.lock")]
             if victims != "other":
                 run.kill()
             for process in others if victims != "first" else ():

@@ -7,6 +7,7 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ lock.acquire()
 print("locked", flush=True)
 time.sleep(60)
 """
-GONE = "the run's first process is gone; the same command goes on where it stopped"
+GONE = "process {} of the run has ended before all was done; the same command goes on where it stopped"
 
 
 def test_one_run_a_folder(tmp_path: Path):
@@ -47,15 +48,59 @@ def test_one_run_a_folder(tmp_path: Path):
     RunLock(tmp_path).acquire()
 
 
-def test_another_process_notices_that_the_first_is_gone(tmp_path: Path):
-    first, other = RunLock(tmp_path), RunLock(tmp_path)
-    other.join(first.acquire())
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runlock, "CHECK_SECONDS", 0.0)
+
+
+def make_run(folder: Path, processes: int = 2) -> list[RunLock]:
+    locks = [RunLock(folder) for _ in range(processes)]
+    run = locks[0].acquire()
+    for rank, lock in enumerate(locks):
+        if rank:
+            lock.join(run, rank)
+        lock.expect(processes)
+    return locks
+
+
+@pytest.mark.usefixtures("at_once")
+def test_the_processes_notice_each_others_end(tmp_path: Path):
+    first, other, third = make_run(tmp_path, 3)
+    for lock in (first, other, third):
+        lock.check()
+    third.release()
     other.check()
+    with pytest.raises(UserError, match=GONE.format(2)):
+        first.check()
+    first.release()
+    with pytest.raises(UserError, match=GONE.format(0)):
+        other.check()
+    other.release()
+    assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+
+
+@pytest.mark.usefixtures("at_once")
+def test_they_wait_for_each_other_in_the_end(tmp_path: Path):
+    first, other = make_run(tmp_path)
+    waiting = threading.Thread(target=first.finish)
+    waiting.start()
+    waiting.join(0.3)
+    assert waiting.is_alive()
+    other.finish()
+    waiting.join(5)
+    assert not waiting.is_alive()
+    other.release()
     first.check()
     first.release()
-    with pytest.raises(UserError, match=GONE):
-        other.check()
     assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+
+
+@pytest.mark.usefixtures("at_once")
+def test_they_do_not_wait_for_one_that_is_gone(tmp_path: Path):
+    first, other = make_run(tmp_path)
+    other.release()
+    with pytest.raises(UserError, match=GONE.format(1)):
+        first.finish()
 
 
 def test_a_process_that_joins_late_does_not_join_the_next_run(tmp_path: Path):
@@ -63,8 +108,8 @@ def test_a_process_that_joins_late_does_not_join_the_next_run(tmp_path: Path):
     run = first.acquire()
     first.release()
     following.acquire()
-    with pytest.raises(UserError, match=GONE):
-        RunLock(tmp_path).join(run)
+    with pytest.raises(UserError, match=GONE.format(0)):
+        RunLock(tmp_path).join(run, 1)
 
 
 def test_no_run_begins_while_a_process_of_the_last_may_still_write(
@@ -72,7 +117,7 @@ def test_no_run_begins_while_a_process_of_the_last_may_still_write(
 ):
     monkeypatch.setattr(runlock, "PATIENCE_SECONDS", 0.2)
     first, other, following = RunLock(tmp_path), RunLock(tmp_path), RunLock(tmp_path)
-    other.join(first.acquire())
+    other.join(first.acquire(), 1)
     first.release()
     with pytest.raises(UserError, match=f"process {os.getpid()} on {platform.node()} is writing"):
         following.acquire()
@@ -81,7 +126,8 @@ def test_no_run_begins_while_a_process_of_the_last_may_still_write(
 
 
 def test_what_killed_processes_left_is_cleared(tmp_path: Path):
-    (tmp_path / ".process-7-elsewhere.example.lock").touch()
+    for name in (".process-1.lock", ".process-2.lock", ".finished-1"):
+        (tmp_path / name).touch()
     lock = RunLock(tmp_path)
     lock.acquire()
     lock.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -105,10 +106,66 @@ def test_slurm_preempts_the_tasks_of_a_job(uninterrupted: dict[Any, Any], tmp_pa
         for task in tasks:
             assert task.pid is not None
             os.kill(task.pid, signum)
-    assert [finish(task, seconds=10) for task in tasks] == [143, 0]
+    assert [finish(task, seconds=10) for task in tasks] == [143, 143]
     assert own_lines(tmp_path / "log-0") == [says_how_to_go_on("SIGTERM")]
     assert own_lines(tmp_path / "log-1") == []
     assert_goes_on(folder, uninterrupted)
+
+
+def process_of(folder: Path, rank: int) -> int:
+    """The process that joined a run with this rank."""
+    pid: int = json.loads((folder / f".process-{rank}.lock").read_text())["pid"]
+    return pid
+
+
+def test_one_process_of_two_alone(uninterrupted: dict[Any, Any], tmp_path: Path):
+    """The first one notices, and does not wait for it in the end."""
+    folder, log = tmp_path / "out", tmp_path / "log"
+    with launch(["-m", "lit_attr", *predict(folder, *ONE_BY_ONE, *TWO)], log) as run:
+        wait_until(lambda: count_batches(folder) >= 20)
+        os.kill(process_of(folder, 1), signal.SIGTERM)
+        assert run.wait(20) == 1
+    (line,) = own_lines(log)
+    assert line.startswith("lit-attr: error: process 1 of the run has ended before all was done; the same command")
+    assert "Traceback" not in log.read_text()
+    assert_goes_on(folder, uninterrupted)
+
+
+@pytest.mark.parametrize("seconds", [4, 6])
+def test_two_processes_while_they_start(seconds: int, tmp_path: Path):
+    folder, log = tmp_path / "out", tmp_path / "log"
+    with launch(["-m", "lit_attr", *predict(folder, *ONE_BY_ONE, *TWO)], log) as run:
+        time.sleep(seconds)
+        run.terminate()
+        assert run.wait(10) in (143, -signal.SIGTERM)
+    assert len(own_lines(log)) == (run.returncode == 143)
+    assert "Traceback" not in log.read_text()
+
+
+UNEVEN = """
+import sys, time
+import lit_attr.cli
+
+class Uneven(lit_attr.cli.AttributionModule):
+    def predict_step(self, batch, batch_idx, dataloader_idx=0):
+        time.sleep(self.global_rank / 2)
+        return super().predict_step(batch, batch_idx, dataloader_idx)
+
+lit_attr.cli.AttributionModule = Uneven
+lit_attr.cli.main()
+"""
+
+
+def test_while_the_first_process_waits_for_another(tmp_path: Path):
+    """Its share is done; what is waited for has no time limit, and a signal ends it at once."""
+    folder, log, script = tmp_path / "out", tmp_path / "log", tmp_path / "uneven.py"
+    script.write_text(UNEVEN)
+    with launch([str(script), *predict(folder, *ONE_BY_ONE, *TWO)], log) as run:
+        wait_until((folder / ".finished-0").exists)
+        run.terminate()
+        assert run.wait(10) == 143
+    assert own_lines(log) == [says_how_to_go_on("SIGTERM")]
+    assert "Traceback" not in log.read_text()
 
 
 SLOW = """
