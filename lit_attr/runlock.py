@@ -18,7 +18,7 @@ from lit_attr.records import read_json, write_json
 # A killed process's data loader workers, which share its lock, look for their parent every five seconds.
 PATIENCE_SECONDS = 10.0
 POLL_SECONDS = 0.05
-# How long the end of another process may go unnoticed.
+# How long the end of another process may go unnoticed by the first.
 CHECK_SECONDS = 1.0
 
 
@@ -89,20 +89,20 @@ class RunLock:
         self._processes = processes
 
     def check(self) -> None:
-        """Makes sure, at most once a second, that the others live: in the first process all, in them the first.
+        """Makes sure that the others live: in the first process all, once a second at most; in them the first.
 
         Raises:
             UserError: One is gone before it was done.
         """
-        if self._processes == 1 or time.monotonic() - self._checked < CHECK_SECONDS:
-            return
-        self._checked = time.monotonic()
         if self._own is not None:
             assert self._first is not None
             if _try(self._first):
                 self.release()
                 raise _gone(0)
             return
+        if self._processes == 1 or time.monotonic() - self._checked < CHECK_SECONDS:
+            return
+        self._checked = time.monotonic()
         for rank in range(1, self._processes):
             if not self._finished(rank).exists() and _try(part := _lock(self._part(rank))):
                 self._part(rank).unlink()

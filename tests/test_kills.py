@@ -75,7 +75,7 @@ def test_two_processes_killed_then_one_and_three(rows: Path, uninterrupted: dict
     chance = random.Random(1)
     folder, log = tmp_path / "killed", tmp_path / "log"
     for victims in ("both", "first", "other"):
-        until = count_batches(folder) + chance.randint(1, 60)
+        until = count_batches(folder) + chance.randint(1, 40)
         with launch(["-m", "lit_attr", *command(rows, folder, 2)], log) as run:
             wait_until(lambda: count_batches(folder) >= until)  # noqa: B023  # called at once
             others = [json.loads(path.read_text())["pid"] for path in folder.glob(".process-*.lock")]
