@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from lit_attr.contrasts import Contrast, ContrastBatch
 from lit_attr.errors import UserError
-from lit_attr.hooks import evaluating, first_tensor, frozen, fused_gelus, replace_first
+from lit_attr.hooks import calling, evaluating, first_tensor, frozen, fused_gelus, replace_first
 from lit_attr.locate import Location, max_positions, token_embedding
 
 
@@ -185,8 +187,27 @@ def _only_last_logits(model: PreTrainedModel, last_B: Tensor) -> Iterator[None]:
         row_B = torch.arange(len(last_B), device=hidden_BTH.device)
         return (hidden_BTH[row_B, last_B.to(hidden_BTH.device)][:, None],)
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(keep_last)
-    try:
+    unembedding = model.get_output_embeddings()
+    with ExitStack() as stack:
+        stack.callback(unembedding.register_forward_pre_hook(keep_last).remove)
+        # Others (quantised, adapted, with weights that come when they are used) have a backward of their own.
+        if type(unembedding) is nn.Linear and "forward" not in vars(unembedding):
+            unembed = partial(_Unembed.apply, unembedding.weight, unembedding.bias)
+            stack.enter_context(calling(unembedding, unembed))
         yield
-    finally:
-        handle.remove()
+
+
+class _Unembed(torch.autograd.Function):
+    """An unembedding whose backward reads only the tokens that have a gradient: two a row, not the vocabulary."""
+
+    @staticmethod
+    def forward(ctx: Any, weight_VH: Tensor, bias_V: Tensor | None, hidden_BTH: Tensor) -> Tensor:
+        ctx.save_for_backward(weight_VH)
+        return linear(hidden_BTH, weight_VH, bias_V)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor]:
+        (gradient_BTV,) = gradients
+        (weight_VH,) = ctx.saved_tensors
+        tokens = gradient_BTV.flatten(0, -2).any(0).nonzero().flatten()
+        return None, None, gradient_BTV[..., tokens] @ weight_VH[tokens]

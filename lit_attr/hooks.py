@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -46,18 +46,25 @@ def frozen(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def fused_gelus(model: nn.Module) -> Iterator[None]:
     """GELUs of the tanh form by PyTorch's one kernel: a sixth of GPT-2's time on a CPU."""
-    modules = [module for module in model.modules() if isinstance(module, TANH_GELUS)]
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, TANH_GELUS):
+                stack.enter_context(calling(module, partial(gelu, approximate="tanh")))
+        yield
+
+
+@contextmanager
+def calling(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Another function in the place of a module's `forward`."""
     # On the object, not the class; another library may have put its own there.
-    before = [vars(module).get("forward") for module in modules]
-    for module in modules:
-        vars(module)["forward"] = partial(gelu, approximate="tanh")
+    before = vars(module).get("forward")
+    vars(module)["forward"] = forward
     try:
         yield
     finally:
-        for module, forward in zip(modules, before, strict=True):
-            del vars(module)["forward"]
-            if forward is not None:
-                vars(module)["forward"] = forward
+        del vars(module)["forward"]
+        if before is not None:
+            vars(module)["forward"] = before
 
 
 def first_tensor(output: Any) -> Tensor:

@@ -225,7 +225,8 @@ def benchmark(
     names = [name for name in CONTENDERS if name in chosen and (name not in PEERS or find_spec(PEERS[name]))]
     with tempfile.TemporaryDirectory() as folder:
         words = load_tokenizer(tokenizer)
-        config = GPT2Config(**SHAPES[shape], vocab_size=len(words), bos_token_id=None, eos_token_id=None)
+        last = len(words) - 1
+        config = GPT2Config(**SHAPES[shape], vocab_size=len(words), bos_token_id=last, eos_token_id=last)
         torch.manual_seed(0)
         GPT2LMHeadModel(config).to(getattr(torch, dtype)).save_pretrained(folder)
         model = load_model(

@@ -12,9 +12,10 @@ from peers import alike_in_length, inseq_scores
 from toys import ToyModel
 from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_attr.attribution import AttributionBatch, attribute_batch
+from lit_attr.attribution import AttributionBatch, _Unembed, attribute_batch
 from lit_attr.contrasts import Contrast, ContrastBatch, collate_contrasts
 from lit_attr.errors import UserError
+from lit_attr.hooks import TANH_GELUS, fused_gelus
 from lit_attr.locate import Location, locate
 
 
@@ -224,3 +225,30 @@ def test_refuses_tokens_the_model_does_not_embed():
 def test_refuses_a_context_longer_than_the_models_positions(random_model: GPT2LMHeadModel):
     with pytest.raises(UserError, match=r"the fact 0 has 65 tokens, and this model has positions for 64"):
         attribute_batch(random_model, locate(random_model), toy_batch([(0,) * 65]))
+
+
+def test_the_backward_of_the_unembedding_is_that_of_a_linear_layer():
+    """Also where more than two tokens of a row have a gradient, and where none has."""
+    torch.manual_seed(0)
+    weight_VH, bias_V = torch.randn(11, 5, dtype=torch.float64), torch.randn(11, dtype=torch.float64)
+    hidden_BTH = torch.randn(4, 1, 5, dtype=torch.float64, requires_grad=True)
+    logits_BTV = _Unembed.apply(weight_VH, bias_V, hidden_BTH)
+    torch.testing.assert_close(logits_BTV, torch.nn.functional.linear(hidden_BTH, weight_VH, bias_V))
+    for weights_BTV in (
+        torch.randn(4, 1, 11),
+        torch.randn(4, 1, 11) * (torch.arange(11) < 3),
+        torch.zeros(4, 1, 11),
+    ):
+        (found,) = torch.autograd.grad((logits_BTV * weights_BTV).sum(), hidden_BTH, retain_graph=True)
+        torch.testing.assert_close(found, weights_BTV.double() @ weight_VH)
+
+
+def test_fused_gelus_are_the_functions_they_stand_for():
+    values = torch.linspace(-10, 10, 2001, dtype=torch.float64)
+    for kind in TANH_GELUS:
+        module = torch.nn.Sequential(kind())
+        expected = module(values)
+        with fused_gelus(module):
+            assert "forward" in vars(module[0])
+            torch.testing.assert_close(module(values), expected, rtol=0, atol=1e-11)
+        assert "forward" not in vars(module[0])
