@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from lit_attr.contrasts import Contrast, ContrastBatch
 from lit_attr.errors import UserError
-from lit_attr.hooks import calling, evaluating, first_tensor, frozen, fused_gelus, replace_first
+from lit_attr.hooks import calling, first_tensor, frozen, replace_first, undisturbed
 from lit_attr.locate import Location, max_positions, token_embedding
 
 
@@ -90,25 +90,20 @@ def attribute_batch(
     Raises:
         UserError: A token id has no embedding in the model, or the context is longer than its positions.
     """
-    _check_inputs(model, batch)
+    check_inputs(model, batch)
     # Inference tensors, such as a Trainer hands out by default, cannot be saved for a backward.
     batch = batch.clone()
     with ExitStack() as stack:
-        # A Trainer's mixed precision would round the metric; the model has a number format of its own.
-        devices = (batch.token_ids_BT.device, *(parameter.device for parameter in model.parameters()))
-        for device_type in {device.type for device in devices} - {"meta"}:
-            stack.enter_context(torch.autocast(device_type, enabled=False))
-        stack.enter_context(evaluating(model))
+        stack.enter_context(undisturbed(model, batch.token_ids_BT.device))
         stack.enter_context(frozen(model))
-        stack.enter_context(fused_gelus(model))
         activations = stack.enter_context(_recorded(location.modules))
-        stack.enter_context(_only_last_logits(model, batch.last_B))
+        stack.enter_context(only_last_logits(model, batch.last_B))
         logits_BV = model(input_ids=batch.token_ids_BT, use_cache=False).logits[:, 0]
         logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
         true_ids_B = batch.true_token_ids_B.to(logits_BV.device)
         false_ids_B = batch.false_token_ids_B.to(logits_BV.device)
-        logit_true_B = _pick(logits_BV, true_ids_B)
-        logit_false_B = _pick(logits_BV, false_ids_B)
+        logit_true_B = pick(logits_BV, true_ids_B)
+        logit_false_B = pick(logits_BV, false_ids_B)
         # Rows do not meet in the model, so the gradient of the sum holds each row's own gradient.
         gradients = torch.autograd.grad((logit_true_B - logit_false_B).sum(), activations)
     with torch.no_grad():
@@ -123,13 +118,14 @@ def attribute_batch(
             scores_l2_BLT=torch.stack([norm_BT.to(logits_BV.device) for _, norm_BT in scores], 1),
             logit_true_B=logit_true_B.detach(),
             logit_false_B=logit_false_B.detach(),
-            prob_true_B=_pick(probs_BV, true_ids_B),
-            prob_false_B=_pick(probs_BV, false_ids_B),
+            prob_true_B=pick(probs_BV, true_ids_B),
+            prob_false_B=pick(probs_BV, false_ids_B),
             rank_true_B=(logits_BV > logit_true_B[:, None]).sum(1),
         )
 
 
-def _pick(values_BV: Tensor, ids_B: Tensor) -> Tensor:
+def pick(values_BV: Tensor, ids_B: Tensor) -> Tensor:
+    """Each row's value for one token."""
     return values_BV.gather(1, ids_B[:, None])[:, 0]
 
 
@@ -142,7 +138,12 @@ def _scores_BT(activation: Tensor, gradient: Tensor, rows_and_tokens: torch.Size
     return product_BTH.sum(-1), torch.linalg.vector_norm(product_BTH, dim=-1)
 
 
-def _check_inputs(model: PreTrainedModel, batch: ContrastBatch) -> None:
+def check_inputs(model: PreTrainedModel, batch: ContrastBatch) -> None:
+    """Refuses what the model cannot take.
+
+    Raises:
+        UserError: A token id has no embedding in the model, or the context is longer than its positions.
+    """
     vocabulary = len(token_embedding(model).weight)
     largest = int(max(batch.token_ids_BT.max(), batch.true_token_ids_B.max(), batch.false_token_ids_B.max()))
     if largest >= vocabulary:
@@ -179,7 +180,7 @@ def _recorded(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def _only_last_logits(model: PreTrainedModel, last_B: Tensor) -> Iterator[None]:
+def only_last_logits(model: PreTrainedModel, last_B: Tensor) -> Iterator[None]:
     """Lets only each row's last hidden state reach the unembedding: logits come out as [B, 1, V]."""
 
     def keep_last(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:

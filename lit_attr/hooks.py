@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 from transformers.activations import AccurateGELUActivation, FastGELUActivation, NewGELUActivation
@@ -15,6 +16,23 @@ from transformers.activations import AccurateGELUActivation, FastGELUActivation,
 NO_GRADIENT_IN_EVAL_MODE = ("Linear4bit",)
 # One function to rounding, written out in six to eight elementwise operations.
 TANH_GELUS = (AccurateGELUActivation, FastGELUActivation, NewGELUActivation)
+
+
+@contextmanager
+def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """A model as it is used here: in eval mode, in its own number format whatever a Trainer has set, and fast.
+
+    Args:
+        model: The model.
+        device: Of its input.
+    """
+    with ExitStack() as stack:
+        devices = (device, *(parameter.device for parameter in model.parameters()))
+        for device_type in {device.type for device in devices} - {"meta"}:
+            stack.enter_context(torch.autocast(device_type, enabled=False))
+        stack.enter_context(evaluating(model))
+        stack.enter_context(fused_gelus(model))
+        yield
 
 
 @contextmanager
