@@ -15,13 +15,12 @@ from typing import Any
 
 import orjson
 
-from lit_attr.attribution import AttributionBatch
+from lit_attr.contrasts import Contrast
 from lit_attr.errors import UserError
 from lit_attr.facts import Rejected
 from lit_attr.records import (
     FORMAT_VERSION,
     MANIFEST_FORMAT,
-    batch_record,
     check_header,
     read_batch,
     read_json,
@@ -47,6 +46,7 @@ class OutputFolder:
         self.manifest = self.path / "manifest.json"
         self.rejected = self.path / "rejected.jsonl"
         self.summary = self.path / "summary.json"
+        self.figures = self.path / "figures"
         self._lock = RunLock(self.path)
 
     def lock(self) -> str:
@@ -133,7 +133,11 @@ class OutputFolder:
 
     def move_aside(self) -> None:
         """Puts an earlier run's files into a folder of their own beside the new ones."""
-        known = [path for path in (self.batches, self.manifest, self.rejected, self.summary) if path.exists()]
+        known = [
+            path
+            for path in (self.batches, self.manifest, self.rejected, self.summary, self.figures)
+            if path.exists()
+        ]
         if known:
             with _telling(self.path):
                 prefix = datetime.now().strftime("replaced-%Y%m%d-%H%M%S-")
@@ -141,22 +145,25 @@ class OutputFolder:
                 for path in known:
                     path.rename(aside / path.name)
 
-    def write_batch(self, batch: AttributionBatch) -> None:
+    def write_batch(self, first: Contrast, record: Mapping[str, Any]) -> None:
         """Writes a batch file, whole or not at all.
+
+        Args:
+            first: Its first contrast, which it is named by.
+            record: Its content, as `batch_record` makes it.
 
         Raises:
             UserError: It cannot be written, it has been, or another process of the run is gone.
         """
-        contrast = batch.contrasts[0]
-        path = self.batches / f"{_file_stem(contrast.fact.id)}-{contrast.step}.json"
+        path = self.batches / f"{_file_stem(first.fact.id)}-{first.step}.json"
         with _telling(self.path):
             self._lock.check()
             if path.exists():
                 raise UserError(
-                    f"data.source: id {contrast.fact.id!r}, step {contrast.step}, came twice in one run; give "
+                    f"data.source: id {first.fact.id!r}, step {first.step}, came twice in one run; give "
                     "every fact an id of its own, and every process its own share of them"
                 )
-            write_json(path, batch_record(batch))
+            write_json(path, record)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes the summary, whole or not at all."""
@@ -187,6 +194,10 @@ class OutputFolder:
             with _telling(self.path):
                 record = read_batch(path)
             yield path, record
+
+    def read_manifest(self) -> dict[str, Any]:
+        """What was written, and by which settings."""
+        return read_json(self.manifest)
 
     def count_rejected(self) -> int:
         """How many rows were refused."""

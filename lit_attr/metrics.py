@@ -23,12 +23,14 @@ class RoleLayerProfile(Metric):
 
     full_state_update = False
     total_LR: Tensor
+    square_LR: Tensor
     count_R: Tensor
 
     def __init__(self, layers: int) -> None:
         super().__init__()
         # float64: the sums are over all rows of a data set.
-        self.add_state("total_LR", torch.zeros(layers, len(ROLES), dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("total_LR", "square_LR"):
+            self.add_state(name, torch.zeros(layers, len(ROLES), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count_R", torch.zeros(len(ROLES), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, scores_BLT: Tensor, role_mask_BRT: Tensor) -> None:
@@ -42,11 +44,17 @@ class RoleLayerProfile(Metric):
         tokens_BR = mask_BRT.sum(-1)
         means_BLR = torch.einsum("blt,brt->blr", scores_BLT.double(), mask_BRT) / tokens_BR.clamp(min=1)[:, None]
         self.total_LR += means_BLR.sum(0)
+        self.square_LR += means_BLR.square().sum(0)
         self.count_R += (tokens_BR > 0).sum(0)
 
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Means, float64 [L, R], NaN where no contrast has the role; and the contrasts behind each role, [R]."""
-        return self.total_LR / self.count_R, self.count_R
+    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Means and their standard errors, float64 [L, R]; and the contrasts behind each role, [R].
+
+        A mean is NaN where no contrast has the role, a standard error where fewer than two have.
+        """
+        mean_LR = self.total_LR / self.count_R
+        variance_LR = (self.square_LR / self.count_R - mean_LR.square()).clamp(min=0)
+        return mean_LR, (variance_LR / (self.count_R - 1)).sqrt().where(self.count_R > 1, torch.nan), self.count_R
 
 
 class AnswerCounts(Metric):

@@ -94,7 +94,8 @@ class AttributionModule(pl.LightningModule):
         }
         if model is not None and (given := [name for name, value in loading.items() if value is not None]):
             raise UserError(f"model.{given[0]}: is for a model that is loaded here, and a model object was given")
-        self.save_hyperparameters(ignore=["model", "tokenizer"])
+        # Not for the loggers: what TensorBoard's HParams tab is told first stays; the writer tells it the numbers.
+        self.save_hyperparameters(ignore=["model", "tokenizer"], logger=False)
         if model_name == "":
             raise UserError("model.model_name: it is empty; leave it out for the demo model")
         # A model object made in memory may have no name.

@@ -36,6 +36,7 @@ class RunSummary:
         self.component = component
         self.answers = AnswerCounts()
         self.profile = RoleLayerProfile(len(self.layers))
+        self.known_profile = RoleLayerProfile(len(self.layers))
 
     def add_batch(self, batch: AttributionBatch) -> None:
         """Counts a batch."""
@@ -67,11 +68,17 @@ class RunSummary:
         """Moves the counts, to where processes can exchange them."""
         self.answers.to(device)
         self.profile.to(device)
+        self.known_profile.to(device)
 
-    def compute(self) -> dict[str, Any]:
-        """The summary of all processes, in JSON types. Every process must ask."""
+    def compute(self, *, together: bool = True) -> dict[str, Any]:
+        """The summary in JSON types.
+
+        Args:
+            together: Of all processes, which all must ask then; otherwise of this one's share so far.
+        """
+        for metric in (self.answers, self.profile, self.known_profile):
+            metric.sync_on_compute = together
         total, preferred, known = self.answers.compute()
-        mean_LR, count_R = self.profile.compute()
         return {
             "format": "lit-attr/summary",
             "version": FORMAT_VERSION,
@@ -79,13 +86,19 @@ class RunSummary:
             "contrast_accuracy": preferred / total if total else None,
             "known": known,
             "known_share": known / total if total else None,
-            "profile": {
-                "component": self.component,
-                "layers": self.layers,
-                "roles": ROLES,
-                "contrasts": count_R.tolist(),
-                "mean_score": [[None if mean != mean else mean for mean in row] for row in mean_LR.tolist()],
-            },
+            "profile": self._profile(self.profile),
+            "known_profile": self._profile(self.known_profile),
+        }
+
+    def _profile(self, metric: RoleLayerProfile) -> dict[str, Any]:
+        mean_LR, error_LR, count_R = metric.compute()
+        return {
+            "component": self.component,
+            "layers": self.layers,
+            "roles": ROLES,
+            "contrasts": count_R.tolist(),
+            "mean_score": _without_nan(mean_LR),
+            "standard_error": _without_nan(error_LR),
         }
 
     def _add(
@@ -101,7 +114,25 @@ class RunSummary:
         self.answers.update(logit_diff_B[told_apart_B], rank_true_B[told_apart_B])
         mask_BRT = role_mask_BRT(roles, subject_spans)
         # Padding is in no role, but a batch may be padded further than its longest contrast left in it.
-        self.profile.update(scores_BLT[told_apart_B, :, : mask_BRT.shape[-1]], mask_BRT[told_apart_B])
+        for metric, counted_B in (
+            (self.profile, told_apart_B),
+            (self.known_profile, told_apart_B & (rank_true_B == 0)),
+        ):
+            metric.update(scores_BLT[counted_B, :, : mask_BRT.shape[-1]], mask_BRT[counted_B])
+
+
+def _without_nan(values_LR: Tensor) -> list[list[float | None]]:
+    return [[None if value != value else value for value in row] for row in values_LR.tolist()]
+
+
+def strongest_cells(profile: Mapping[str, Any], count: int = 3) -> dict[str, list[tuple[float, int, str]]]:
+    """For each role, its layers with the largest mean scores of either sign: score, layer, role."""
+    cells: dict[str, list[tuple[float, int, str]]] = {role: [] for role in profile["roles"]}
+    for layer, row in zip(profile["layers"], profile["mean_score"], strict=True):
+        for role, score in zip(profile["roles"], row, strict=True):
+            if score is not None:
+                cells[role].append((score, layer, role))
+    return {role: sorted(found, key=lambda cell: -abs(cell[0]))[:count] for role, found in cells.items() if found}
 
 
 def describe(folder: Path, *, pictures: bool) -> str:
@@ -112,13 +143,7 @@ def describe(folder: Path, *, pictures: bool) -> str:
         pictures: Whether TensorBoard has pictures of it.
     """
     summary = read_json(folder / "summary.json")
-    profile = summary["profile"]
-    cells = [
-        (score, layer, role)
-        for layer, row in zip(profile["layers"], profile["mean_score"], strict=True)
-        for role, score in zip(profile["roles"], row, strict=True)
-        if score is not None
-    ]
+    cells = [cell for cells in strongest_cells(summary["profile"]).values() for cell in cells]
     strongest = sorted(cells, key=lambda cell: -abs(cell[0]))[:3]
     found = "; ".join(f"layer {layer} at {role} {score:+.3f}" for score, layer, role in strongest)
     gradient = read_json(folder / "manifest.json")["model"].get("gradient")
@@ -135,6 +160,8 @@ def describe(folder: Path, *, pictures: bool) -> str:
         # An environment that is not activated has its commands off the path.
         command = "tensorboard" if shutil.which("tensorboard") else f"{sys.executable} -m tensorboard.main"
         lines.append(f"heatmaps: {command} --logdir {shlex.quote(str(folder))} --samples_per_plugin images=100")
+    elif (folder / "figures").exists():
+        lines.append(f"heatmaps: {folder / 'figures'}")
     return "\n".join(lines)
 
 

@@ -4,44 +4,53 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
-import numpy as np
 from lightning.pytorch.callbacks import BasePredictionWriter
-from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image
 
 from lit_attr.attribution import AttributionBatch
 from lit_attr.background import Background
 from lit_attr.contrasts import ContrastKey
 from lit_attr.errors import ToldError, UserError
 from lit_attr.facts import Rejected
-from lit_attr.folder import GOES_ON, OutputFolder
-from lit_attr.heatmaps import draw_fact_heatmap, draw_role_heatmap
-from lit_attr.records import split_finite
+from lit_attr.findings import read_findings
+from lit_attr.folder import OutputFolder
+from lit_attr.pictures import fact_image, log_curves, log_image, log_run, profile_image, safe_tag
+from lit_attr.records import batch_record, split_finite
 from lit_attr.summary import RunSummary
+
+BATCHES_BETWEEN_PROFILES = 50
 
 
 class AttributionWriter(BasePredictionWriter):
     """Writes what `predict_step` returns, if that is an `AttributionBatch`.
 
-    One JSON file a batch, a manifest, the refused rows, and a summary at the end; heatmaps in TensorBoard where
-    the Trainer has a `TensorBoardLogger`. A second run of the same settings into the same folder does what is
-    missing.
+    One JSON file a batch, a manifest, the refused rows, and a summary at the end. Pictures of facts, of the mean
+    scores by layer and token role, and of those of the largest relations go to the Trainer's `TensorBoardLogger`,
+    or to PNG files in `figures` where there is none; the mean scores as curves go to every logger. A second run of
+    the same settings into the same folder does what is missing.
 
     Args:
         output_dir: Folder for the files.
-        max_heatmaps: How many contrasts get a heatmap, spread over the run.
-        overwrite: Move what an earlier run left in the folder aside and start afresh.
+        max_heatmaps: How many contrasts get a heatmap.
+        heatmaps: Which: `spread` over the run, drawn as it goes on, or, in the end, those with the `largest`
+            logit differences of either sign.
+        heatmap_ids: The ids of facts that get one in the end, besides.
+        overwrite: Move what an earlier run left in the folder aside and start afresh. To go on with a run that was
+            stopped, leave it out.
     """
 
     def __init__(
-        self, output_dir: str = "lit_attr_output", max_heatmaps: int = 32, overwrite: bool = False
+        self,
+        output_dir: str = "lit_attr_output",
+        max_heatmaps: int = 32,
+        heatmaps: Literal["spread", "largest"] = "spread",
+        heatmap_ids: list[int | str] | None = None,
+        overwrite: bool = False,
     ) -> None:
         super().__init__(write_interval="batch")
         if not output_dir or (Path(output_dir).exists() and not Path(output_dir).is_dir()):
@@ -50,6 +59,8 @@ class AttributionWriter(BasePredictionWriter):
             raise UserError(f"writer.max_heatmaps: {max_heatmaps} is less than 0")
         self.folder = OutputFolder(output_dir)
         self.max_heatmaps = max_heatmaps
+        self.heatmaps = heatmaps
+        self.heatmap_ids = frozenset(heatmap_ids or ())
         self.overwrite = overwrite
         self._done: dict[ContrastKey, str] | None = None
         self._written: set[ContrastKey] = set()
@@ -104,6 +115,9 @@ class AttributionWriter(BasePredictionWriter):
         places = self._rows_to_draw(trainer, len(worth_drawing), batch_idx, dataloader_idx)
         rows = [worth_drawing[place] for place in places]
         self._background.do(lambda: self._write(trainer, finite, rows))
+        if trainer.is_global_zero and (batch_idx + 1) % BATCHES_BETWEEN_PROFILES == 0:
+            so_far = summary.compute(together=False)
+            self._background.do(lambda: self._log_profile(trainer, so_far))
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leaves the folder to a run that goes on from here."""
@@ -137,19 +151,50 @@ class AttributionWriter(BasePredictionWriter):
         self.folder.unlock()
 
     def _write(self, trainer: pl.Trainer, batch: AttributionBatch, rows_to_draw: Iterable[int]) -> None:
-        self.folder.write_batch(batch)
+        record = batch_record(batch)
+        self.folder.write_batch(batch.contrasts[0], record)
         for row in rows_to_draw:
-            contrast = batch.contrasts[row]
-            _log_image(trainer, f"facts/{_tag(contrast.fact.id)}-{contrast.step}", _fact_image(batch, row))
+            self._log_fact(trainer, record, record["examples"][row])
+
+    def _log_fact(self, trainer: pl.Trainer, record: Mapping[str, Any], example: Mapping[str, Any]) -> None:
+        tag = f"facts/{safe_tag(example['id'])}-{example['step']}"
+        image = fact_image(example, tuple(record["layers"]), record["component"])
+        log_image(trainer, self.folder.figures, tag, image)
+
+    def _log_profile(self, trainer: pl.Trainer, summary: Mapping[str, Any]) -> None:
+        """The pictures of the mean scores, of all contrasts and of known facts."""
+        step = summary["contrasts"]
+        words = f"{step} contrasts"
+        if step:
+            words += f" · true answer preferred in {summary['contrast_accuracy']:.1%}"
+            image = profile_image(summary["profile"], words)
+            log_image(trainer, self.folder.figures, "profile/role_by_layer", image, step)
+        if summary["known"]:
+            image = profile_image(summary["known_profile"], f"{summary['known']} contrasts of known facts")
+            log_image(trainer, self.folder.figures, "profile/role_by_layer_known", image, step)
 
     def _finish(self, trainer: pl.Trainer, summary: dict[str, Any], *, resumed: int) -> None:
         summary["rejected"] = self.folder.count_rejected()
         summary["resumed"] = resumed
+        # An earlier run has shown all that where this one had nothing left to do.
+        if summary["contrasts"] and summary["contrasts"] > resumed:
+            self._show(trainer, summary)
         summary["seconds"] = time.perf_counter() - self._started
         self.folder.write_summary(summary)
-        # An earlier run has drawn it where this one had nothing left to do.
-        if summary["contrasts"] and self._written and _tensorboards(trainer):
-            _log_image(trainer, "profile/role_by_layer", _profile_image(summary))
+
+    def _show(self, trainer: pl.Trainer, summary: dict[str, Any]) -> None:
+        largest = self.max_heatmaps if self.heatmaps == "largest" else 0
+        findings = read_findings(self.folder, ids=self.heatmap_ids, largest=largest)
+        summary["median_logit_diff"] = findings.median_logit_diff
+        self._log_profile(trainer, summary)
+        for example in (*findings.asked_for, *findings.largest):
+            self._log_fact(trainer, summary["profile"], example)
+        for relation, profile in findings.relations.items():
+            image = profile_image(profile, f"relation {relation} · {max(profile['contrasts'])} contrasts")
+            log_image(trainer, self.folder.figures, f"relations/{safe_tag(relation)}", image)
+        log_curves(trainer, summary["profile"], "mean_score")
+        log_curves(trainer, summary["known_profile"], "mean_score_known")
+        log_run(trainer, summary, self.folder.read_manifest(), findings)
 
     def _open(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Collection[ContrastKey]:
         """Makes the folder ready, once, and tells what is done in it. Every process must ask."""
@@ -235,7 +280,7 @@ class AttributionWriter(BasePredictionWriter):
     def _rows_to_draw(self, trainer: pl.Trainer, rows: int, batch_idx: int, dataloader_idx: int) -> Iterable[int]:
         """The first process's even share of `max_heatmaps` that falls on this batch, spread over its rows."""
         batches = trainer.num_predict_batches[dataloader_idx]
-        if not trainer.is_global_zero or not _tensorboards(trainer):
+        if not trainer.is_global_zero or self.heatmaps != "spread":
             return ()
         if isinstance(batches, float) and math.isinf(batches):
             share = self.max_heatmaps if batch_idx == 0 else 0
@@ -275,55 +320,3 @@ def _identity(part: object) -> dict[str, Any]:
         identity: dict[str, Any] = part.identity()
         return identity
     return {"class": f"{type(part).__module__}.{type(part).__qualname__}"}
-
-
-def _tensorboards(trainer: pl.Trainer) -> list[TensorBoardLogger]:
-    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-
-
-def _log_image(trainer: pl.Trainer, tag: str, image: Image.Image) -> None:
-    for logger in _tensorboards(trainer):
-        try:
-            logger.experiment.add_image(tag, np.asarray(image), dataformats="HWC")
-        except OSError as error:
-            # Of an image before this one: TensorBoard writes in a thread of its own.
-            raise UserError(
-                f"trainer.logger: {logger.log_dir} cannot be written to ({error.strerror or error}); {GOES_ON}"
-            ) from error
-
-
-def _tag(contrast_id: int | str) -> str:
-    # A slash would open a group of its own in TensorBoard.
-    return re.sub(r"[^\w.-]", "_", str(contrast_id))
-
-
-def _fact_image(batch: AttributionBatch, row: int) -> Image.Image:
-    contrast = batch.contrasts[row]
-    logit_diff = float(batch.logit_true_B[row] - batch.logit_false_B[row])
-    compared = f"{contrast.true_token.strip()} − {contrast.false_token.strip()}"
-    fact = contrast.fact
-    return draw_fact_heatmap(
-        batch.scores_sum_BLT[row, :, : len(contrast.tokens)].numpy(),
-        layers=batch.layers,
-        tokens=contrast.tokens,
-        subject_span=contrast.subject_span,
-        title=f"{fact.prompt} → {fact.target_true.strip()} / {fact.target_false.strip()}",
-        subtitle=f"logit difference {compared}: {f'{logit_diff:+.2f}'.replace('-', '−')} · "
-        f"{_component_name(batch.component)} gradient × activation",
-    )
-
-
-def _component_name(component: str) -> str:
-    return "MLP" if component == "mlp" else component
-
-
-def _profile_image(summary: Mapping[str, Any]) -> Image.Image:
-    profile = summary["profile"]
-    return draw_role_heatmap(
-        np.array(profile["mean_score"], dtype=float),
-        layers=profile["layers"],
-        roles=profile["roles"],
-        counts=profile["contrasts"],
-        title=f"Mean {_component_name(profile['component'])} gradient × activation by layer and token role",
-        subtitle=f"{summary['contrasts']} contrasts · true answer preferred in {summary['contrast_accuracy']:.1%}",
-    )

@@ -12,15 +12,20 @@ from lit_attr.attribution import AttributionBatch
 from lit_attr.errors import UserError
 from lit_attr.facts import Rejected
 from lit_attr.folder import OutputFolder
+from lit_attr.records import batch_record
 
 SETTINGS = {"model": {"dtype": "float32", "layers": [0, 1]}, "data": {"content": "abc"}}
+
+
+def write(folder: OutputFolder, batch: AttributionBatch) -> None:
+    folder.write_batch(batch.contrasts[0], batch_record(batch))
 
 
 def test_datasets_loads_the_folder_as_it_is(batch: AttributionBatch, tmp_path: Path):
     folder = OutputFolder(tmp_path / "out")
     folder.open(SETTINGS, [])
     for row in range(2):
-        folder.write_batch(batch.select([row]))
+        write(folder, batch.select([row]))
     loaded = datasets.load_dataset(
         "json",
         data_files=str(tmp_path / "out" / "batches" / "*.json"),
@@ -37,7 +42,7 @@ def test_ids_never_become_paths(batch: AttributionBatch, tmp_path: Path):
     folder.open(SETTINGS, [])
     first = batch.contrasts[0]
     evil = first._replace(fact=first.fact._replace(id="../../etc/passwd"))
-    folder.write_batch(batch.select([0])._replace(contrasts=(evil,)))
+    write(folder, batch.select([0])._replace(contrasts=(evil,)))
     (written,) = folder.batches.iterdir()
     assert json.loads(written.read_text())["examples"][0]["id"] == "../../etc/passwd"
 
@@ -72,7 +77,7 @@ def test_a_folder_of_another_format_is_refused(tmp_path: Path):
 def test_moves_aside_only_what_it_knows(batch: AttributionBatch, tmp_path: Path):
     folder = OutputFolder(tmp_path)
     folder.open(SETTINGS, [])
-    folder.write_batch(batch)
+    write(folder, batch)
     (tmp_path / "notes.txt").write_text("mine")
     folder.move_aside()
     (aside,) = tmp_path.glob("replaced-*")
@@ -110,6 +115,6 @@ def test_tells_in_one_line_that_it_cannot_write(tmp_path: Path, batch: Attributi
     folder = OutputFolder(tmp_path / "out")
     folder.open(SETTINGS, [])
     (tmp_path / "out").rename(tmp_path / "elsewhere")
-    for write in (lambda: folder.write_batch(batch), lambda: folder.write_summary({})):
+    for work in (lambda: write(folder, batch), lambda: folder.write_summary({})):
         with pytest.raises(UserError, match=r"out cannot be written to \(No such file or directory\)"):
-            write()
+            work()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from lit_attr.contrasts import ROLES, role_mask_BRT
@@ -14,11 +15,14 @@ def test_profile_averages_tokens_of_a_role_then_contrasts():
     mask_BRT = role_mask_BRT(roles, [(0, 2), (0, 1)])
     profile = RoleLayerProfile(1)
     profile.update(torch.tensor([[[2.0, 4.0, 10.0]], [[8.0, 20.0, 99.0]]]), mask_BRT)
-    mean_LR, count_R = profile.compute()
+    mean_LR, error_LR, count_R = profile.compute()
     found = {role: (mean_LR[0, place].item(), count_R[place].item()) for place, role in enumerate(ROLES)}
     assert found["first subject"] == (5.0, 2)  # (2 + 8) / 2: a subject of one token is first and last
     assert found["last subject"] == (6.0, 2)
     assert found["last"] == (15.0, 2)
+    # 10 and 20: standard deviation √50, over √2.
+    assert error_LR[0, ROLES.index("last")].item() == pytest.approx(5)
+    assert error_LR[0, ROLES.index("further")].isnan()
     assert found["further"][1] == 0
     assert mean_LR[0, ROLES.index("further")].isnan()
 
@@ -27,7 +31,7 @@ def test_profile_counts_a_long_subject_once():
     roles = [("first subject", "middle subject", "middle subject", "last subject")]
     profile = RoleLayerProfile(1)
     profile.update(torch.tensor([[[0.0, 1.0, 3.0, 0.0]]]), role_mask_BRT(roles, [(0, 4)]))
-    mean_LR, count_R = profile.compute()
+    mean_LR, _, count_R = profile.compute()
     assert mean_LR[0, ROLES.index("middle subject")] == 2
     assert count_R[ROLES.index("middle subject")] == 1
 

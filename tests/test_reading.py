@@ -16,6 +16,7 @@ from lit_attr.attribution import AttributionBatch
 from lit_attr.errors import UserError
 from lit_attr.folder import OutputFolder
 from lit_attr.reading import load_attributions
+from lit_attr.records import batch_record
 
 SCHEMA = json.loads((Path(lit_attr.__file__).parent / "assets" / "attributions.schema.json").read_text())
 
@@ -25,7 +26,7 @@ def folder(batch: AttributionBatch, tmp_path: Path) -> OutputFolder:
     folder = OutputFolder(tmp_path / "out")
     folder.open({"model": {}, "data": {}}, [])
     for row in range(2):
-        folder.write_batch(batch.select([row]))
+        folder.write_batch(batch.contrasts[row], batch_record(batch.select([row])))
     return folder
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import orjson
 import pytest
+import torch
 from transformers import PreTrainedModel
 
 from lit_attr.attribution import AttributionBatch, attribute_batch
@@ -25,8 +27,9 @@ def test_counts_a_batch_file_as_the_batch_itself(batch: AttributionBatch):
     from_memory.add_batch(batch)
     from_disk.add_record(orjson.loads(orjson.dumps(batch_record(batch), option=orjson.OPT_SERIALIZE_NUMPY)))
     ours, theirs = from_memory.compute(), from_disk.compute()
-    for mine, other in zip(ours["profile"].pop("mean_score"), theirs["profile"].pop("mean_score"), strict=True):
-        assert mine == pytest.approx(other)
+    for profile, means in itertools.product(("profile", "known_profile"), ("mean_score", "standard_error")):
+        for mine, other in zip(ours[profile].pop(means), theirs[profile].pop(means), strict=True):
+            assert mine == pytest.approx(other)
     assert ours == theirs
 
 
@@ -37,6 +40,17 @@ def test_profile_of_one_contrast_is_its_scores(batch: AttributionBatch):
     last = len(batch.contrasts[0].tokens) - 1
     means = [row[ROLES.index("last")] for row in profile["mean_score"]]
     assert means == pytest.approx(batch.scores_sum_BLT[0, :, last].tolist())
+
+
+def test_known_facts_have_a_profile_of_their_own(batch: AttributionBatch):
+    rank_true_B = torch.tensor([0] + [1] * (len(batch.contrasts) - 1))
+    every, first = RunSummary(batch.layers, "mlp"), RunSummary(batch.layers, "mlp")
+    every.add_batch(batch._replace(rank_true_B=rank_true_B))
+    first.add_batch(batch.select([0]))
+    found, expected = every.compute()["known_profile"], first.compute()["profile"]
+    assert found["contrasts"] == expected["contrasts"]
+    for row, means in zip(found["mean_score"], expected["mean_score"], strict=True):
+        assert row == pytest.approx(means)
 
 
 def test_a_token_against_itself_is_not_counted(batch: AttributionBatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def test_every_fact_has_one_record(tmp_path: Path):
     assert {path.name for path in tmp_path.iterdir()} == {
         ".lock",
         "batches",
+        "figures",
         "manifest.json",
         "rejected.jsonl",
         "summary.json",
@@ -116,7 +118,12 @@ def test_heatmaps_are_in_the_event_file(tmp_path: Path):
     found = images(tmp_path)
     facts = {tag for tag in found if tag.startswith("facts/")}
     assert len(facts) == 6
-    assert set(found) - facts == {"profile/role_by_layer"}
+    others = set(found) - facts
+    relations = {tag for tag in others if tag.startswith("relations/")}
+    assert others - relations == {"profile/role_by_layer", "profile/role_by_layer_known"}
+    counts = Counter(row["relation_id"] for row in ROWS)
+    assert {tag.removeprefix("relations/") for tag in relations} <= set(counts)
+    assert len(relations) == 6
     for pixels in found.values():
         assert pixels.shape[0] > 200
         assert pixels.shape[1] >= 480

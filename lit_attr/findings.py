@@ -1,0 +1,170 @@
+"""What a finished run's records show beyond its summary: relations, the strongest facts, the failures."""
+
+from __future__ import annotations
+
+import heapq
+import statistics
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from lit_attr.folder import OutputFolder
+from lit_attr.summary import RunSummary, strongest_cells
+
+LARGEST_RELATIONS = 6
+LISTED = 10
+
+
+class Findings(NamedTuple):
+    """What is read from the batch files when all is written.
+
+    Attributes:
+        median_logit_diff: Of the contrasts that tell two tokens apart; None where there is none.
+        strongest: Examples with the largest logit differences, the largest first.
+        failures: Examples that prefer the false answer, the clearest first.
+        asked_for: Examples with the ids asked for.
+        largest: As many examples as asked for with the largest |logit difference|.
+        relations: The profiles of the largest relations, by relation.
+    """
+
+    median_logit_diff: float | None
+    strongest: list[dict[str, Any]]
+    failures: list[dict[str, Any]]
+    asked_for: list[dict[str, Any]]
+    largest: list[dict[str, Any]]
+    relations: dict[str, dict[str, Any]]
+
+
+def read_findings(folder: OutputFolder, *, ids: Collection[int | str] = (), largest: int = 0) -> Findings:
+    """Reads a folder's records, twice: once for the sizes of the relations.
+
+    Args:
+        folder: The output folder.
+        ids: Whose examples are wanted.
+        largest: How many of the examples with the largest |logit difference| are wanted.
+    """
+    counts = Counter(example["relation_id"] for _, example in _examples(folder) if example["relation_id"])
+    chosen = {relation for relation, _ in counts.most_common(LARGEST_RELATIONS)} if len(counts) > 1 else set()
+    profiles: dict[str, RunSummary] = {}
+    differences: list[float] = []
+    strongest, failures, extreme = _Top(LISTED), _Top(LISTED), _Top(largest)
+    asked_for = []
+    for record, example in _examples(folder):
+        difference = example["logit_diff"]
+        differences.append(difference)
+        strongest.add(difference, example)
+        extreme.add(abs(difference), example)
+        if difference <= 0:
+            failures.add(-difference, example)
+        if example["id"] in ids:
+            asked_for.append(example)
+        if (relation := example["relation_id"]) in chosen:
+            profile = profiles.setdefault(relation, RunSummary(record["layers"], record["component"]))
+            profile.add_record({"examples": [example]})
+    return Findings(
+        statistics.median(differences) if differences else None,
+        strongest.best(),
+        failures.best(),
+        asked_for,
+        extreme.best(),
+        {relation: profiles[relation].compute(together=False)["profile"] for relation in sorted(profiles)},
+    )
+
+
+def summary_page(summary: Mapping[str, Any], manifest: Mapping[str, Any], findings: Findings) -> str:
+    """A page of Markdown for TensorBoard's Text tab; what comes from the data is escaped."""
+    share = summary["contrast_accuracy"]
+    lines = [
+        "## Run",
+        "",
+        *_table(
+            ("setting", "value"), ((name, value) for name, value in manifest["model"].items() if value is not None)
+        ),
+        "",
+        *_table(
+            ("data", "value"), ((name, value) for name, value in manifest["data"].items() if value is not None)
+        ),
+        "",
+        "## Found",
+        "",
+        *_table(
+            ("", ""),
+            (
+                ("contrasts", summary["contrasts"]),
+                ("known (true answer above every other token)", summary["known"]),
+                ("rows refused", summary["rejected"]),
+                ("contrast accuracy (true above false)", f"{share:.1%}" if share is not None else "-"),
+                ("median logit difference", _number(findings.median_logit_diff)),
+            ),
+        ),
+        "",
+        "Strongest mean scores of each role, in logits:",
+        "",
+        *_table(
+            ("role", "layer: mean score"),
+            (
+                (role, ", ".join(f"{layer}: {score:+.3f}" for score, layer, _ in cells))
+                for role, cells in strongest_cells(summary["profile"]).items()
+            ),
+        ),
+    ]
+    for title, examples in (
+        ("Strongest facts", findings.strongest),
+        ("Failures: the false answer preferred", findings.failures),
+    ):
+        rows = (
+            (
+                example["id"],
+                example["prompt"],
+                example["target_true"],
+                example["target_false"],
+                _number(example["logit_diff"]),
+            )
+            for example in examples
+        )
+        lines += ["", f"## {title}", "", *_table(("id", "prompt", "true", "false", "logit difference"), rows)]
+    return "\n".join(lines)
+
+
+class _Top:
+    """The examples with the largest keys."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._heap: list[tuple[float, int, dict[str, Any]]] = []
+        self._added = 0
+
+    def add(self, key: float, example: dict[str, Any]) -> None:
+        self._added += 1
+        # The running number keeps equal keys in the order of the files, and examples from being compared.
+        heapq.heappush(self._heap, (key, -self._added, example))
+        if len(self._heap) > self._count:
+            heapq.heappop(self._heap)
+
+    def best(self) -> list[dict[str, Any]]:
+        return [example for _, _, example in sorted(self._heap, key=lambda item: item[:2], reverse=True)]
+
+
+def _examples(folder: OutputFolder) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The batch files' objects and examples; a token against itself tells nothing apart and is left out."""
+    for _, record in folder.read_batches():
+        for example in record["examples"]:
+            if example["true_token_id"] != example["false_token_id"]:
+                yield record, example
+
+
+def _table(head: tuple[str, ...], rows: Iterator[tuple[Any, ...]] | tuple[tuple[Any, ...], ...]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(map(_escaped, row))} |"
+
+
+def _escaped(value: object) -> str:
+    """As it stands, whatever Markdown or HTML it looks like."""
+    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join(f"\\{char}" if char in r"\`*_{}[]()#+-.!|~" else char for char in text)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.2f}"
