@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from lit_attr.contrasts import Contrast, ContrastBatch
 from lit_attr.errors import UserError
-from lit_attr.hooks import calling, first_tensor, frozen, replace_first, undisturbed
+from lit_attr.hooks import at_last_tokens, calling, first_tensor, frozen, replace_first, undisturbed
 from lit_attr.locate import Location, max_positions, token_embedding
 
 
@@ -96,6 +96,8 @@ def attribute_batch(
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model, batch.token_ids_BT.device))
         stack.enter_context(frozen(model))
+        if location.top_at_last_token:
+            stack.enter_context(at_last_tokens(location.modules[-1], batch.last_B))
         activations = stack.enter_context(_recorded(location.modules))
         stack.enter_context(only_last_logits(model, batch.last_B))
         logits_BV = model(input_ids=batch.token_ids_BT, use_cache=False).logits[:, 0]

@@ -85,6 +85,39 @@ def calling(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
             vars(module)["forward"] = before
 
 
+@contextmanager
+def at_last_tokens(module: nn.Module, last_B: Tensor) -> Iterator[None]:
+    """Runs a module, which treats tokens one by one, at each row's last token only; elsewhere it gives out zeros.
+
+    Args:
+        module: It takes hidden states [B, T, H], and nothing else that has tokens.
+        last_B: Where each row's last token is.
+    """
+    tokens: list[int] = []
+
+    def keep_last(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        tokens.clear()
+        if not args or args[0].dim() != 3:
+            return None
+        hidden_BTH = args[0]
+        tokens.append(hidden_BTH.shape[1])
+        row_B = torch.arange(len(last_B), device=hidden_BTH.device)
+        return (hidden_BTH[row_B, last_B.to(hidden_BTH.device)][:, None], *args[1:])
+
+    def spread(_: nn.Module, __: Any, output: Any) -> Any:
+        if not tokens:
+            return output
+        written_BH = first_tensor(output)[:, 0]
+        row_B = torch.arange(len(last_B), device=written_BH.device)
+        zeros_BTH = written_BH.new_zeros(len(last_B), tokens[0], written_BH.shape[-1])
+        return replace_first(output, zeros_BTH.index_put((row_B, last_B.to(written_BH.device)), written_BH))
+
+    with ExitStack() as hooks:
+        hooks.callback(module.register_forward_pre_hook(keep_last).remove)
+        hooks.callback(module.register_forward_hook(spread).remove)
+        yield
+
+
 def first_tensor(output: Any) -> Tensor:
     """What a module hands on: its output, or the first of several."""
     tensor: Tensor = output[0] if isinstance(output, (tuple, list)) else output

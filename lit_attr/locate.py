@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from lit_attr.errors import UserError
 from lit_attr.hooks import evaluating, frozen
-from lit_attr.selftest import ROWS, TOKENS, BlockCall, Recording, are_all, is_added, record
+from lit_attr.selftest import ROWS, TOKENS, BlockCall, Recording, are_all, is_added, is_needed_last_only, record
 
 # What the field's implementations call the two sublayers of a decoder block.
 COMPONENT_NAMES = {
@@ -30,11 +30,14 @@ class Location(NamedTuple):
         layers: Layer indices from 0, in ascending order.
         modules: The module of each of these layers whose output is the component's write.
         paths: The dotted path of each of these modules from the model.
+        top_at_last_token: The highest of them is the last block's, and is needed at the last token only: what it
+            writes at the others, no logit after the last one sees.
     """
 
     layers: tuple[int, ...]
     modules: tuple[nn.Module, ...]
     paths: tuple[str, ...]
+    top_at_last_token: bool = False
 
     @property
     def template(self) -> str:
@@ -94,8 +97,10 @@ def locate(
             modules = [_named_child(model, blocks[layer], component) for layer in chosen]
         else:
             modules = [_write(model, _only_call(recording, blocks[layer], layer), component) for layer in chosen]
+        top = recording is not None and component == "mlp" and chosen[-1] == len(blocks) - 1
+        last_only = top and is_needed_last_only(model, modules[-1])
     names = {module: name for name, module in model.named_modules()}
-    location = Location(chosen, tuple(modules), tuple(names[module] for module in modules))
+    location = Location(chosen, tuple(modules), tuple(names[module] for module in modules), last_only)
     if recording is not None:
         _refuse_unreadable(location, recording)
     return location

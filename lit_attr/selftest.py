@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lit_attr.hooks import first_tensor, replace_first
+from lit_attr.hooks import at_last_tokens, first_tensor, replace_first
 
 ROWS, TOKENS = 2, 5
 # How far what is tried stands above what else is in the block, which a smaller one could be hidden by.
@@ -112,9 +112,7 @@ def record(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Recording:
         for block in blocks:
             hooks.callback(block.register_forward_pre_hook(start_block, with_kwargs=True).remove)
             hooks.callback(block.register_forward_hook(end_block).remove)
-        device = embedding.weight.device if not embedding.weight.is_meta else None
-        ids_BT = torch.arange(1, 1 + ROWS * TOKENS, device=device).reshape(ROWS, TOKENS)
-        earlier_BTV = model(input_ids=ids_BT % len(embedding.weight), use_cache=False).logits[:, -TOKENS:-1]
+        earlier_BTV = model(input_ids=_short_input_BT(embedding), use_cache=False).logits[:, -TOKENS:-1]
         # What is masked has a gradient of exactly zero, in every number format; NaN tells nothing.
         (gradient_BTH,) = torch.autograd.grad((earlier_BTV * _noise(earlier_BTV)).sum(), embedded)
     return Recording(tuple(calls), shapes, bool(gradient_BTH[:, -1].nan_to_num().any()))
@@ -159,6 +157,25 @@ def are_all(call: BlockCall, modules: Sequence[nn.Module]) -> bool:
     output_BTH = call.output_BTH(call.hidden_BTH, dict.fromkeys(modules))
     rounding = 8 * torch.finfo(output_BTH.dtype).eps
     return bool((output_BTH - call.hidden_BTH).abs().max() <= rounding * call.hidden_BTH.abs().max())
+
+
+@torch.no_grad()
+def is_needed_last_only(model: PreTrainedModel, module: nn.Module) -> bool:
+    """Whether a module of the last block can be run at the last token alone, for the logits after that token."""
+    ids_BT = _short_input_BT(cast(nn.Embedding, model.get_input_embeddings()))
+    expected_BV = model(input_ids=ids_BT, use_cache=False).logits[:, -1]
+    with at_last_tokens(module, torch.full((ROWS,), TOKENS - 1)):
+        try:
+            found_BV = model(input_ids=ids_BT, use_cache=False).logits[:, -1]
+        except (IndexError, RuntimeError, TypeError):  # it wants all tokens
+            return False
+    rounding = 8 * torch.finfo(expected_BV.dtype).eps
+    return bool((found_BV - expected_BV).abs().max() <= rounding * expected_BV.abs().max())
+
+
+def _short_input_BT(embedding: nn.Embedding) -> Tensor:
+    device = embedding.weight.device if not embedding.weight.is_meta else None
+    return torch.arange(1, 1 + ROWS * TOKENS, device=device).reshape(ROWS, TOKENS) % len(embedding.weight)
 
 
 def _noise(like: Tensor) -> Tensor:

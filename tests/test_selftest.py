@@ -6,10 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from architectures import tiny_model
+from architectures import random_contrasts, tiny_model
 from torch import Tensor, nn
 
-from lit_attr.selftest import BlockCall, are_all, is_added, record
+from lit_attr.attribution import attribute_batch
+from lit_attr.contrasts import collate_contrasts
+from lit_attr.locate import locate
+from lit_attr.selftest import BlockCall, are_all, is_added, is_needed_last_only, record
 
 
 class Doubling(nn.Module):
@@ -98,3 +101,35 @@ def test_records_calls_and_shapes():
         torch.testing.assert_close(
             call.output_BTH(call.hidden_BTH, {}), block(call.hidden_BTH, *call.args, **call.kwargs)
         )
+
+
+@pytest.mark.parametrize(
+    "model_type", ["gpt2", "llama", "gpt_neox", "mixtral", "opt", "bloom", "gemma2", "falcon"]
+)
+def test_the_top_mlp_is_run_at_the_last_token_only(model_type: str, monkeypatch: pytest.MonkeyPatch):
+    """It writes at the others what no logit sees: the scores there are 0, and all others as they were."""
+    model = tiny_model(model_type)
+    location = locate(model)
+    assert location.top_at_last_token
+    batch = collate_contrasts(random_contrasts((3, 5, 4)))
+    fast = attribute_batch(model, location, batch)
+    whole = attribute_batch(model, location._replace(top_at_last_token=False), batch)
+    torch.testing.assert_close(fast[3:], whole[3:])
+    assert fast.scores_sum_BLT[:, -1].count_nonzero() == 3
+    assert not locate(model, layers=[0]).top_at_last_token
+    assert not locate(model, component="attention").top_at_last_token
+
+
+class Mixing(nn.Module):
+    """An MLP that also takes the mean over all tokens."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + hidden.mean(1, keepdim=True)
+
+
+def test_a_top_mlp_that_mixes_tokens_is_run_at_all():
+    model = tiny_model("gpt2")
+    top = model.transformer.h[-1].mlp
+    assert is_needed_last_only(model, top)
+    top.c_fc = nn.Sequential(Mixing(), top.c_fc)
+    assert not is_needed_last_only(model, top)
