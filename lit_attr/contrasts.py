@@ -20,6 +20,7 @@ Step = Literal["divergence", "all"]
 ContrastKey = tuple[int | str, int]
 Role = Literal["prefix", "first subject", "middle subject", "last subject", "first subsequent", "further", "last"]
 ROLES: tuple[Role, ...] = get_args(Role)
+FACTS_AT_A_TIME = 256
 _ROLE_PLACE: dict[str, int] = {role: place for place, role in enumerate(ROLES)}
 _SPACE_MARKS = "▁Ġ"  # how SentencePiece and byte-level vocabularies spell a space
 
@@ -149,17 +150,20 @@ def build_contrasts(
         )
     contrasts: list[Contrast] = []
     rejected: list[Rejected] = []
-    encodings = zip(
-        _encode(tokenizer, [fact.prompt for fact in facts], add_bos_token),
-        _encode(tokenizer, [fact.prompt + fact.target_true for fact in facts], add_bos_token),
-        _encode(tokenizer, [fact.prompt + fact.target_false for fact in facts], add_bos_token),
-        strict=True,
-    )
-    for fact, (prompt, with_true, with_false) in zip(facts, encodings, strict=True):
-        try:
-            contrasts.extend(_contrasts_of(fact, prompt, with_true, with_false, step, tokenizer.unk_token_id))
-        except RowError as error:
-            rejected.append(Rejected(fact.row, fact.id, str(error)))
+    # Some at a time: what a tokenizer gives out takes several times the memory of what is kept of it.
+    for start in range(0, len(facts), FACTS_AT_A_TIME):
+        some = facts[start : start + FACTS_AT_A_TIME]
+        encodings = zip(
+            _encode(tokenizer, [fact.prompt for fact in some], add_bos_token),
+            _encode(tokenizer, [fact.prompt + fact.target_true for fact in some], add_bos_token),
+            _encode(tokenizer, [fact.prompt + fact.target_false for fact in some], add_bos_token),
+            strict=True,
+        )
+        for fact, (prompt, with_true, with_false) in zip(some, encodings, strict=True):
+            try:
+                contrasts.extend(_contrasts_of(fact, prompt, with_true, with_false, step, tokenizer.unk_token_id))
+            except RowError as error:
+                rejected.append(Rejected(fact.row, fact.id, str(error)))
     return contrasts, rejected
 
 

@@ -21,6 +21,8 @@ from lit_attr.sources import SAMPLE, open_rows
 
 MAX_TOKENS_CPU = 1024
 MAX_TOKENS_GPU = 4096
+# What a row takes apart from its tokens, the logits of a whole vocabulary, is as much as some tokens take.
+TOKENS_OF_A_ROW = 6
 
 
 class CounterfactDataModule(pl.LightningDataModule):
@@ -40,7 +42,7 @@ class CounterfactDataModule(pl.LightningDataModule):
         columns: Column names that differ: ours to yours, such as `{target_true: answer}`.
         batch_size: Rows of a batch, at most. Default: no bound but `max_tokens`.
         max_tokens: Tokens of a batch with its padding, at most. Default: no bound but `batch_size`; without that,
-            1,024 on a CPU and 4,096 elsewhere.
+            1,024 on a CPU and 4,096 elsewhere, and a sixth as many rows.
         num_workers: Loader processes. Rows are tokenised beforehand, so 0 is fast.
         strict: Stop at the first row that cannot be used.
         add_bos_token: Whether the beginning-of-sequence token goes before each prompt, see `build_contrasts`.
@@ -134,10 +136,11 @@ class CounterfactDataModule(pl.LightningDataModule):
         done = self.find_done() if self.find_done is not None else ()
         # Made of all contrasts, so that a run that goes on has the same batches as one that was never interrupted,
         # and so the same numbers to the bit.
+        max_rows, max_tokens = self._bounds()
         batches = bucket_by_length(
             [len(contrast.token_ids) for contrast in self.contrasts],
-            max_rows=self.max_rows,
-            max_padded_tokens=self._max_padded_tokens(),
+            max_rows=max_rows,
+            max_padded_tokens=max_tokens,
         )
         contrasts = ([self.contrasts[row] for row in batch] for batch in batches)
         todo = [left for batch in contrasts if (left := [each for each in batch if each.key not in done])]
@@ -172,11 +175,13 @@ class CounterfactDataModule(pl.LightningDataModule):
             "content": digest.hexdigest()[:16],
         }
 
-    def _max_padded_tokens(self) -> int | None:
+    def _bounds(self) -> tuple[int | None, int | None]:
+        """The rows and the tokens that a batch may have."""
         if self.max_tokens is not None or self.max_rows is not None:
-            return self.max_tokens
+            return self.max_rows, self.max_tokens
         on_cpu = self.trainer is None or self.trainer.strategy.root_device.type == "cpu"
-        return MAX_TOKENS_CPU if on_cpu else MAX_TOKENS_GPU
+        max_tokens = MAX_TOKENS_CPU if on_cpu else MAX_TOKENS_GPU
+        return max_tokens // TOKENS_OF_A_ROW, max_tokens
 
     def _refuse_rejected(self, rejected: list[Rejected]) -> None:
         if not rejected or (self.contrasts and not self.strict):

@@ -1,8 +1,9 @@
-"""Arrays to pictures: layers upwards, tokens or roles to the right, one signed colour scale centred on zero.
+"""Arrays to pictures: tokens or roles downwards, layers to the right, one signed colour scale centred on zero.
 
-Drawn with Pillow alone, in milliseconds each, so that drawing many adds little to a run.
+The orientation of ROME's causal traces, so that the two can be read side by side. Drawn with Pillow alone, in
+milliseconds each, so that drawing many adds little to a run.
 
-Shape suffixes: L layers, T tokens, R roles, C columns (tokens or roles), H and W pixels.
+Shape suffixes: L layers, T tokens, R roles, N rows of the picture (tokens or roles).
 """
 
 import math
@@ -16,9 +17,9 @@ from lit_attr.labels import drawable, line_height, text_mask, token_label, wrap
 
 TEXT, TITLE, SMALL = 16, 20, 14  # font sizes, pixels
 PAD, GAP = 18, 6
-SPILL = line_height(TEXT) // 2 + 1  # half a line, which the first and last number of an axis stand out by
+SPILL = line_height(TEXT) // 2 + 1  # half a line, which the first and last number of the bar stand out by
 MIN_WIDTH = 480
-BAR_WIDTH = 16
+BAR_GAP, BAR_WIDTH = 28, 16  # the word "subject" stands in the gap
 UNDERLINE_ROOM = 3
 INK, SOFT_INK, FRAME, GRID = (24, 24, 24), (84, 84, 84), (150, 150, 150), (232, 232, 232)
 EMPTY, EMPTY_HATCH, CLIPPED_HATCH = (238, 238, 238), (196, 196, 196), (255, 255, 255)
@@ -49,15 +50,15 @@ def draw_fact_heatmap(
     title: str,
     subtitle: str,
 ) -> Image.Image:
-    """One fact: the score of every layer at every token.
+    """One fact: the score of every layer at every token, the first token at the top.
 
     The scale is symmetric and set by the largest magnitude at any token but the first: position 0 is an attention
     sink, often many times as large as the rest. Its cells are drawn all the same, hatched where they exceed the
     scale, with the true maximum in a note. Where nothing else is non-zero, position 0 sets the scale after all.
 
     Args:
-        scores_LT: signed finite scores in logits; rows as ``layers``, columns as ``tokens``.
-        layers: true layer indices, ascending; any subset of the model's. The first is drawn at the bottom.
+        scores_LT: signed finite scores in logits, ``layers`` by ``tokens``; drawn transposed.
+        layers: true layer indices, ascending; any subset of the model's. The first is drawn at the left.
         tokens: token texts as decoded, leading spaces included.
         subject_span: first subject token and the one after the last, as indices into ``tokens``.
         title: such as ``The capital of Spain is →  Madrid / Paris``; wrapped, never clipped.
@@ -76,9 +77,9 @@ def draw_fact_heatmap(
     start, stop = subject_span
     if not 0 <= start < stop <= len(tokens):
         raise ValueError(f"subject_span: {subject_span} is not a stretch of the {len(tokens)} tokens")
-    labels = [_label([token_label(token)], start <= at < stop) for at, token in enumerate(tokens)]
     scale = _scale(scores_LT[:, 1:]) or _scale(scores_LT) or 1.0
-    return _draw(scores_LT, scale, layers, labels, subject_span, ("token", title, subtitle))
+    labels = [token_label(token) for token in tokens]
+    return _draw(scores_LT.T, scale, layers, labels, range(start, stop), title, subtitle)
 
 
 def draw_role_heatmap(
@@ -94,8 +95,8 @@ def draw_role_heatmap(
 
     Args:
         means_LR: signed mean scores in logits; NaN, drawn as hatched grey, where a role never occurs.
-        layers: true layer indices, ascending. The first is drawn at the bottom.
-        roles: role names, in the order to be drawn in.
+        layers: true layer indices, ascending. The first is drawn at the left.
+        roles: role names, in the order to be drawn in, the first at the top.
         counts: facts behind each role, written under its name.
         title: wrapped, never clipped.
         subtitle: wrapped as well.
@@ -110,10 +111,8 @@ def draw_role_heatmap(
     _check(means_LR, "means_LR", layers=layers, counts=counts)
     if np.isinf(means_LR).any():
         raise ValueError("means_LR: a mean must be finite, or NaN where its role never occurs")
-    texts = [[*drawable(role).split(" "), f"n={count:,}"] for role, count in zip(roles, counts, strict=True)]
-    height = max(map(len, texts))
-    labels = [_label(lines + [""] * (height - len(lines))) for lines in texts]
-    return _draw(means_LR, _scale(means_LR) or 1.0, layers, labels, None, ("token role", title, subtitle))
+    labels = [f"{drawable(role)}\nn={count:,}" for role, count in zip(roles, counts, strict=True)]
+    return _draw(means_LR.T, _scale(means_LR) or 1.0, layers, labels, range(0), title, subtitle)
 
 
 def _check(values: NDArray[np.floating], name: str, **axes: Sequence[object]) -> None:
@@ -160,45 +159,64 @@ def _step(pitch: int, needed: float) -> int:
     return next((step for step in (1, 2, 4, 5, 8, 10, 12, 16, 20, 24, 32) if step >= least), least)
 
 
-def _label(lines: Sequence[str], strong: bool = False) -> Image.Image:
-    """Lines of text, centred, as one mask; if strong, bold and underlined, clear of the sign for a space."""
-    masks = [text_mask(line, TEXT, strong) for line in lines]
+def _label(text: str, strong: bool) -> Image.Image:
+    """Lines of text, flush right, as one mask; if strong, bold and underlined, clear of the sign for a space."""
+    masks = [text_mask(line, TEXT, strong) for line in text.split("\n")]
     width, height = max(mask.width for mask in masks), sum(mask.height for mask in masks)
-    block = Image.new("L", (width, height + UNDERLINE_ROOM))
+    # As much air above as the line takes below, so that the text stands in the middle.
+    block = Image.new("L", (width, height + 2 * UNDERLINE_ROOM))
     for row, mask in enumerate(masks):
-        block.paste(mask, ((width - mask.width) // 2, row * mask.height))
+        block.paste(mask, (width - mask.width, UNDERLINE_ROOM + row * mask.height))
     if strong:
-        ImageDraw.Draw(block).line((1, height, width - 2, height), fill=255, width=2)
+        y = UNDERLINE_ROOM + height
+        ImageDraw.Draw(block).line((1, y, width - 2, y), fill=255, width=2)
     return block
 
 
+def _put(
+    image: Image.Image,
+    mask: Image.Image,
+    colour: tuple[int, int, int],
+    x: float,
+    y: float,
+    anchor: tuple[float, float],
+) -> None:
+    """Text whose left, middle or right (anchor 0, 0.5 or 1) is at x, and whose top, middle or bottom at y."""
+    image.paste(colour, (int(x - anchor[0] * mask.width), int(y - anchor[1] * mask.height)), mask)
+
+
 def _draw(
-    values_LC: NDArray[np.floating],
+    values_NL: NDArray[np.floating],
     scale: float,
     layers: Sequence[int],
-    labels: Sequence[Image.Image],
-    marked: tuple[int, int] | None,
-    words: tuple[str, str, str],
+    labels: Sequence[str],
+    marked: range,
+    title: str,
+    subtitle: str,
 ) -> Image.Image:
-    """The whole picture: the parts drawn one by one, then put together.
+    """The whole picture.
 
     Args:
-        values_LC: finite or NaN.
+        values_NL: finite or NaN.
         scale: magnitude that gets the deepest colour.
-        layers: true layer indices of the rows.
-        labels: one mask a column.
-        marked: columns of the subject, half-open, or None.
-        words: name of the columns' axis, title and subtitle.
+        layers: true layer indices of the columns.
+        labels: drawable text, one a row, all with as many lines.
+        marked: rows of the subject, if any.
+        title: as given.
+        subtitle: as given.
     """
-    x_title, title, subtitle = words
-    n_rows, n_columns = values_LC.shape
-    cell_w, angle = _column_layout(n_columns, max(label.width for label in labels), labels[0].height)
-    cell_h = max(min(36, 640 // n_rows), min(8, 1000 // n_rows), 120 // n_rows, 1)
-    grid = _grid(values_LC, scale, cell_w, cell_h)
-    layer_axis, bar = _layer_axis(layers, cell_h), _colour_bar(scale, grid.height)
-    column_axis, overhang = _column_axis(labels, cell_w, angle, marked or (0, 0))
+    n_rows, n_layers = values_NL.shape
+    label_lines = labels[0].count("\n") + 1
+    label_h = label_lines * line_height(TEXT)
+    # About 800 pixels wide, so that a thumbnail is legible; tall enough for every row's label, and for the bar's.
+    cell_h = max(min(36 * label_lines, 432 // n_rows), min(label_h, 1600 // n_rows), 120 // n_rows, 1)
+    cell_w = max(min(36, 576 // n_layers), min(6, 800 // n_layers), 120 // n_layers, 1)
+    grid, bar = _grid(values_NL, scale, cell_w, cell_h), _colour_bar(scale, cell_h * n_rows)
+    step = _step(cell_h, label_h)
+    # Where not every row has its label, the subject's first one has.
+    row_labels = {row: _label(labels[row], row in marked) for row in range(marked.start % step, n_rows, step)}
 
-    left = PAD + max(layer_axis.width, overhang)
+    left = PAD + max(label.width for label in row_labels.values()) + GAP
     right = bar.width + PAD
     width = max(MIN_WIDTH, left + grid.width + right)
     left += (width - left - grid.width - right) // 2
@@ -206,117 +224,74 @@ def _draw(
         *((text_mask(line, TITLE), INK) for line in wrap(drawable(title), TITLE, width - 2 * PAD)),
         *((text_mask(line, SMALL), SOFT_INK) for line in wrap(drawable(subtitle), SMALL, width - 2 * PAD)),
     ]
-    footing = [(text_mask(x_title, TEXT), INK)]
-    if _scale(values_LC) > scale:
-        note = f"hatched: beyond the scale, |score| up to {_number(_scale(values_LC))}"
+    footing = [(text_mask("layer", TEXT), INK)]
+    if _scale(values_NL) > scale:
+        note = f"hatched: beyond the scale, |score| up to {_number(_scale(values_NL))}"
         footing.append((text_mask(note, SMALL), SOFT_INK))
-    top = PAD + sum(mask.height for mask, _ in heading) + PAD + (line_height(SMALL) if marked else 0)
+    top = PAD + sum(mask.height for mask, _ in heading) + PAD
     bottom = top + grid.height
-    foot = bottom + GAP + column_axis.height + GAP
+    foot = bottom + GAP + line_height(TEXT)
     height = foot + sum(mask.height for mask, _ in footing) + PAD
 
     image = Image.new("RGB", (width, height), "white")
-    image.paste(layer_axis, (left - layer_axis.width, top - SPILL))
-    image.paste(bar, (left + grid.width, top - SPILL))
-    image.paste(column_axis, (left - overhang, bottom + GAP))
     image.paste(grid, (left, top))
+    image.paste(bar, (left + grid.width, top - SPILL))
     draw = ImageDraw.Draw(image)
     draw.rectangle((left - 1, top - 1, left + grid.width, bottom), outline=FRAME)
+    for row, label in row_labels.items():
+        colour = INK if row in marked else SOFT_INK
+        _put(image, label, colour, left - GAP, top + row * cell_h + cell_h // 2, (1, 0.5))
+    numbers = [text_mask(str(layer), TEXT) for layer in layers]
+    for column in range(0, n_layers, _step(cell_w, max(number.width for number in numbers) + GAP)):
+        x = left + column * cell_w + cell_w // 2
+        draw.line((x, bottom, x, bottom + 4), fill=FRAME)
+        _put(image, numbers[column], INK, x, bottom + GAP, (0.5, 0))
     if marked:
-        x0, x1 = left + marked[0] * cell_w - 1, left + marked[1] * cell_w
-        draw.rectangle((x0, top - 1, x1, bottom), outline=INK, width=2 if cell_w > 8 else 1)
-        mask = text_mask("subject", SMALL)
-        image.paste(INK, ((x0 + x1 - mask.width) // 2, top - mask.height - 3), mask)
+        y0, y1 = top + marked.start * cell_h - 1, top + marked.stop * cell_h
+        draw.rectangle((left - 1, y0, left + grid.width, y1), outline=INK, width=2 if cell_h > 8 else 1)
+        word = text_mask("subject", SMALL).rotate(90, expand=True)
+        # Beside its rows, however few, but not further down than the grid: there the last layer's number may be.
+        middle = min(max((y0 + y1) / 2, top + word.height / 2), bottom - word.height / 2)
+        _put(image, word, INK, left + grid.width + 3, middle, (0, 0.5))
     y = PAD
     for mask, colour in heading:
-        image.paste(colour, (PAD, y), mask)
+        _put(image, mask, colour, PAD, y, (0, 0))
         y += mask.height
     y = foot
     for mask, colour in footing:
-        image.paste(colour, (left + (grid.width - mask.width) // 2, y), mask)
+        _put(image, mask, colour, left + grid.width / 2, y, (0.5, 0))
         y += mask.height
     return image
 
 
-def _column_layout(n_columns: int, label_w: int, label_h: int) -> tuple[int, int]:
-    """Width of a column and the angle of its labels: level if they fit, else 45°, else 90°."""
-    cell_w = max(min(72, 760 // n_columns), min(label_h, 1340 // n_columns), 1)
-    if label_w + 10 <= max(cell_w, 800 // n_columns):
-        return max(cell_w, label_w + 10), 0
-    return cell_w, 45 if cell_w * math.sqrt(0.5) >= 0.85 * label_h else 90
-
-
-def _grid(values_LC: NDArray[np.floating], scale: float, cell_w: int, cell_h: int) -> Image.Image:
-    """The cells, layer 0 at the bottom; those over the scale and the empty ones hatched."""
-    n_rows, n_columns = values_LC.shape
-    size = (n_columns * cell_w, n_rows * cell_h)
+def _grid(values_NL: NDArray[np.floating], scale: float, cell_w: int, cell_h: int) -> Image.Image:
+    """The cells; those over the scale and the empty ones hatched."""
+    n_rows, n_layers = values_NL.shape
+    size = (n_layers * cell_w, n_rows * cell_h)
     x, y = ((np.arange(side) % 8).astype(np.uint8) for side in size)
     stripes = Image.fromarray(((x + y[:, None]) % 8 == 0).astype(np.uint8) * 255)
 
     def enlarge(cells: NDArray[np.uint8]) -> Image.Image:
-        return Image.fromarray(cells[::-1]).resize(size, Image.Resampling.NEAREST)
+        return Image.fromarray(cells).resize(size, Image.Resampling.NEAREST)
 
-    image = enlarge(_colours(values_LC, scale))
-    for which, colour in ((np.abs(values_LC) > scale, CLIPPED_HATCH), (np.isnan(values_LC), EMPTY_HATCH)):
+    image = enlarge(_colours(values_NL, scale))
+    for which, colour in ((np.abs(values_NL) > scale, CLIPPED_HATCH), (np.isnan(values_NL), EMPTY_HATCH)):
         if which.any():
             image.paste(colour, mask=ImageChops.darker(enlarge(which.astype(np.uint8) * 255), stripes))
-    if min(cell_h, cell_w) >= 8:
-        draw = ImageDraw.Draw(image)
-        for at in range(0, size[0], cell_w):
-            draw.line((at, 0, at, size[1]), fill=GRID)
-        for at in range(0, size[1], cell_h):
-            draw.line((0, at, size[0], at), fill=GRID)
+    draw = ImageDraw.Draw(image)
+    # Between cells too small for it, a line would hide more than it parts.
+    for x0 in range(0, size[0], cell_w) if cell_w >= 8 else ():
+        draw.line((x0, 0, x0, size[1]), fill=GRID)
+    for y0 in range(0, size[1], cell_h) if cell_h >= 8 else ():
+        draw.line((0, y0, size[0], y0), fill=GRID)
     return image
-
-
-def _layer_axis(layers: Sequence[int], cell_h: int) -> Image.Image:
-    """The axis that ends at the grid's left edge; reaches SPILL beyond the grid above and below."""
-    name = text_mask("layer", TEXT).rotate(90, expand=True)
-    numbers = [text_mask(str(layer), TEXT) for layer in layers]
-    grid_h = cell_h * len(layers)
-    width = name.width + GAP + max(number.width for number in numbers) + GAP
-    image = Image.new("RGB", (width, grid_h + 2 * SPILL), "white")
-    image.paste(INK, (0, SPILL + (grid_h - name.height) // 2), name)
-    step = _step(cell_h, 1.5 * line_height(TEXT))
-    for row, number in enumerate(numbers):
-        if row % step == 0:
-            y = SPILL + grid_h - round((row + 0.5) * cell_h)
-            ImageDraw.Draw(image).line((width - 4, y, width, y), fill=FRAME)
-            image.paste(INK, (width - GAP - number.width, y - number.height // 2), number)
-    return image
-
-
-def _column_axis(
-    labels: Sequence[Image.Image], cell_w: int, angle: int, marked: tuple[int, int]
-) -> tuple[Image.Image, int]:
-    """The columns' labels, and how far they reach to the left of the grid."""
-    height = labels[0].height
-    step = _step(cell_w, 0.85 * height) if angle else 1
-    turned = {
-        column: label.rotate(angle, Image.Resampling.BICUBIC, expand=True)
-        for column, label in enumerate(labels)
-        if column % step == 0
-    }
-    # The middle of a slanted label's end stands under the tick; of the others, the middle.
-    slant = round(height * math.sqrt(0.5) / 2)
-    starts = {
-        column: round((column + 0.5) * cell_w) - (label.width - slant if angle == 45 else label.width // 2)
-        for column, label in turned.items()
-    }
-    overhang = max(0, -min(starts.values()))
-    width = max(starts[column] + label.width for column, label in turned.items())
-    image = Image.new("RGB", (overhang + width, max(label.height for label in turned.values())), "white")
-    for column, label in turned.items():
-        colour = INK if marked[0] <= column < marked[1] else SOFT_INK
-        image.paste(colour, (overhang + starts[column], 0), label)
-    return image, overhang
 
 
 def _colour_bar(scale: float, grid_h: int) -> Image.Image:
     """The scale that begins at the grid's right edge; reaches SPILL beyond the grid above and below."""
     name = text_mask("score (logits)", TEXT).rotate(90, expand=True)
     numbers = [text_mask(text, TEXT) for text in ("+" + _number(scale), "0", "\N{MINUS SIGN}" + _number(scale))]
-    bar, text = 24, 24 + BAR_WIDTH + GAP
+    bar, text = BAR_GAP, BAR_GAP + BAR_WIDTH + GAP
     width = text + max(number.width for number in numbers) + GAP + name.width
     image = Image.new("RGB", (width, grid_h + 2 * SPILL), "white")
     draw = ImageDraw.Draw(image)
@@ -325,6 +300,6 @@ def _colour_bar(scale: float, grid_h: int) -> Image.Image:
     draw.rectangle((bar - 1, SPILL - 1, bar + BAR_WIDTH, SPILL + grid_h), outline=FRAME)
     for number, y in zip(numbers, (0, grid_h // 2, grid_h - 1), strict=True):
         draw.line((bar + BAR_WIDTH, SPILL + y, bar + BAR_WIDTH + 3, SPILL + y), fill=FRAME)
-        image.paste(INK, (text, SPILL + y - number.height // 2), number)
-    image.paste(INK, (width - name.width, SPILL + (grid_h - name.height) // 2), name)
+        _put(image, number, INK, text, SPILL + y, (0, 0.5))
+    _put(image, name, INK, width, SPILL + grid_h / 2, (1, 0.5))
     return image
