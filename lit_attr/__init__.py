@@ -5,12 +5,14 @@ from lit_attr.contrasts import Contrast, ContrastBatch, build_contrasts, collate
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import UserError
 from lit_attr.module import AttributionModule
+from lit_attr.monitor import AttributionMonitor
 from lit_attr.reading import load_attributions
 from lit_attr.writer import AttributionWriter
 
 __all__ = [
     "AttributionBatch",
     "AttributionModule",
+    "AttributionMonitor",
     "AttributionWriter",
     "Contrast",
     "ContrastBatch",

@@ -75,16 +75,6 @@ def summary_page(summary: Mapping[str, Any], manifest: Mapping[str, Any], findin
     """A page of Markdown for TensorBoard's Text tab; what comes from the data is escaped."""
     share = summary["contrast_accuracy"]
     lines = [
-        "## Run",
-        "",
-        *_table(
-            ("setting", "value"), ((name, value) for name, value in manifest["model"].items() if value is not None)
-        ),
-        "",
-        *_table(
-            ("data", "value"), ((name, value) for name, value in manifest["data"].items() if value is not None)
-        ),
-        "",
         "## Found",
         "",
         *_table(
@@ -123,6 +113,9 @@ def summary_page(summary: Mapping[str, Any], manifest: Mapping[str, Any], findin
             for example in examples
         )
         lines += ["", f"## {title}", "", *_table(("id", "prompt", "true", "false", "logit difference"), rows)]
+    for group in ("model", "data"):
+        given = ((name, value) for name, value in manifest[group].items() if value is not None)
+        lines += ["", f"## Settings: {group}", "", *_table(("setting", "value"), given)]
     return "\n".join(lines)
 
 

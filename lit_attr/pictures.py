@@ -41,6 +41,15 @@ def takes_images(trainer: pl.Trainer) -> bool:
     return any(isinstance(logger, tuple(IMAGE_LOGGERS)) for logger in trainer.loggers)
 
 
+def show_image(trainer: pl.Trainer, tag: str, image: Image.Image, step: int) -> bool:
+    """Gives a picture to each logger that takes any; returns whether one does."""
+    for logger in trainer.loggers:
+        for kind, show in IMAGE_LOGGERS.items():
+            if isinstance(logger, kind):
+                show(logger, tag, image, step)
+    return takes_images(trainer)
+
+
 def log_image(trainer: pl.Trainer, figures: Path, tag: str, image: Image.Image, step: int = 0) -> None:
     """Gives a picture to each logger that takes any; where none does, writes it as a PNG file.
 
@@ -54,14 +63,11 @@ def log_image(trainer: pl.Trainer, figures: Path, tag: str, image: Image.Image, 
     Raises:
         UserError: It cannot be written.
     """
-    place: Path | str | None = figures
+    place = next(
+        (logger.log_dir for logger in trainer.loggers if isinstance(logger, tuple(IMAGE_LOGGERS))), figures
+    )
     try:
-        for logger in trainer.loggers:
-            for kind, show in IMAGE_LOGGERS.items():
-                if isinstance(logger, kind):
-                    place = logger.log_dir
-                    show(logger, tag, image, step)
-        if not takes_images(trainer):
+        if not show_image(trainer, tag, image, step):
             path = figures / f"{tag}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)

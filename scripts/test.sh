@@ -1,9 +1,18 @@
 #!/usr/bin/env bash
-# All checks: lint, format, types, tests. Further words go to pytest.
+# All checks: lint, format, types, tests. Further words go to pytest. With --browser as the first word, only the
+# tests that look at TensorBoard in Chromium.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare "[test]"
 cd "$repository"
+if [ "${1:-}" = --browser ]; then
+    shift
+    if ! command -v chromium chromium-browser google-chrome >/dev/null; then
+        echo "test.sh: --browser needs Chromium, which is not here; on Debian: apt-get install chromium" >&2
+        exit 1
+    fi
+    exec "$bin/python" -m pytest -m browser "$@"
+fi
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/mypy" --strict lit_attr
