@@ -77,7 +77,7 @@ def exact_effects_BLT(
             width = int(batch.last_B[order[0]]) + 1
             count = max(1, max_tokens // (layers * width))
             rows, order = order[:count], order[count:]
-            part = _select(batch, rows)
+            part = batch.select(rows)
             part = part._replace(token_ids_BT=part.token_ids_BT[:, :width])
             effects = _effects_BLT(model, location, part, replacement_BLTH[rows, :, :width])
             effects_BLT[rows, :, :width] = effects.to(effects_BLT)
@@ -265,7 +265,7 @@ def _effects_from(
         logits = model(
             input_ids=batch.token_ids_BT[:1, token:], past_key_values=Cache(layers=[*before]), use_cache=True
         ).logits
-    diffs_LR = _diffs(logits, _select(batch, list(range(rows)) * len(blocks))).reshape(len(blocks), rows)
+    diffs_LR = _diffs(logits, batch.select(list(range(rows)) * len(blocks))).reshape(len(blocks), rows)
     effects_BL = clean.diff_B.new_zeros(len(clean.diff_B), len(blocks))
     effects_BL[:rows] = clean.diff_B[:rows, None] - diffs_LR.T
     return effects_BL
@@ -338,10 +338,6 @@ def _as_cells(replacement: Tensor | None, cells: torch.Size) -> Tensor:
 def _is_token_BT(batch: ContrastBatch) -> Tensor:
     """On the CPU, from where it can index whatever device a layer is on."""
     return torch.arange(batch.token_ids_BT.shape[1]) <= batch.last_B.cpu()[:, None]
-
-
-def _select(batch: ContrastBatch, rows: list[int]) -> ContrastBatch:
-    return ContrastBatch(tuple(batch.contrasts[row] for row in rows), *(tensor[rows] for tensor in batch[1:]))
 
 
 def _blocks(model: PreTrainedModel, location: Location) -> list[nn.Module]:

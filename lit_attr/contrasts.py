@@ -94,9 +94,14 @@ class ContrastBatch(NamedTuple):
 
     def split(self) -> tuple[ContrastBatch, ContrastBatch]:
         """Its first and its second half, as wide as it was."""
-        half = len(self.contrasts) // 2
-        first = ContrastBatch(self.contrasts[:half], *(tensor[:half] for tensor in self[1:]))
-        return first, ContrastBatch(self.contrasts[half:], *(tensor[half:] for tensor in self[1:]))
+        rows = range(len(self.contrasts))
+        half = len(rows) // 2
+        return self.select(rows[:half]), self.select(rows[half:])
+
+    def select(self, rows: Sequence[int]) -> ContrastBatch:
+        """Some of the contrasts, as wide as they were."""
+        contrasts = tuple(self.contrasts[row] for row in rows)
+        return ContrastBatch(contrasts, *(tensor[list(rows)] for tensor in self[1:]))
 
 
 def collate_contrasts(contrasts: Sequence[Contrast]) -> ContrastBatch:

@@ -199,6 +199,10 @@ class OutputFolder:
         """What was written, and by which settings."""
         return read_json(self.manifest)
 
+    def read_summary(self) -> dict[str, Any]:
+        """The summary of an earlier run; empty where there is none."""
+        return read_json(self.summary) if self.summary.exists() else {}
+
     def count_rejected(self) -> int:
         """How many rows were refused."""
         return self.rejected.read_bytes().count(b"\n")

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.plugins.precision import BitsandbytesPrecision, TransformerEnginePrecision
 from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_attr.ablation import exact_effects_BLT
 from lit_attr.attribution import AttributionBatch, attribute_batch
 from lit_attr.contrasts import ContrastBatch, Step
 from lit_attr.errors import UserError
@@ -172,10 +174,22 @@ class AttributionModule(pl.LightningModule):
         """
         self.configure_model()
         assert self.location is not None
+        return self._attribute(batch.to(self._input_device()))
+
+    def exact_effects_BLT(self, batch: ContrastBatch) -> Tensor:
+        """What the scores estimate: see `lit_attr.ablation.exact_effects_BLT`; on the CPU.
+
+        Args:
+            batch: Contrasts, on any device.
+        """
+        self.configure_model()
+        assert self.location is not None
+        return exact_effects_BLT(self._model, self.location, batch.to(self._input_device())).cpu()
+
+    def _input_device(self) -> torch.device:
         device = token_embedding(self._model).weight.device
         # Offloaded weights are on no device until they are used.
-        batch = batch.to(device if device.type != "meta" else self.device)
-        return self._attribute(batch)
+        return device if device.type != "meta" else self.device
 
     def _attribute(self, batch: ContrastBatch) -> AttributionBatch:
         """Attributes a batch, in halves where memory runs out on it or has run out on one as large."""

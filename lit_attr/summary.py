@@ -19,6 +19,7 @@ from lit_attr.attribution import AttributionBatch
 from lit_attr.contrasts import ROLES, role_mask_BRT
 from lit_attr.metrics import AnswerCounts, RoleLayerProfile
 from lit_attr.records import FORMAT_VERSION, read_json
+from lit_attr.trust import verdict
 
 
 class RunSummary:
@@ -153,6 +154,7 @@ def describe(folder: Path, *, pictures: bool) -> str:
         f"contrast accuracy (true answer above the false one): {_percent(summary['contrast_accuracy'])}",
         f"known facts (true answer above every other token): {_percent(summary['known_share'])}",
         f"strongest mean scores, in logits: {found}",
+        *([f"trust: {verdict(summary['trust'])}"] if "trust" in summary else []),
         *([f"scores are approximate: the gradient is taken {gradient}"] if gradient else []),
         f"records: {folder / 'batches'}",
     ]

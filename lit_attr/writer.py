@@ -14,14 +14,16 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from lit_attr.attribution import AttributionBatch
 from lit_attr.background import Background
-from lit_attr.contrasts import ContrastKey
+from lit_attr.contrasts import ContrastKey, collate_contrasts
 from lit_attr.errors import ToldError, UserError
 from lit_attr.facts import Rejected
 from lit_attr.findings import read_findings
 from lit_attr.folder import OutputFolder
+from lit_attr.models import warn_once
 from lit_attr.pictures import fact_image, log_curves, log_image, log_run, profile_image, safe_tag
 from lit_attr.records import batch_record, split_finite
 from lit_attr.summary import RunSummary
+from lit_attr.trust import TrustReport
 
 BATCHES_BETWEEN_PROFILES = 50
 
@@ -40,6 +42,8 @@ class AttributionWriter(BasePredictionWriter):
         heatmaps: Which: `spread` over the run, drawn as it goes on, or, in the end, those with the `largest`
             logit differences of either sign.
         heatmap_ids: The ids of facts that get one in the end, besides.
+        verify: How many contrasts, spread over the run, have their scores compared with the exact effects of
+            taking each write out. One takes as long as the scores of some dozens; 0 leaves it out.
         overwrite: Move what an earlier run left in the folder aside and start afresh. To go on with a run that was
             stopped, leave it out.
     """
@@ -50,28 +54,32 @@ class AttributionWriter(BasePredictionWriter):
         max_heatmaps: int = 32,
         heatmaps: Literal["spread", "largest"] = "spread",
         heatmap_ids: list[int | str] | None = None,
+        verify: int = 16,
         overwrite: bool = False,
     ) -> None:
         super().__init__(write_interval="batch")
         if not output_dir or (Path(output_dir).exists() and not Path(output_dir).is_dir()):
             raise UserError(f"writer.output_dir: {output_dir!r} is not a folder; give another")
-        if max_heatmaps < 0:
-            raise UserError(f"writer.max_heatmaps: {max_heatmaps} is less than 0")
+        for name, value in (("max_heatmaps", max_heatmaps), ("verify", verify)):
+            if value < 0:
+                raise UserError(f"writer.{name}: {value} is less than 0")
         self.folder = OutputFolder(output_dir)
         self.max_heatmaps = max_heatmaps
         self.heatmaps = heatmaps
         self.heatmap_ids = frozenset(heatmap_ids or ())
+        self.verify = verify
         self.overwrite = overwrite
         self._done: dict[ContrastKey, str] | None = None
         self._written: set[ContrastKey] = set()
         self._summary: RunSummary | None = None
+        self._trust: TrustReport | None = None
         self._started = 0.0
         self._background = Background()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Lets the data module leave out what an earlier run has done."""
         super().setup(trainer, pl_module, stage)
-        self._done, self._written, self._summary = None, set(), None
+        self._done, self._written, self._summary, self._trust = None, set(), None, None
         # Asked later: whether an earlier run is of the same settings shows only when the model is loaded.
         _let_leave_out(trainer, lambda: self._open(trainer, pl_module))
 
@@ -111,10 +119,15 @@ class AttributionWriter(BasePredictionWriter):
             return
         self._refuse_repeated(finite)
         summary.add_batch(finite)
-        worth_drawing = [row for row, contrast in enumerate(finite.contrasts) if contrast.told_apart]
-        places = self._rows_to_draw(trainer, len(worth_drawing), batch_idx, dataloader_idx)
-        rows = [worth_drawing[place] for place in places]
-        self._background.do(lambda: self._write(trainer, finite, rows))
+        worth_it = [row for row, contrast in enumerate(finite.contrasts) if contrast.told_apart]
+        place = batch_idx, trainer.num_predict_batches[dataloader_idx]
+        drawn = self.max_heatmaps if trainer.is_global_zero and self.heatmaps == "spread" else 0
+        to_draw = [worth_it[row] for row in _share(drawn, len(worth_it), *place)]
+        self._background.do(lambda: self._write(trainer, finite, to_draw))
+        if hasattr(pl_module, "exact_effects_BLT"):
+            mine = _spread(self.verify, trainer.global_rank, trainer.world_size)
+            to_verify = [worth_it[row] for row in _share(mine, len(worth_it), *place)]
+            self._compare(pl_module, finite.select(to_verify))
         if trainer.is_global_zero and (batch_idx + 1) % BATCHES_BETWEEN_PROFILES == 0:
             so_far = summary.compute(together=False)
             self._background.do(lambda: self._log_profile(trainer, so_far))
@@ -146,9 +159,28 @@ class AttributionWriter(BasePredictionWriter):
             if trainer.world_size > 1:
                 summary.to(trainer.strategy.root_device)
             record = summary.compute()
+            trust = self._trust or TrustReport(summary.layers)
+            if trainer.world_size > 1:
+                trust.to(trainer.strategy.root_device)
+            if (report := trust.compute())["contrasts"]:
+                record["trust"] = report
             if trainer.is_global_zero:
                 self._finish(trainer, record, resumed=len(self._done or ()))
         self.folder.unlock()
+
+    def _compare(self, module: Any, batch: AttributionBatch) -> None:
+        """Compares scores with exact effects."""
+        if self._trust is None:
+            self._trust = TrustReport(batch.layers)
+        if not batch.contrasts:
+            return
+        try:
+            effects_BLT = module.exact_effects_BLT(collate_contrasts(batch.contrasts))
+        except Exception as error:  # whatever: the scores are there, and the run goes on without their comparison
+            reason = " ".join(str(error).split())[:200]
+            warn_once(f"writer.verify: there are no exact effects of this model ({reason}); 0 leaves them out")
+        else:
+            self._trust.update(batch.contrasts, batch.scores_sum_BLT, effects_BLT)
 
     def _write(self, trainer: pl.Trainer, batch: AttributionBatch, rows_to_draw: Iterable[int]) -> None:
         record = batch_record(batch)
@@ -176,6 +208,8 @@ class AttributionWriter(BasePredictionWriter):
     def _finish(self, trainer: pl.Trainer, summary: dict[str, Any], *, resumed: int) -> None:
         summary["rejected"] = self.folder.count_rejected()
         summary["resumed"] = resumed
+        if "trust" not in summary and "trust" in (earlier := self.folder.read_summary()):
+            summary["trust"] = earlier["trust"]
         # An earlier run has shown all that where this one had nothing left to do.
         if summary["contrasts"] and summary["contrasts"] > resumed:
             self._show(trainer, summary)
@@ -277,17 +311,13 @@ class AttributionWriter(BasePredictionWriter):
                 )
             self._written.add(contrast.key)
 
-    def _rows_to_draw(self, trainer: pl.Trainer, rows: int, batch_idx: int, dataloader_idx: int) -> Iterable[int]:
-        """The first process's even share of `max_heatmaps` that falls on this batch, spread over its rows."""
-        batches = trainer.num_predict_batches[dataloader_idx]
-        if not trainer.is_global_zero or self.heatmaps != "spread":
-            return ()
-        if isinstance(batches, float) and math.isinf(batches):
-            share = self.max_heatmaps if batch_idx == 0 else 0
-        else:
-            share = _spread(self.max_heatmaps, batch_idx, int(batches))
-        share = min(share, rows)
-        return (place * rows // share for place in range(share))
+
+def _share(total: int, rows: int, place: int, places: int | float) -> list[int]:
+    """Which rows of one of a process's batches are taken, where `total` are, spread over batches and rows."""
+    # Of batches without number, all from the first.
+    batch = (place, int(places)) if math.isfinite(places) else (min(place, 1), 1)
+    share = min(_spread(total, *batch) if batch[0] < batch[1] else 0, rows)
+    return [at * rows // share for at in range(share)]
 
 
 def _spread(total: int, place: int, places: int) -> int:

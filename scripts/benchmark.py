@@ -5,7 +5,8 @@ lit-attr's before anything is timed; then they take turns, and medians are shown
 '.[peers]'`; one that is not installed is left out.
 
     core             lit-attr's core alone
-    predict          lit-attr whole: a Trainer with data module, JSON records and TensorBoard
+    predict          lit-attr whole: a Trainer with data module, JSON records and TensorBoard, but for the
+                     comparison with exact effects
     hooks            plain PyTorch hooks and `.backward()`, 32 rows as they come
     captum           Captum with a list of layers, 32 rows as they come
     captum, sorted   the same with two logits only, and core's own batches
@@ -83,7 +84,7 @@ def predict(setting: Setting) -> Iterator[tuple[Any, Tensor]]:
             accelerator=setting.model.device.type,
             devices=1,
             logger=TensorBoardLogger(folder),
-            callbacks=[AttributionWriter(folder)],
+            callbacks=[AttributionWriter(folder, verify=0)],
             enable_progress_bar=False,
             enable_model_summary=False,
         )

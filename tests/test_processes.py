@@ -48,6 +48,7 @@ def assert_same(folder: Path, expected: Path, count: int) -> None:
     summary, whole = (json.loads((path / "summary.json").read_text()) for path in (folder, expected))
     for name in ("contrasts", "contrast_accuracy", "known", "rejected"):
         assert summary[name] == whole[name]
+    assert summary["trust"]["contrasts"] == whole["trust"]["contrasts"] == min(16, count)
     means, expected_means = (_flat(record["profile"]["mean_score"]) for record in (summary, whole))
     assert means == pytest.approx(expected_means, rel=1e-6, abs=1e-6, nan_ok=True)
 

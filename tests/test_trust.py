@@ -1,0 +1,155 @@
+"""Agreement of scores and exact effects, on numbers made up for it and on the demo model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import orjson
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lit_attr.contrasts import ROLES, Contrast, collate_contrasts
+from lit_attr.datamodule import CounterfactDataModule
+from lit_attr.module import AttributionModule
+from lit_attr.sources import SAMPLE, open_rows
+from lit_attr.trust import TrustReport, verdict
+from lit_attr.writer import AttributionWriter
+
+
+@pytest.fixture
+def contrasts(sample_contrasts: list[Contrast]) -> list[Contrast]:
+    return [sample_contrasts[0], sample_contrasts[200], sample_contrasts[-1]]
+
+
+def cells(contrasts: list[Contrast], values_BLT: Tensor, layer: int | None = None) -> np.ndarray:
+    """The values at real tokens, by a loop."""
+    return np.array(
+        [
+            values_BLT[row, place, token].item()
+            for row, contrast in enumerate(contrasts)
+            for place in (range(values_BLT.shape[1]) if layer is None else [layer])
+            for token in range(len(contrast.tokens))
+        ]
+    )
+
+
+def pearson(ours: np.ndarray, exact: np.ndarray) -> float:
+    return float(np.corrcoef(ours, exact)[0, 1])
+
+
+def spearman(ours: np.ndarray, exact: np.ndarray) -> float:
+    """There are no ties in random numbers."""
+    return pearson(ours.argsort().argsort(), exact.argsort().argsort())
+
+
+def test_agrees_with_another_library_over_all_cells_and_by_layer(contrasts: list[Contrast]):
+    torch.manual_seed(0)
+    width = max(len(contrast.tokens) for contrast in contrasts)
+    effects_BLT = torch.randn(3, 2, width)
+    scores_BLT = effects_BLT + torch.tensor([0.3, 2.0])[:, None] * torch.randn(3, 2, width)
+    report = TrustReport([4, 9])
+    for row in range(3):  # one by one: counts add up
+        report.update(contrasts[row : row + 1], scores_BLT[row : row + 1], effects_BLT[row : row + 1])
+    found = report.compute()
+    assert found["contrasts"] == 3
+    ours, exact = cells(contrasts, scores_BLT), cells(contrasts, effects_BLT)
+    assert found["pearson"] == pytest.approx(pearson(ours, exact), abs=1e-6)
+    for place, layer in enumerate(("4", "9")):
+        expected = pearson(cells(contrasts, scores_BLT, place), cells(contrasts, effects_BLT, place))
+        assert found["pearson_by_layer"][layer] == pytest.approx(expected, abs=1e-6)
+    assert found["same_sign"] == pytest.approx(np.mean(np.sign(ours) == np.sign(exact)))
+    alone = [
+        spearman(cells([contrast], scores_BLT[[row]]), cells([contrast], effects_BLT[[row]]))
+        for row, contrast in enumerate(contrasts)
+    ]
+    assert found["spearman"] == pytest.approx(np.mean(alone), abs=1e-6)
+    overlaps = []
+    for row, contrast in enumerate(contrasts):
+        largest = [
+            set(np.argsort(-np.abs(cells([contrast], values_BLT[[row]])))[:10])
+            for values_BLT in (scores_BLT, effects_BLT)
+        ]
+        overlaps.append(len(largest[0] & largest[1]) / 10)
+    assert found["top_10_overlap"] == pytest.approx(np.mean(overlaps))
+    last = [[row, len(contrast.tokens) - 1] for row, contrast in enumerate(contrasts)]
+    at_last = [
+        np.array([values_BLT[row, :, at].tolist() for row, at in last]).ravel()
+        for values_BLT in (scores_BLT, effects_BLT)
+    ]
+    assert found["pearson_by_role"]["last"] == pytest.approx(pearson(*at_last), abs=1e-6)
+
+
+def test_says_nothing_of_what_has_too_few_cells(contrasts: list[Contrast]):
+    report = TrustReport([0])
+    empty = report.compute()
+    assert (empty["contrasts"], empty["pearson"]) == (0, None)
+    report.update(contrasts[:1], torch.zeros(1, 1, 20), torch.zeros(1, 1, 20))
+    assert report.compute()["pearson"] is None
+    orjson.dumps(report.compute())
+
+
+def test_the_verdict_names_poor_layers():
+    report = {"contrasts": 16, "pearson": 0.7, "pearson_by_layer": {"0": 0.41, "1": 0.9, "2": None}}
+    assert verdict(report) == (
+        "16 contrasts compared with their exact effects (zero ablation): r = 0.70 over all layers and tokens; "
+        "do not rely on the scores of layer 0 (r = 0.41)"
+    )
+    report["pearson_by_layer"] = {"0": 0.9}
+    assert verdict(report).endswith("r = 0.70 over all layers and tokens")
+    assert verdict({**report, "pearson": 0.2}).endswith("do not compare scores across layers")
+
+
+def run(folder: Path, module: pl.LightningModule | None = None, **writer: Any) -> dict[str, Any]:
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        callbacks=[AttributionWriter(str(folder), max_heatmaps=0, **writer)],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    data = CounterfactDataModule([*open_rows(SAMPLE)][::16], batch_size=6)
+    trainer.predict(module or AttributionModule(), datamodule=data, return_predictions=False)
+    summary: dict[str, Any] = orjson.loads((folder / "summary.json").read_bytes())
+    return summary
+
+
+def test_a_run_compares_as_many_as_asked_for(tmp_path: Path):
+    """And keeps the comparison when a second run has nothing left to do."""
+    trust = run(tmp_path, verify=5)["trust"]
+    assert trust["contrasts"] == 5
+    assert set(trust["pearson_by_role"]) == set(ROLES)
+    assert 0 < trust["pearson"] < 1
+    assert run(tmp_path, verify=5)["trust"] == trust
+    assert "trust" not in run(tmp_path / "without", verify=0)
+
+
+def test_all_contrasts_compared_are_compared_with_their_own_effects(
+    tmp_path: Path, sample_contrasts: list[Contrast]
+):
+    trust = run(tmp_path, verify=1000)["trust"]
+    module = AttributionModule()
+    expected = TrustReport(range(8))
+    for contrast in sample_contrasts[::16]:
+        batch = collate_contrasts([contrast])
+        scores = module.predict_step(batch, 0).scores_sum_BLT
+        expected.update([contrast], scores, module.exact_effects_BLT(batch))
+    assert trust["contrasts"] == 30
+    assert trust["pearson"] == pytest.approx(expected.compute()["pearson"], abs=1e-4)
+
+
+class Broken(AttributionModule):
+    def exact_effects_BLT(self, batch: Any) -> Tensor:
+        raise NotImplementedError("no such thing")
+
+
+def test_a_run_goes_on_where_there_are_no_exact_effects(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    assert "trust" not in run(tmp_path, Broken())
+    assert "writer.verify: there are no exact effects of this model (no such thing); 0 leaves" in caplog.text
+
+
+def test_moves_between_devices_as_a_module():
+    assert isinstance(TrustReport([0]).to("cpu"), nn.Module)
