@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from lit_attr.attribution import AttributionBatch
 from lit_attr.contrasts import ROLES, role_mask_BRT
@@ -77,9 +78,7 @@ class RunSummary:
         Args:
             together: Of all processes, which all must ask then; otherwise of this one's share so far.
         """
-        for metric in (self.answers, self.profile, self.known_profile):
-            metric.sync_on_compute = together
-        total, preferred, known = self.answers.compute()
+        total, preferred, known = _compute(self.answers, together)
         return {
             "format": "lit-attr/summary",
             "version": FORMAT_VERSION,
@@ -87,12 +86,12 @@ class RunSummary:
             "contrast_accuracy": preferred / total if total else None,
             "known": known,
             "known_share": known / total if total else None,
-            "profile": self._profile(self.profile),
-            "known_profile": self._profile(self.known_profile),
+            "profile": self._profile(self.profile, together),
+            "known_profile": self._profile(self.known_profile, together),
         }
 
-    def _profile(self, metric: RoleLayerProfile) -> dict[str, Any]:
-        mean_LR, error_LR, count_R = metric.compute()
+    def _profile(self, metric: RoleLayerProfile, together: bool) -> dict[str, Any]:
+        mean_LR, error_LR, count_R = _compute(metric, together)
         return {
             "component": self.component,
             "layers": self.layers,
@@ -120,6 +119,11 @@ class RunSummary:
             (self.known_profile, told_apart_B & (rank_true_B == 0)),
         ):
             metric.update(scores_BLT[counted_B, :, : mask_BRT.shape[-1]], mask_BRT[counted_B])
+
+
+def _compute(metric: Metric, together: bool) -> Any:
+    # A metric's own `compute` waits for all processes; that of its class does not.
+    return metric.compute() if together else type(metric).compute(metric)
 
 
 def _without_nan(values_LR: Tensor) -> list[list[float | None]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric, PearsonCorrCoef, SumMetric
+from torchmetrics import MeanMetric, Metric, SumMetric
 from torchmetrics.functional import spearman_corrcoef
 
 from lit_attr.contrasts import ROLES, Contrast, role_mask_BRT
@@ -21,6 +21,33 @@ from lit_attr.contrasts import ROLES, Contrast, role_mask_BRT
 TOP = 10
 # Below this, more than three quarters of what varies in the exact effects is not in the scores.
 RELIABLE = 0.5
+
+
+class Correlation(Metric):
+    """Pearson's correlation, from sums that processes add up.
+
+    The states of torchmetrics' own change their shape with the first update; where one process has had none and
+    another has, they would wait for each other for ever.
+    """
+
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(6, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, scores_N: Tensor, effects_N: Tensor) -> None:
+        """Adds pairs of values, float64."""
+        products = (scores_N, effects_N, scores_N.square(), effects_N.square(), scores_N * effects_N)
+        self.sums += torch.stack([torch.ones_like(scores_N).sum(), *(product.sum() for product in products)])
+
+    def compute(self) -> Tensor:
+        """The correlation; NaN where values do not vary."""
+        count, scores, effects, score_squares, effect_squares, products = self.sums
+        spread = (count * score_squares - scores.square()) * (count * effect_squares - effects.square())
+        correlation: Tensor = (count * products - scores * effects) / spread.sqrt()
+        return correlation
 
 
 class TrustReport(nn.Module):
@@ -38,15 +65,12 @@ class TrustReport(nn.Module):
         super().__init__()
         self.layers = tuple(layers)
         self.contrasts = SumMetric()
-        self.pearson = PearsonCorrCoef()
+        self.pearson = Correlation()
         # A Module's list, so that they move with it; a list of their own for their type.
-        self._by_layer = [PearsonCorrCoef() for _ in self.layers]
-        self._by_role = [PearsonCorrCoef() for _ in ROLES]
+        self._by_layer = [Correlation() for _ in self.layers]
+        self._by_role = [Correlation() for _ in ROLES]
         self._moved = nn.ModuleList([*self._by_layer, *self._by_role])
         self.spearman, self.same_sign, self.top_overlap = MeanMetric(), MeanMetric(), MeanMetric()
-        for metric in self.modules():
-            if isinstance(metric, Metric):
-                metric.set_dtype(torch.float64)
 
     def update(self, contrasts: Sequence[Contrast], scores_BLT: Tensor, effects_BLT: Tensor) -> None:
         """Adds contrasts.
@@ -64,13 +88,13 @@ class TrustReport(nn.Module):
         effects_BLT = effects_BLT[..., : mask_BRT.shape[-1]]
         is_token_BT = mask_BRT.any(1)
         for layer, metric in enumerate(self._by_layer):
-            _update(metric, scores_BLT[:, layer][is_token_BT], effects_BLT[:, layer][is_token_BT])
+            metric.update(scores_BLT[:, layer][is_token_BT], effects_BLT[:, layer][is_token_BT])
         for role, metric in enumerate(self._by_role):
             is_role_BLT = mask_BRT[:, role][:, None].expand_as(scores_BLT)
-            _update(metric, scores_BLT[is_role_BLT], effects_BLT[is_role_BLT])
+            metric.update(scores_BLT[is_role_BLT], effects_BLT[is_role_BLT])
         is_cell_BLT = is_token_BT[:, None].expand_as(scores_BLT)
         scores_N, effects_N = scores_BLT[is_cell_BLT], effects_BLT[is_cell_BLT]
-        _update(self.pearson, scores_N, effects_N)
+        self.pearson.update(scores_N, effects_N)
         # At the last layer all but the last token have neither.
         either_N = (scores_N != 0) | (effects_N != 0)
         self.same_sign.update((scores_N.sign() == effects_N.sign())[either_N].double())
@@ -96,11 +120,6 @@ class TrustReport(nn.Module):
             },
             "pearson_by_role": {role: _number(metric) for role, metric in zip(ROLES, self._by_role, strict=True)},
         }
-
-
-def _update(metric: Metric, scores_N: Tensor, effects_N: Tensor) -> None:
-    if len(scores_N):
-        metric.update(scores_N, effects_N)
 
 
 def _number(metric: Metric) -> float | None:
