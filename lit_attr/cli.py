@@ -151,7 +151,9 @@ def main(args: Sequence[str] | None = None) -> None:
         if not (process_rank() and isinstance(error, ToldError)):
             where = f" in process {process_rank()}" if process_rank() else ""
             print(f"lit-attr: error{where}: {_told(error)}", file=sys.stderr, flush=True)
-        sys.exit(exit_status(1))
+        # The first process may have stopped before this one has got as far.
+        is_stop = isinstance(error, ToldError) and listener.signum is not None
+        sys.exit(exit_status(128 + (listener.signum or 0) if is_stop else 1))
     except Stopped as stop:
         if process_rank() == 0:
             print(f"lit-attr: {stop}", file=sys.stderr, flush=True)

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 from filelock import FileLock, Timeout
 
-from lit_attr.errors import UserError
+from lit_attr.errors import ToldError, UserError
 from lit_attr.records import read_json, write_json
 
 # A killed process's data loader workers, which share its lock, look for their parent every five seconds.
@@ -82,7 +82,7 @@ class RunLock:
         # In this order: a new run either finds this process's lock, or has put its own name here before.
         if self._read_holder().get("run") != run:
             self.release()
-            raise _gone(0)
+            raise UserError(_gone(0))
 
     def expect(self, processes: int) -> None:
         """Tells that so many processes are in the run, itself among them. All have joined by now."""
@@ -97,8 +97,10 @@ class RunLock:
         if self._own is not None:
             assert self._first is not None
             if _try(self._first):
+                # One that was not killed has said itself why it ended, and has taken its name away.
+                has_told = not self._holder.exists()
                 self.release()
-                raise _gone(0)
+                raise (ToldError if has_told else UserError)(_gone(0))
             return
         if self._processes == 1 or time.monotonic() - self._checked < CHECK_SECONDS:
             return
@@ -107,7 +109,7 @@ class RunLock:
             if not self._finished(rank).exists() and _try(part := _lock(self._part(rank))):
                 self._part(rank).unlink()
                 part.release()
-                raise _gone(rank)
+                raise UserError(_gone(rank))
 
     def finish(self) -> None:
         """Waits, for as long as it takes, until every process of the run has come here.
@@ -178,7 +180,5 @@ def _is_alive(holder: dict[str, Any]) -> bool:
     return True
 
 
-def _gone(rank: int) -> UserError:
-    return UserError(
-        f"process {rank} of the run has ended before all was done; the same command goes on where it stopped"
-    )
+def _gone(rank: int) -> str:
+    return f"process {rank} of the run has ended before all was done; the same command goes on where it stopped"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lit_attr import runlock
-from lit_attr.errors import UserError
+from lit_attr.errors import ToldError, UserError
 from lit_attr.runlock import RunLock
 
 HOLD = """
@@ -73,10 +74,26 @@ def test_the_processes_notice_each_others_end(tmp_path: Path):
     with pytest.raises(UserError, match=GONE.format(2)):
         first.check()
     first.release()
-    with pytest.raises(UserError, match=GONE.format(0)):
+    with pytest.raises(ToldError, match=GONE.format(0)):
         other.check()
     other.release()
     assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+
+
+def test_of_a_first_process_that_was_killed_another_tells(tmp_path: Path):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        run = json.loads((tmp_path / ".running").read_text())["run"]
+        other = RunLock(tmp_path)
+        other.join(run, 1)
+        other.check()
+        holder.kill()
+    with pytest.raises(UserError, match=GONE.format(0)) as told:
+        other.check()
+    assert not isinstance(told.value, ToldError)
 
 
 @pytest.mark.usefixtures("at_once")
