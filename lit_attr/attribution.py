@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from lit_attr.contrasts import Contrast, ContrastBatch
 from lit_attr.errors import UserError
-from lit_attr.hooks import at_last_tokens, calling, first_tensor, frozen, replace_first, undisturbed
+from lit_attr.hooks import at_last_tokens, calling, first_tensor, frozen, replace_first, take_last, undisturbed
 from lit_attr.locate import Location, max_positions, token_embedding
 
 
@@ -186,9 +186,7 @@ def only_last_logits(model: PreTrainedModel, last_B: Tensor) -> Iterator[None]:
     """Lets only each row's last hidden state reach the unembedding: logits come out as [B, 1, V]."""
 
     def keep_last(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        hidden_BTH = args[0]
-        row_B = torch.arange(len(last_B), device=hidden_BTH.device)
-        return (hidden_BTH[row_B, last_B.to(hidden_BTH.device)][:, None],)
+        return (take_last(args[0], last_B),)
 
     unembedding = model.get_output_embeddings()
     with ExitStack() as stack:

@@ -179,8 +179,7 @@ class CounterfactDataModule(pl.LightningDataModule):
         """The rows and the tokens that a batch may have."""
         if self.max_tokens is not None or self.max_rows is not None:
             return self.max_rows, self.max_tokens
-        on_cpu = self.trainer is None or self.trainer.strategy.root_device.type == "cpu"
-        max_tokens = MAX_TOKENS_CPU if on_cpu else MAX_TOKENS_GPU
+        max_tokens = default_max_tokens(self.trainer)
         return max_tokens // TOKENS_OF_A_ROW, max_tokens
 
     def _refuse_rejected(self, rejected: list[Rejected]) -> None:
@@ -191,6 +190,12 @@ class CounterfactDataModule(pl.LightningDataModule):
         if self.contrasts:
             total, mend = "", "mend the row, or set data.strict: false to go on without it"
         raise UserError(f"data.source: {total}row {first.row} (id {first.id!r}): {first.reason}; {mend}")
+
+
+def default_max_tokens(trainer: pl.Trainer | None) -> int:
+    """Tokens of a batch with its padding, where nobody has set them."""
+    on_cpu = trainer is None or trainer.strategy.root_device.type == "cpu"
+    return MAX_TOKENS_CPU if on_cpu else MAX_TOKENS_GPU
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, embedded: int | None) -> None:

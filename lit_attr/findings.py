@@ -36,38 +36,46 @@ class Findings(NamedTuple):
 
 
 def read_findings(folder: OutputFolder, *, ids: Collection[int | str] = (), largest: int = 0) -> Findings:
-    """Reads a folder's records, twice: once for the sizes of the relations.
+    """Reads a folder's records, once.
 
     Args:
         folder: The output folder.
         ids: Whose examples are wanted.
         largest: How many of the examples with the largest |logit difference| are wanted.
     """
-    counts = Counter(example["relation_id"] for _, example in _examples(folder) if example["relation_id"])
-    chosen = {relation for relation, _ in counts.most_common(LARGEST_RELATIONS)} if len(counts) > 1 else set()
+    counts: Counter[str] = Counter()
     profiles: dict[str, RunSummary] = {}
     differences: list[float] = []
     strongest, failures, extreme = _Top(LISTED), _Top(LISTED), _Top(largest)
     asked_for = []
-    for record, example in _examples(folder):
-        difference = example["logit_diff"]
-        differences.append(difference)
-        strongest.add(difference, example)
-        extreme.add(abs(difference), example)
-        if difference <= 0:
-            failures.add(-difference, example)
-        if example["id"] in ids:
-            asked_for.append(example)
-        if (relation := example["relation_id"]) in chosen:
-            profile = profiles.setdefault(relation, RunSummary(record["layers"], record["component"]))
-            profile.add_record({"examples": [example]})
+    for _, record in folder.read_batches():
+        by_relation: dict[str, list[dict[str, Any]]] = {}
+        for example in record["examples"]:
+            if example["true_token_id"] == example["false_token_id"]:
+                continue  # a token against itself tells nothing apart
+            difference = example["logit_diff"]
+            differences.append(difference)
+            strongest.add(difference, example)
+            extreme.add(abs(difference), example)
+            if difference <= 0:
+                failures.add(-difference, example)
+            if example["id"] in ids:
+                asked_for.append(example)
+            if example["relation_id"]:
+                by_relation.setdefault(example["relation_id"], []).append(example)
+        for relation, examples in by_relation.items():
+            counts[relation] += len(examples)
+            if relation not in profiles:
+                profiles[relation] = RunSummary(record["layers"], record["component"])
+            profiles[relation].add_record({"examples": examples})
+    chosen = [relation for relation, _ in counts.most_common(LARGEST_RELATIONS)] if len(counts) > 1 else []
     return Findings(
         statistics.median(differences) if differences else None,
         strongest.best(),
         failures.best(),
         asked_for,
         extreme.best(),
-        {relation: profiles[relation].compute(together=False)["profile"] for relation in sorted(profiles)},
+        {relation: profiles[relation].compute(together=False)["profile"] for relation in sorted(chosen)},
     )
 
 
@@ -136,14 +144,6 @@ class _Top:
 
     def best(self) -> list[dict[str, Any]]:
         return [example for _, _, example in sorted(self._heap, key=lambda item: item[:2], reverse=True)]
-
-
-def _examples(folder: OutputFolder) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """The batch files' objects and examples; a token against itself tells nothing apart and is left out."""
-    for _, record in folder.read_batches():
-        for example in record["examples"]:
-            if example["true_token_id"] != example["false_token_id"]:
-                yield record, example
 
 
 def _table(head: tuple[str, ...], rows: Iterator[tuple[Any, ...]] | tuple[tuple[Any, ...], ...]) -> Iterator[str]:

@@ -99,10 +99,8 @@ def at_last_tokens(module: nn.Module, last_B: Tensor) -> Iterator[None]:
         tokens.clear()
         if not args or args[0].dim() != 3:
             return None
-        hidden_BTH = args[0]
-        tokens.append(hidden_BTH.shape[1])
-        row_B = torch.arange(len(last_B), device=hidden_BTH.device)
-        return (hidden_BTH[row_B, last_B.to(hidden_BTH.device)][:, None], *args[1:])
+        tokens.append(args[0].shape[1])
+        return (take_last(args[0], last_B), *args[1:])
 
     def spread(_: nn.Module, __: Any, output: Any) -> Any:
         if not tokens:
@@ -116,6 +114,12 @@ def at_last_tokens(module: nn.Module, last_B: Tensor) -> Iterator[None]:
         hooks.callback(module.register_forward_pre_hook(keep_last).remove)
         hooks.callback(module.register_forward_hook(spread).remove)
         yield
+
+
+def take_last(hidden_BTH: Tensor, last_B: Tensor) -> Tensor:
+    """Each row's hidden state at its last token, [B, 1, H]."""
+    row_B = torch.arange(len(last_B), device=hidden_BTH.device)
+    return hidden_BTH[row_B, last_B.to(hidden_BTH.device)][:, None]
 
 
 def first_tensor(output: Any) -> Tensor:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_attr.attribution import attribute_batch
 from lit_attr.batching import bucket_by_length
 from lit_attr.contrasts import Contrast, collate_contrasts
-from lit_attr.datamodule import MAX_TOKENS_CPU, MAX_TOKENS_GPU, CounterfactDataModule
+from lit_attr.datamodule import CounterfactDataModule, default_max_tokens
 from lit_attr.errors import UserError
 from lit_attr.locate import Location, locate, token_embedding
 from lit_attr.models import warn_once
@@ -150,8 +150,7 @@ class AttributionMonitor(pl.Callback):
             warn_once(f"AttributionMonitor.facts: {count} rows left out; row {first.row}: {first.reason}")
         contrasts, heatmaps = data.contrasts, min(self.max_heatmaps, len(data.contrasts))
         places = {place * len(contrasts) // heatmaps for place in range(heatmaps)}
-        on_cpu = trainer.strategy.root_device.type == "cpu"
-        most = data.max_tokens or (MAX_TOKENS_CPU if on_cpu else MAX_TOKENS_GPU)
+        most = data.max_tokens or default_max_tokens(trainer)
         # Loggers are in the first process alone, so it has the facts that are drawn, and is dealt to last.
         rank, world_size = trainer.global_rank, trainer.world_size
         drawn = _batches([contrasts[place] for place in sorted(places)], most) if rank == 0 else []
@@ -194,8 +193,7 @@ class AttributionMonitor(pl.Callback):
             values |= {name: found[name] for name in ("contrast_accuracy", "known_share")}
             values["logit_difference"] = float(total) / found["contrasts"]
             for role, ((score, layer, _), *_) in strongest_cells(found["profile"], 1).items():
-                values[f"score/{role.replace(' ', '_')}"] = score
-                values[f"layer/{role.replace(' ', '_')}"] = float(layer)
+                values |= {f"score/{safe_tag(role)}": score, f"layer/{safe_tag(role)}": float(layer)}
             words = f"{found['contrasts']} contrasts · true answer preferred in {found['contrast_accuracy']:.1%}"
             show_image(
                 trainer,

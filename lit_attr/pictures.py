@@ -96,15 +96,13 @@ def log_curves(trainer: pl.Trainer, profile: Mapping[str, Any], name: str) -> No
             error = profile["standard_error"][place][column]
             if means[place] is None:
                 continue
-            tag = f"{name}/{role.replace(' ', '_')}"
-            values[tag] = means[place]
+            part = safe_tag(role)
+            values[f"{name}/{part}"] = means[place]
             if error is not None:
-                values[f"{name}_low/{role.replace(' ', '_')}"] = means[place] - CONFIDENCE * error
-                values[f"{name}_high/{role.replace(' ', '_')}"] = means[place] + CONFIDENCE * error
+                values[f"{name}_low/{part}"] = means[place] - CONFIDENCE * error
+                values[f"{name}_high/{part}"] = means[place] + CONFIDENCE * error
             if place + WINDOW <= len(means):
-                values[f"{name}_sum_of_{WINDOW}_layers/{role.replace(' ', '_')}"] = sum(
-                    means[place : place + WINDOW]
-                )
+                values[f"{name}_sum_of_{WINDOW}_layers/{part}"] = sum(means[place : place + WINDOW])
         for logger in trainer.loggers:
             logger.log_metrics(values, step=layer)
 
@@ -116,7 +114,7 @@ def log_run(
 
     Settings and final numbers in the HParams tab set several runs side by side.
     """
-    roles = [role.replace(" ", "_") for role in summary["profile"]["roles"]]
+    roles = [safe_tag(role) for role in summary["profile"]["roles"]]
     charts = {
         name: {
             role: ["Margin", [f"{kind}/{role}" for kind in (name, f"{name}_low", f"{name}_high")]]

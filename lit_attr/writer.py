@@ -127,7 +127,8 @@ class AttributionWriter(BasePredictionWriter):
         if hasattr(pl_module, "exact_effects_BLT"):
             mine = _spread(self.verify, trainer.global_rank, trainer.world_size)
             to_verify = [worth_it[row] for row in _share(mine, len(worth_it), *place)]
-            self._compare(pl_module, finite.select(to_verify))
+            if to_verify:
+                self._compare(pl_module, finite.select(to_verify))
         if trainer.is_global_zero and (batch_idx + 1) % BATCHES_BETWEEN_PROFILES == 0:
             so_far = summary.compute(together=False)
             self._background.do(lambda: self._log_profile(trainer, so_far))
@@ -170,16 +171,13 @@ class AttributionWriter(BasePredictionWriter):
 
     def _compare(self, module: Any, batch: AttributionBatch) -> None:
         """Compares scores with exact effects."""
-        if self._trust is None:
-            self._trust = TrustReport(batch.layers)
-        if not batch.contrasts:
-            return
         try:
             effects_BLT = module.exact_effects_BLT(collate_contrasts(batch.contrasts))
         except Exception as error:  # whatever: the scores are there, and the run goes on without their comparison
             reason = " ".join(str(error).split())[:200]
             warn_once(f"writer.verify: there are no exact effects of this model ({reason}); 0 leaves them out")
         else:
+            self._trust = self._trust or TrustReport(batch.layers)
             self._trust.update(batch.contrasts, batch.scores_sum_BLT, effects_BLT)
 
     def _write(self, trainer: pl.Trainer, batch: AttributionBatch, rows_to_draw: Iterable[int]) -> None:
@@ -295,7 +293,7 @@ class AttributionWriter(BasePredictionWriter):
         done = self._done or {}
         rows = [row for row, contrast in enumerate(batch.contrasts) if contrast.key not in done]
         for contrast in batch.contrasts:
-            if done.get(contrast.key, same := _what(contrast.fact._asdict() | contrast._asdict())) != same:
+            if contrast.key in done and done[contrast.key] != _what(contrast.fact._asdict() | contrast._asdict()):
                 raise UserError(
                     f"data.source: id {contrast.fact.id!r} was another fact in the run that {self.folder.path} is "
                     "of; give another folder"
@@ -315,8 +313,8 @@ class AttributionWriter(BasePredictionWriter):
 def _share(total: int, rows: int, place: int, places: int | float) -> list[int]:
     """Which rows of one of a process's batches are taken, where `total` are, spread over batches and rows."""
     # Of batches without number, all from the first.
-    batch = (place, int(places)) if math.isfinite(places) else (min(place, 1), 1)
-    share = min(_spread(total, *batch) if batch[0] < batch[1] else 0, rows)
+    known = int(places) if math.isfinite(places) else 1
+    share = min(_spread(total, place, known), rows) if place < known else 0
     return [at * rows // share for at in range(share)]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import orjson
 import pytest
+from conftest import writing_trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -21,20 +22,13 @@ from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.module import AttributionModule
 from lit_attr.pictures import log_curves, log_image, safe_tag
 from lit_attr.sources import SAMPLE, open_rows
-from lit_attr.writer import AttributionWriter
 
 ROWS = [*open_rows(SAMPLE)][::20]
 
 
 def run(folder: Path, logger: Any, **writer: Any) -> dict[str, Any]:
     """Runs over some facts and returns the summary."""
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=logger,
-        callbacks=[AttributionWriter(str(folder), **writer)],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = writing_trainer(folder, logger=logger, **writer)
     trainer.predict(
         AttributionModule(), datamodule=CounterfactDataModule(ROWS, batch_size=8), return_predictions=False
     )

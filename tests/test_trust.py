@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 import pytest
 import torch
+from conftest import writing_trainer
 from torch import Tensor, nn
 
 from lit_attr.contrasts import ROLES, Contrast, collate_contrasts
@@ -17,7 +18,6 @@ from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.module import AttributionModule
 from lit_attr.sources import SAMPLE, open_rows
 from lit_attr.trust import TrustReport, verdict
-from lit_attr.writer import AttributionWriter
 
 
 @pytest.fixture
@@ -104,13 +104,7 @@ def test_the_verdict_names_poor_layers():
 
 
 def run(folder: Path, module: pl.LightningModule | None = None, **writer: Any) -> dict[str, Any]:
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        callbacks=[AttributionWriter(str(folder), max_heatmaps=0, **writer)],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = writing_trainer(folder, max_heatmaps=0, **writer)
     data = CounterfactDataModule([*open_rows(SAMPLE)][::16], batch_size=6)
     trainer.predict(module or AttributionModule(), datamodule=data, return_predictions=False)
     summary: dict[str, Any] = orjson.loads((folder / "summary.json").read_bytes())

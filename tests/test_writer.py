@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from conftest import writing_trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -32,13 +33,7 @@ ROWS = [*open_rows(SAMPLE)][::11]
 def run(
     folder: Path, *, logger: Any = False, rows: list[Any] = ROWS, module: dict[str, Any] | None = None, **writer
 ):
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=logger,
-        callbacks=[AttributionWriter(str(folder), **writer)],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = writing_trainer(folder, logger=logger, **writer)
     data = CounterfactDataModule(rows, batch_size=8)
     trainer.predict(AttributionModule(**(module or {})), datamodule=data, return_predictions=False)
 
