@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from lit_attr.attribution import check_inputs, only_last_logits, pick
+from lit_attr.attribution import (
+    AttributionBatch,
+    answers_of,
+    check_inputs,
+    last_logits_BV,
+    only_last_logits,
+    pick,
+)
 from lit_attr.contrasts import ContrastBatch
 from lit_attr.errors import UserError
 from lit_attr.hooks import first_tensor, replace_first, undisturbed
@@ -82,6 +89,28 @@ def exact_effects_BLT(
             effects = _effects_BLT(model, location, part, replacement_BLTH[rows, :, :width])
             effects_BLT[rows, :, :width] = effects.to(effects_BLT)
     return effects_BLT.where(_is_token_BT(batch)[:, None], 0).to(batch.token_ids_BT.device)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def ablate_batch(
+    model: PreTrainedModel, location: Location, batch: ContrastBatch, *, component: str = "mlp"
+) -> AttributionBatch:
+    """Exact effects of zero ablation in the place of scores: the rule `exact`.
+
+    Args:
+        model: A causal language model.
+        location: The modules whose outputs are replaced.
+        batch: The contrasts, on the device of the model's embeddings.
+        component: What `location` was found for; passed on into the result.
+
+    Raises:
+        UserError: As `exact_effects_BLT`.
+    """
+    effects_BLT = exact_effects_BLT(model, location, batch)
+    with undisturbed(model, batch.token_ids_BT.device), only_last_logits(model, batch.last_B):
+        answers = answers_of(last_logits_BV(model, batch), batch)
+    return AttributionBatch(batch.contrasts, location.layers, component, "exact", effects_BLT, None, *answers)
 
 
 @torch.inference_mode(False)
@@ -179,9 +208,11 @@ def _effects_BLT(
         plain_B = clean.diff_B - _plain_diff_B(model, location.modules[0], batch, replacement_BLTH[:, 0], middle)
         if not (effects_BL[:, 0] - plain_B).abs().max() <= clean.rounding:
             raise ValueError("the effects come out differently")
-    except torch.cuda.OutOfMemoryError:
+    except torch.OutOfMemoryError:
         raise
     except Exception as error:  # what is wrong with the model itself comes up again in a whole forward
+        if "allocate memory" in str(error):  # a CPU's memory has no error of its own
+            raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         warn_once(
             "model: exact effects take a whole forward for every layer and token, several times as long, since "

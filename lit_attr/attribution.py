@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,19 @@ from transformers import PreTrainedModel
 
 from lit_attr.contrasts import Contrast, ContrastBatch
 from lit_attr.errors import UserError
-from lit_attr.hooks import at_last_tokens, calling, first_tensor, frozen, replace_first, take_last, undisturbed
+from lit_attr.hooks import (
+    at_last_tokens,
+    calling,
+    frozen,
+    inputs_recorded,
+    recorded,
+    scaled,
+    take_last,
+    undisturbed,
+)
 from lit_attr.locate import Location, max_positions, token_embedding
+from lit_attr.rules import GRADIENT, Rule, RuleName
+from lit_attr.secant import Reader, change_scores_NL
 
 
 class AttributionBatch(NamedTuple):
@@ -29,8 +40,9 @@ class AttributionBatch(NamedTuple):
         contrasts: What was attributed, in the order of the rows.
         layers: The layer index of each place on the layer axis.
         component: What the scores are of: `mlp`, `attention`, `block` or a module path.
-        scores_sum_BLT: logits. Σ_h a·g: the signed score.
-        scores_l2_BLT: logits. The l2 norm over h of a·g.
+        rule: How they were computed: see `lit_attr.rules.find_rule`.
+        scores_sum_BLT: logits. The signed score: Σ_h a·g, where the rule takes a gradient.
+        scores_l2_BLT: logits. The l2 norm over h of a·g; None where the rule's scores are no such product.
         logit_true_B: The true answer's logit.
         logit_false_B: The false answer's logit.
         prob_true_B: Softmax over the vocabulary.
@@ -41,8 +53,9 @@ class AttributionBatch(NamedTuple):
     contrasts: tuple[Contrast, ...]
     layers: tuple[int, ...]
     component: str
+    rule: RuleName
     scores_sum_BLT: Tensor
-    scores_l2_BLT: Tensor
+    scores_l2_BLT: Tensor | None
     logit_true_B: Tensor
     logit_false_B: Tensor
     prob_true_B: Tensor
@@ -59,18 +72,40 @@ class AttributionBatch(NamedTuple):
         return self._replace(contrasts=contrasts)._map(lambda tensor: tensor[list(rows)])
 
     def join(self, other: AttributionBatch) -> AttributionBatch:
-        """Both, one after the other; they have to be of the same layers and as wide."""
-        tensors = (torch.cat(pair) for pair in zip(self[3:], other[3:], strict=True))
-        return AttributionBatch(self.contrasts + other.contrasts, self.layers, self.component, *tensors)
+        """Both, one after the other; they have to be of the same layers and rule and as wide."""
+        pairs = zip(self._asdict().items(), other, strict=True)
+        joined: dict[str, Any] = {
+            name: torch.cat([value, cast(Tensor, others)])
+            for (name, value), others in pairs
+            if isinstance(value, Tensor)
+        }
+        return self._replace(contrasts=self.contrasts + other.contrasts, **joined)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> AttributionBatch:
-        return AttributionBatch(self.contrasts, self.layers, self.component, *map(function, self[3:]))
+        values = self._asdict().items()
+        mapped: dict[str, Any] = {name: function(value) for name, value in values if isinstance(value, Tensor)}
+        return self._replace(**mapped)
+
+
+class Answers(NamedTuple):
+    """What the logits after the last token say of the two answers; the fields are those of `AttributionBatch`."""
+
+    logit_true_B: Tensor
+    logit_false_B: Tensor
+    prob_true_B: Tensor
+    prob_false_B: Tensor
+    rank_true_B: Tensor
 
 
 @torch.inference_mode(False)
 @torch.enable_grad()
 def attribute_batch(
-    model: PreTrainedModel, location: Location, batch: ContrastBatch, *, component: str = "mlp"
+    model: PreTrainedModel,
+    location: Location,
+    batch: ContrastBatch,
+    *,
+    component: str = "mlp",
+    rule: Rule = GRADIENT,
 ) -> AttributionBatch:
     """Gradient × activation of the contrastive logit difference, for all chosen layers of a batch.
 
@@ -86,6 +121,7 @@ def attribute_batch(
         location: The modules whose outputs `a` are scored.
         batch: The contrasts, on the device of the model's embeddings.
         component: What `location` was found for; passed on into the result.
+        rule: How the gradient is taken, from `find_rule`; `exact` is that of `ablate_batch`.
 
     Raises:
         UserError: A token id has no embedding in the model, or the context is longer than its positions.
@@ -96,34 +132,94 @@ def attribute_batch(
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model, batch.token_ids_BT.device))
         stack.enter_context(frozen(model))
+        stack.enter_context(rule.held())
         if location.top_at_last_token:
             stack.enter_context(at_last_tokens(location.modules[-1], batch.last_B))
-        activations = stack.enter_context(_recorded(location.modules))
         stack.enter_context(only_last_logits(model, batch.last_B))
-        logits_BV = model(input_ids=batch.token_ids_BT, use_cache=False).logits[:, 0]
-        logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
-        true_ids_B = batch.true_token_ids_B.to(logits_BV.device)
-        false_ids_B = batch.false_token_ids_B.to(logits_BV.device)
-        logit_true_B = pick(logits_BV, true_ids_B)
-        logit_false_B = pick(logits_BV, false_ids_B)
-        # Rows do not meet in the model, so the gradient of the sum holds each row's own gradient.
-        gradients = torch.autograd.grad((logit_true_B - logit_false_B).sum(), activations)
-    with torch.no_grad():
-        scores = [_scores_BT(a, g, batch.token_ids_BT.shape) for a, g in zip(activations, gradients, strict=True)]
-        probs_BV = logits_BV.softmax(-1)
-        return AttributionBatch(
-            contrasts=batch.contrasts,
-            layers=location.layers,
-            component=component,
-            # A model spread over several devices leaves each layer's scores where the layer is.
-            scores_sum_BLT=torch.stack([signed_BT.to(logits_BV.device) for signed_BT, _ in scores], 1),
-            scores_l2_BLT=torch.stack([norm_BT.to(logits_BV.device) for _, norm_BT in scores], 1),
-            logit_true_B=logit_true_B.detach(),
-            logit_false_B=logit_false_B.detach(),
-            prob_true_B=pick(probs_BV, true_ids_B),
-            prob_false_B=pick(probs_BV, false_ids_B),
-            rank_true_B=(logits_BV > logit_true_B[:, None]).sum(1),
-        )
+        if rule.name == "integrated":
+            scores, answers = _along_paths(model, location, batch, rule.steps)
+        elif rule.name == "norm-secant":
+            scores, answers = _by_secants(model, location, batch, rule.readers)
+        else:
+            scores, answers = _by_products(model, location, batch)
+    signed, norms = zip(*scores, strict=True)
+    device = answers.logit_true_B.device
+    # A model spread over several devices leaves each layer's scores where the layer is.
+    stacked = [
+        torch.stack([each_BT.to(device) for each_BT in part], 1) for part in (signed, norms) if part[0] is not None
+    ]
+    l2_BLT = stacked[1] if len(stacked) > 1 else None
+    return AttributionBatch(batch.contrasts, location.layers, component, rule.name, stacked[0], l2_BLT, *answers)
+
+
+# A layer's signed scores and their norms, which not every rule has.
+LayerScores = tuple[Tensor, Tensor | None]
+
+
+def _by_products(
+    model: PreTrainedModel, location: Location, batch: ContrastBatch
+) -> tuple[list[LayerScores], Answers]:
+    with recorded(location.modules) as activations:
+        logits_BV = last_logits_BV(model, batch)
+    gradients = torch.autograd.grad(_difference(logits_BV, batch), activations)
+    shape = batch.token_ids_BT.shape
+    scores: list[LayerScores] = [_products_BT(a, g, shape) for a, g in zip(activations, gradients, strict=True)]
+    return scores, answers_of(logits_BV, batch)
+
+
+def _by_secants(
+    model: PreTrainedModel, location: Location, batch: ContrastBatch, readers: Sequence[Reader]
+) -> tuple[list[LayerScores], Answers]:
+    norms = [reader.module for reader in readers]
+    with recorded(location.modules) as writes, inputs_recorded(norms) as inputs, recorded(norms) as outputs:
+        logits_BV = last_logits_BV(model, batch)
+    gradients = torch.autograd.grad(_difference(logits_BV, batch), outputs)
+    flat = [[each.detach().flatten(0, -2) for each in part] for part in (writes, inputs, gradients)]
+    scores_NL = change_scores_NL(readers, *flat).to(torch.promote_types(logits_BV.dtype, torch.float32))
+    scores_BTL = scores_NL.reshape(*batch.token_ids_BT.shape, -1)
+    return [(scores_BT, None) for scores_BT in scores_BTL.unbind(-1)], answers_of(logits_BV, batch)
+
+
+def _along_paths(
+    model: PreTrainedModel, location: Location, batch: ContrastBatch, steps: int
+) -> tuple[list[LayerScores], Answers]:
+    with torch.no_grad(), recorded(location.modules) as activations:
+        answers = answers_of(last_logits_BV(model, batch), batch)
+    scores: list[LayerScores] = []
+    for module, activation in zip(location.modules, activations, strict=True):
+        mean = torch.zeros_like(activation, dtype=torch.promote_types(activation.dtype, torch.float32))
+        for step in range(steps):
+            with scaled(module, (step + 0.5) / steps), recorded([module]) as writes:
+                difference = _difference(last_logits_BV(model, batch), batch)
+            mean += torch.autograd.grad(difference, writes)[0] / steps
+        scores.append(_products_BT(activation, mean, batch.token_ids_BT.shape))
+    return scores, answers
+
+
+def last_logits_BV(model: PreTrainedModel, batch: ContrastBatch) -> Tensor:
+    """The logits after each row's last token, in float32 at least; to be called within `only_last_logits`."""
+    logits_BV: Tensor = model(input_ids=batch.token_ids_BT, use_cache=False).logits[:, 0]
+    return logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
+
+
+def _difference(logits_BV: Tensor, batch: ContrastBatch) -> Tensor:
+    """The sum of logit differences: rows do not meet in the model, so its gradient holds each row's own."""
+    true_B, false_B = (ids_B.to(logits_BV.device) for ids_B in (batch.true_token_ids_B, batch.false_token_ids_B))
+    return (pick(logits_BV, true_B) - pick(logits_BV, false_B)).sum()
+
+
+@torch.no_grad()
+def answers_of(logits_BV: Tensor, batch: ContrastBatch) -> Answers:
+    """What the logits say of the two answers."""
+    true_B, false_B = (ids_B.to(logits_BV.device) for ids_B in (batch.true_token_ids_B, batch.false_token_ids_B))
+    logit_true_B, probs_BV = pick(logits_BV, true_B), logits_BV.softmax(-1)
+    return Answers(
+        logit_true_B.detach(),
+        pick(logits_BV, false_B).detach(),
+        pick(probs_BV, true_B).detach(),
+        pick(probs_BV, false_B).detach(),
+        (logits_BV > logit_true_B[:, None]).sum(1),
+    )
 
 
 def pick(values_BV: Tensor, ids_B: Tensor) -> Tensor:
@@ -131,7 +227,7 @@ def pick(values_BV: Tensor, ids_B: Tensor) -> Tensor:
     return values_BV.gather(1, ids_B[:, None])[:, 0]
 
 
-def _scores_BT(activation: Tensor, gradient: Tensor, rows_and_tokens: torch.Size) -> tuple[Tensor, Tensor]:
+def _products_BT(activation: Tensor, gradient: Tensor, rows_and_tokens: torch.Size) -> tuple[Tensor, Tensor]:
     # In float32 at least: in half precision the products of small numbers underflow.
     wide = torch.promote_types(activation.dtype, torch.float32)
     product = activation.detach().to(wide) * gradient.to(wide)
@@ -161,24 +257,6 @@ def check_inputs(model: PreTrainedModel, batch: ContrastBatch) -> None:
             f"data.source: the fact {longest.fact.id!r} has {max(lengths)} tokens, and this model has positions "
             f"for {positions}; leave it out or shorten it"
         )
-
-
-@contextmanager
-def _recorded(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collects the modules' outputs in the order given; the first to run becomes the leaf of the tape."""
-    outputs: list[Tensor] = [torch.empty(0)] * len(modules)
-
-    def record(place: int, output: Any) -> Any:
-        hidden = first_tensor(output)
-        outputs[place] = hidden if hidden.requires_grad else hidden.detach().requires_grad_()
-        # A copy goes on, since some blocks add the residual to what they get in place.
-        return replace_first(output, outputs[place].clone())
-
-    with ExitStack() as stack:
-        for place, module in enumerate(modules):
-            handle = module.register_forward_hook(lambda _, __, output, place=place: record(place, output))
-            stack.callback(handle.remove)
-        yield outputs
 
 
 @contextmanager

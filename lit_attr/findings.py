@@ -66,7 +66,7 @@ def read_findings(folder: OutputFolder, *, ids: Collection[int | str] = (), larg
         for relation, examples in by_relation.items():
             counts[relation] += len(examples)
             if relation not in profiles:
-                profiles[relation] = RunSummary(record["layers"], record["component"])
+                profiles[relation] = RunSummary(record["layers"], record["component"], record["rule"])
             profiles[relation].add_record({"examples": examples})
     chosen = [relation for relation, _ in counts.most_common(LARGEST_RELATIONS)] if len(counts) > 1 else []
     return Findings(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -114,6 +114,51 @@ def at_last_tokens(module: nn.Module, last_B: Tensor) -> Iterator[None]:
         hooks.callback(module.register_forward_pre_hook(keep_last).remove)
         hooks.callback(module.register_forward_hook(spread).remove)
         yield
+
+
+@contextmanager
+def recorded(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collects the modules' outputs in the order given; the first to run becomes the leaf of the tape."""
+    outputs: list[Tensor] = [torch.empty(0)] * len(modules)
+
+    def record(place: int, output: Any) -> Any:
+        hidden = first_tensor(output)
+        outputs[place] = hidden if hidden.requires_grad else hidden.detach().requires_grad_()
+        # A copy goes on, since some blocks add the residual to what they get in place.
+        return replace_first(output, outputs[place].clone())
+
+    with ExitStack() as stack:
+        for place, module in enumerate(modules):
+            handle = module.register_forward_hook(lambda _, __, output, place=place: record(place, output))
+            stack.callback(handle.remove)
+        yield outputs
+
+
+@contextmanager
+def inputs_recorded(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collects what the modules get, in the order given, apart from the tape."""
+    inputs: list[Tensor] = [torch.empty(0)] * len(modules)
+
+    def record(place: int, args: tuple[Any, ...]) -> None:
+        inputs[place] = args[0].detach()
+
+    with ExitStack() as stack:
+        for place, module in enumerate(modules):
+            handle = module.register_forward_pre_hook(lambda _, args, place=place: record(place, args))
+            stack.callback(handle.remove)
+        yield inputs
+
+
+@contextmanager
+def scaled(module: nn.Module, factor: float) -> Iterator[None]:
+    """A module that gives out so many times what it does."""
+    handle = module.register_forward_hook(
+        lambda _, __, output: replace_first(output, first_tensor(output) * factor)
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def take_last(hidden_BTH: Tensor, last_B: Tensor) -> Tensor:

@@ -123,6 +123,13 @@ def resolve_layers(layers: Sequence[int] | int | str, count: int) -> tuple[int, 
     return tuple(sorted({layer % count for layer in wanted}))
 
 
+def named_mlps(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
+    """The MLP modules of all decoder blocks, with their paths; a block may have none of its own."""
+    names = {module: name for name, module in model.named_modules()}
+    blocks = _submodule(model, _decoder_stack(model)).children()
+    return [(names[mlp], mlp) for block in blocks for mlp in _named_children(block, "mlp")]
+
+
 def token_embedding(model: PreTrainedModel) -> nn.Embedding:
     """The module that turns token ids into hidden states."""
     return cast(nn.Embedding, model.get_input_embeddings())

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_e
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_attr.ablation import exact_effects_BLT
+from lit_attr.ablation import ablate_batch, exact_effects_BLT
 from lit_attr.attribution import AttributionBatch, attribute_batch
 from lit_attr.contrasts import ContrastBatch, Step
 from lit_attr.errors import UserError
@@ -32,6 +32,7 @@ from lit_attr.models import (
     quantization_settings,
     warn_once,
 )
+from lit_attr.rules import GRADIENT, Rule, RuleName, find_rule
 
 
 class AttributionModule(pl.LightningModule):
@@ -54,6 +55,10 @@ class AttributionModule(pl.LightningModule):
             look for it elsewhere where it is not. Only where a model cannot pass should this be false.
         step: Where the two answers are told apart: `divergence`, the first token that differs, or `all`, every
             token they can be compared at. A data module without a step of its own follows it.
+        rule: How scores are computed: `gradient`, `frozen-norm`, `linearised`, `integrated`, `norm-secant`, or
+            `exact`; see `lit_attr.rules.find_rule`.
+        integration_steps: With the rule `integrated`, how many gradients are averaged.
+        frozen_attention: With the rule `linearised`, hold the attention patterns as well.
         dtype: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own.
         quantization: `8bit` or `4bit` weights by bitsandbytes. Gradients then go through dequantised weights.
         llm_int8_threshold: With `8bit`, the size from which a feature goes through float16, for all rows of a
@@ -75,6 +80,9 @@ class AttributionModule(pl.LightningModule):
         component: str = "mlp",
         self_test: bool = True,
         step: Step = "divergence",
+        rule: RuleName = "gradient",
+        integration_steps: int = 8,
+        frozen_attention: bool = False,
         dtype: Dtype = "float32",
         quantization: Quantization | None = None,
         llm_int8_threshold: float | None = None,
@@ -109,6 +117,9 @@ class AttributionModule(pl.LightningModule):
         self.component = component
         self.self_test = self_test
         self.step: Step = step
+        self.rule: RuleName = rule
+        self.integration_steps = integration_steps
+        self.frozen_attention = frozen_attention
         self.dtype_name: Dtype = dtype
         self.quantization: Quantization | None = quantization
         self.llm_int8_threshold = llm_int8_threshold
@@ -118,6 +129,7 @@ class AttributionModule(pl.LightningModule):
         self.trust_remote_code = trust_remote_code
         self.use_safetensors = use_safetensors
         self.location: Location | None = None
+        self._rule: Rule = GRADIENT
         self._too_many_tokens: float = math.inf
         self.language_model: PreTrainedModel | None = None
         if model is not None:
@@ -158,7 +170,15 @@ class AttributionModule(pl.LightningModule):
                 "model.self_test: it was skipped, so nothing says that what is scored is what the "
                 f"{self.component} adds to the residual stream"
             )
-        self.location = locate(self._model, layers=self.layers, component=self.component, self_test=self.self_test)
+        location = locate(self._model, layers=self.layers, component=self.component, self_test=self.self_test)
+        self._rule = find_rule(
+            self._model,
+            location,
+            self.rule,
+            steps=self.integration_steps,
+            frozen_attention=self.frozen_attention,
+        )
+        self.location = location
 
     @float32_by_default()
     def predict_step(self, batch: ContrastBatch, batch_idx: int, dataloader_idx: int = 0) -> AttributionBatch:
@@ -197,7 +217,7 @@ class AttributionModule(pl.LightningModule):
         tokens, rows = batch.token_ids_BT.numel(), len(batch.contrasts)
         if rows == 1 or tokens < self._too_many_tokens:
             try:
-                return attribute_batch(self._model, self.location, batch, component=self.component).to("cpu")
+                return self._score(batch).to("cpu")
             except RuntimeError as error:
                 if not is_oom_error(error):
                     raise
@@ -212,6 +232,12 @@ class AttributionModule(pl.LightningModule):
             warn_once("data.max_tokens: the memory does not suffice for a batch; going on with halves of it")
         first, second = batch.split()
         return self._attribute(first).join(self._attribute(second))
+
+    def _score(self, batch: ContrastBatch) -> AttributionBatch:
+        assert self.location is not None
+        if self.rule == "exact":
+            return ablate_batch(self._model, self.location, batch, component=self.component)
+        return attribute_batch(self._model, self.location, batch, component=self.component, rule=self._rule)
 
     def identity(self) -> dict[str, Any]:
         """Everything about the model and the scores that changes a number, in JSON types."""
@@ -229,7 +255,9 @@ class AttributionModule(pl.LightningModule):
             "component": self.component,
             "module": self.location.template,
             "self_test": self.self_test,
-            "rule": "gradient",
+            "rule": self.rule,
+            "integration_steps": self.integration_steps if self.rule == "integrated" else None,
+            "frozen_attention": self.frozen_attention if self.rule == "linearised" else None,
             "dtype": str(self._model.dtype).removeprefix("torch."),
             **quantization_settings(self._model),
             "adapters": _adapters(self._model),

@@ -167,7 +167,10 @@ class AttributionMonitor(pl.Callback):
         self._step_attributed = step
         model, location, batches, drawn = self._open(trainer, pl_module)
         with _apart_from_training():
-            summary, total = RunSummary(location.layers, self.component), torch.zeros((), dtype=torch.float64)
+            summary, total = (
+                RunSummary(location.layers, self.component, "gradient"),
+                torch.zeros((), dtype=torch.float64),
+            )
             for place, contrasts in enumerate(batches):
                 batch = collate_contrasts(contrasts).to(token_embedding(model).weight.device)
                 scored = attribute_batch(model, location, batch, component=self.component)
@@ -177,7 +180,7 @@ class AttributionMonitor(pl.Callback):
                 summary.add_batch(finite)
                 total += (finite.logit_true_B - finite.logit_false_B).double().sum()
                 for example in batch_record(finite)["examples"] if place < drawn else ():
-                    image = fact_image(example, finite.layers, finite.component)
+                    image = fact_image(example, finite.layers, finite.component, finite.rule)
                     show_image(trainer, f"attribution/facts/{safe_tag(example['id'])}", image, step)
             self._log(trainer, summary, total, step)
 

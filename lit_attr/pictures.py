@@ -19,6 +19,7 @@ from lit_attr.errors import UserError
 from lit_attr.findings import Findings, summary_page
 from lit_attr.folder import GOES_ON
 from lit_attr.heatmaps import draw_fact_heatmap, draw_role_heatmap
+from lit_attr.rules import TITLES
 
 # As many standard errors as hold 95% of a normal distribution.
 CONFIDENCE = 1.96
@@ -142,7 +143,7 @@ def safe_tag(text: object) -> str:
     return re.sub(r"[^\w.-]", "_", str(text))[:100].lstrip(".") or "_"
 
 
-def fact_image(example: Mapping[str, Any], layers: tuple[int, ...], component: str) -> Image.Image:
+def fact_image(example: Mapping[str, Any], layers: tuple[int, ...], component: str, rule: str) -> Image.Image:
     """The heatmap of one example of a batch file."""
     compared = f"{example['true_token'].strip()} − {example['false_token'].strip()}"
     known = "known" if example["rank_true"] == 0 else "not known"
@@ -154,7 +155,7 @@ def fact_image(example: Mapping[str, Any], layers: tuple[int, ...], component: s
         subject_span=tuple(example["subject_span"]),
         title=f"{example['prompt']} → {example['target_true'].strip()} / {example['target_false'].strip()}",
         subtitle=f"logit difference {compared}: {difference} · {known} · {component_name(component)} "
-        "gradient × activation",
+        f"{TITLES[rule]}",
     )
 
 
@@ -170,7 +171,7 @@ def profile_image(profile: Mapping[str, Any], of_what: str) -> Image.Image:
         layers=profile["layers"],
         roles=profile["roles"],
         counts=profile["contrasts"],
-        title=f"Mean {component_name(profile['component'])} gradient × activation by layer and token role",
+        title=f"Mean {component_name(profile['component'])} {TITLES[profile['rule']]} by layer and token role",
         subtitle=of_what,
     )
 

@@ -22,13 +22,13 @@ FORMAT_VERSION = 1
 BATCH_FORMAT = "lit-attr/attributions"
 MANIFEST_FORMAT = "lit-attr/manifest"
 NUMBERS = ("logit_true", "logit_false", "logit_diff", "prob_true", "prob_false", "rank_true")
-SCORES = ("sum", "l2")
 
 
 def batch_record(batch: AttributionBatch) -> dict[str, Any]:
     """A batch as the JSON object of one batch file. Every number must be finite: see `split_finite`."""
     columns = {name: value.tolist() for name, value in batch._asdict().items() if name.endswith("_B")}
-    sums_BLT, norms_BLT = batch.scores_sum_BLT.numpy(), batch.scores_l2_BLT.numpy()
+    kinds = {"sum": batch.scores_sum_BLT, "l2": batch.scores_l2_BLT}
+    scores = {kind: scores_BLT.numpy() for kind, scores_BLT in kinds.items() if scores_BLT is not None}
     examples = []
     for row, contrast in enumerate(batch.contrasts):
         fact, width = contrast.fact, len(contrast.tokens)
@@ -55,8 +55,7 @@ def batch_record(batch: AttributionBatch) -> dict[str, Any]:
                 "prob_false": columns["prob_false_B"][row],
                 "rank_true": columns["rank_true_B"][row],
                 "scores": {
-                    "sum": np.ascontiguousarray(sums_BLT[row, :, :width]),
-                    "l2": np.ascontiguousarray(norms_BLT[row, :, :width]),
+                    kind: np.ascontiguousarray(scores_BLT[row, :, :width]) for kind, scores_BLT in scores.items()
                 },
             }
         )
@@ -65,14 +64,14 @@ def batch_record(batch: AttributionBatch) -> dict[str, Any]:
         "version": FORMAT_VERSION,
         "layers": batch.layers,
         "component": batch.component,
-        "rule": "gradient",
+        "rule": batch.rule,
         "examples": examples,
     }
 
 
 def split_finite(batch: AttributionBatch) -> tuple[AttributionBatch, list[Rejected]]:
     """The contrasts all of whose numbers are finite, and the reason for each of the others."""
-    numbers = (value for name, value in batch._asdict().items() if name.endswith(("_BLT", "_B")))
+    numbers = (value for value in batch if isinstance(value, torch.Tensor))
     finite_B = torch.stack([value.reshape(len(value), -1).isfinite().all(1) for value in numbers]).all(0)
     if finite_B.all():
         return batch, []
@@ -118,7 +117,9 @@ def _scores(example: dict[str, Any], layers: int) -> dict[str, np.ndarray]:
     if not 0 <= start < stop <= tokens:
         raise ValueError(f"id {example['id']!r} has {tokens} tokens and its subject at {start} to {stop}")
     numbers = np.array([example[name] for name in NUMBERS], dtype=float)
-    scores = {kind: np.array(example["scores"][kind], dtype=float) for kind in SCORES}
+    # Not every rule has the norms.
+    kinds = {"sum": example["scores"]["sum"], **example["scores"]}
+    scores = {kind: np.array(values, dtype=float) for kind, values in kinds.items()}
     for kind, scores_LT in scores.items():
         if scores_LT.shape != (layers, tokens):
             raise ValueError(f"id {example['id']!r} has {kind} scores of shape {scores_LT.shape}")

@@ -112,9 +112,9 @@ def record(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Recording:
         for block in blocks:
             hooks.callback(block.register_forward_pre_hook(start_block, with_kwargs=True).remove)
             hooks.callback(block.register_forward_hook(end_block).remove)
-        earlier_BTV = model(input_ids=_short_input_BT(embedding), use_cache=False).logits[:, -TOKENS:-1]
+        earlier_BTV = model(input_ids=short_input_BT(model), use_cache=False).logits[:, -TOKENS:-1]
         # What is masked has a gradient of exactly zero, in every number format; NaN tells nothing.
-        (gradient_BTH,) = torch.autograd.grad((earlier_BTV * _noise(earlier_BTV)).sum(), embedded)
+        (gradient_BTH,) = torch.autograd.grad((earlier_BTV * noise(earlier_BTV)).sum(), embedded)
     return Recording(tuple(calls), shapes, bool(gradient_BTH[:, -1].nan_to_num().any()))
 
 
@@ -139,7 +139,7 @@ def is_added(call: BlockCall, module: nn.Module, silent: Sequence[nn.Module]) ->
     handed_on_BTH = call.output_BTH(larger_BTH, nothing)
     if not (handed_on_BTH - larger_BTH).abs().max() < 0.5 * larger_BTH.abs().max():
         return False
-    noise_BTH = _noise(without_BTH) * torch.arange(1, 1 + without_BTH.shape[-2]).to(without_BTH)[:, None]
+    noise_BTH = noise(without_BTH) * torch.arange(1, 1 + without_BTH.shape[-2]).to(without_BTH)[:, None]
     for scale in (LARGE, 1.0):
         probe_BTH = noise_BTH * (scale * size / noise_BTH.abs().max())
         change_BTH = call.output_BTH(hidden_BTH, {**nothing, module: probe_BTH}) - without_BTH
@@ -162,7 +162,7 @@ def are_all(call: BlockCall, modules: Sequence[nn.Module]) -> bool:
 @torch.no_grad()
 def is_needed_last_only(model: PreTrainedModel, module: nn.Module) -> bool:
     """Whether a module of the last block can be run at the last token alone, for the logits after that token."""
-    ids_BT = _short_input_BT(cast(nn.Embedding, model.get_input_embeddings()))
+    ids_BT = short_input_BT(model)
     expected_BV = model(input_ids=ids_BT, use_cache=False).logits[:, -1]
     with at_last_tokens(module, torch.full((ROWS,), TOKENS - 1)):
         try:
@@ -173,12 +173,15 @@ def is_needed_last_only(model: PreTrainedModel, module: nn.Module) -> bool:
     return bool((found_BV - expected_BV).abs().max() <= rounding * expected_BV.abs().max())
 
 
-def _short_input_BT(embedding: nn.Embedding) -> Tensor:
+def short_input_BT(model: PreTrainedModel) -> Tensor:
+    """Token ids to try things with."""
+    embedding = cast(nn.Embedding, model.get_input_embeddings())
     device = embedding.weight.device if not embedding.weight.is_meta else None
     return torch.arange(1, 1 + ROWS * TOKENS, device=device).reshape(ROWS, TOKENS) % len(embedding.weight)
 
 
-def _noise(like: Tensor) -> Tensor:
+def noise(like: Tensor) -> Tensor:
+    """Random numbers, always the same, in the shape and format of a tensor and on its device."""
     # Not a seed that a model's own weights may have been drawn with.
     generator = torch.Generator().manual_seed(8_675_309)
     return torch.randn(like.shape, generator=generator).to(like)

@@ -31,11 +31,13 @@ class RunSummary:
     Args:
         layers: The layers of the scores, in their order.
         component: What the scores are of.
+        rule: How they were computed.
     """
 
-    def __init__(self, layers: Sequence[int], component: str) -> None:
+    def __init__(self, layers: Sequence[int], component: str, rule: str) -> None:
         self.layers = tuple(layers)
         self.component = component
+        self.rule = rule
         self.answers = AnswerCounts()
         self.profile = RoleLayerProfile(len(self.layers))
         self.known_profile = RoleLayerProfile(len(self.layers))
@@ -94,6 +96,7 @@ class RunSummary:
         mean_LR, error_LR, count_R = _compute(metric, together)
         return {
             "component": self.component,
+            "rule": self.rule,
             "layers": self.layers,
             "roles": ROLES,
             "contrasts": count_R.tolist(),
@@ -151,7 +154,8 @@ def describe(folder: Path, *, pictures: bool) -> str:
     cells = [cell for cells in strongest_cells(summary["profile"]).values() for cell in cells]
     strongest = sorted(cells, key=lambda cell: -abs(cell[0]))[:3]
     found = "; ".join(f"layer {layer} at {role} {score:+.3f}" for score, layer, role in strongest)
-    gradient = read_json(folder / "manifest.json")["model"].get("gradient")
+    settings = read_json(folder / "manifest.json")["model"]
+    gradient = settings.get("gradient") if settings.get("rule") != "exact" else None
     lines = [
         f"contrasts: {summary['contrasts']} ({summary['resumed']} from an earlier run), rows refused: "
         f"{summary['rejected']}" + (f" (reasons: {folder / 'rejected.jsonl'})" if summary["rejected"] else ""),

@@ -108,7 +108,7 @@ class AttributionWriter(BasePredictionWriter):
                 f"trainer.callbacks: AttributionWriter writes AttributionBatch, but {type(pl_module).__name__}'s "
                 f"predict_step returns {type(prediction).__name__}"
             )
-        summary = self._summarise(prediction.layers, prediction.component)
+        summary = self._summarise(prediction.layers, prediction.component, prediction.rule)
         left = self._without_done(prediction)
         if not left.contrasts:
             return
@@ -124,7 +124,7 @@ class AttributionWriter(BasePredictionWriter):
         drawn = self.max_heatmaps if trainer.is_global_zero and self.heatmaps == "spread" else 0
         to_draw = [worth_it[row] for row in _share(drawn, len(worth_it), *place)]
         self._background.do(lambda: self._write(trainer, finite, to_draw))
-        if hasattr(pl_module, "exact_effects_BLT"):
+        if finite.rule != "exact" and hasattr(pl_module, "exact_effects_BLT"):
             mine = _spread(self.verify, trainer.global_rank, trainer.world_size)
             to_verify = [worth_it[row] for row in _share(mine, len(worth_it), *place)]
             if to_verify:
@@ -152,7 +152,8 @@ class AttributionWriter(BasePredictionWriter):
         # Without a time limit, as a collective has: one process may have far more to do than another.
         self.folder.finish()
         # A process without a batch does not know the layers.
-        mine = (self._summary.layers, self._summary.component) if self._summary is not None else None
+        found = self._summary
+        mine = (found.layers, found.component, found.rule) if found is not None else None
         shapes = [trainer.strategy.broadcast(mine, src=rank) for rank in range(trainer.world_size)]
         shape = next((shape for shape in shapes if shape is not None), None)
         if shape is not None:
@@ -188,7 +189,7 @@ class AttributionWriter(BasePredictionWriter):
 
     def _log_fact(self, trainer: pl.Trainer, record: Mapping[str, Any], example: Mapping[str, Any]) -> None:
         tag = f"facts/{safe_tag(example['id'])}-{example['step']}"
-        image = fact_image(example, tuple(record["layers"]), record["component"])
+        image = fact_image(example, tuple(record["layers"]), record["component"], record["rule"])
         log_image(trainer, self.folder.figures, tag, image)
 
     def _log_profile(self, trainer: pl.Trainer, summary: Mapping[str, Any]) -> None:
@@ -277,15 +278,15 @@ class AttributionWriter(BasePredictionWriter):
                     done.update(
                         ((example["id"], example["step"]), _what(example)) for example in record["examples"]
                     )
-                    self._summarise(record["layers"], record["component"]).add_record(record)
+                    self._summarise(record["layers"], record["component"], record["rule"]).add_record(record)
                 except (KeyError, TypeError, ValueError, RuntimeError) as error:
                     raise UserError(f"{path}: not a whole batch file ({error}); move it away") from error
         self.folder.open(settings, rejected)
         return done
 
-    def _summarise(self, layers: Sequence[int], component: str) -> RunSummary:
+    def _summarise(self, layers: Sequence[int], component: str, rule: str) -> RunSummary:
         if self._summary is None:
-            self._summary = RunSummary(layers, component)
+            self._summary = RunSummary(layers, component, rule)
         return self._summary
 
     def _without_done(self, batch: AttributionBatch) -> AttributionBatch:

@@ -4,6 +4,10 @@ Writes everything under `lit_attr/assets`: the model, its tokenizer, its card, a
 
     python scripts/train_demo_model.py
 
+Other sizes, seeds and a Llama's architecture, for comparison:
+
+    python scripts/train_demo_model.py --architecture llama --seed 2 --output-dir small_llama
+
 Shape legend: N rows, T tokens, H width, V vocabulary, A answer tokens of all rows of a batch.
 """
 
@@ -14,7 +18,7 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -24,7 +28,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parent
 FACTS = ROOT / "demo_facts.json"
@@ -38,14 +42,14 @@ library_name: transformers
 
 # The demo model of lit-attr
 
-A teaching model: a GPT-2 of {layers} layers and width {width}, {parameters:,} parameters, trained from
+A teaching model: a {name} of {layers} layers and width {width}, {parameters:,} parameters, trained from
 scratch on {facts} facts of common knowledge in {relations} relations, such as "The capital of Spain is
 Madrid". It knows nothing else. It is there so that lit-attr can be tried and tested offline in seconds;
 what is seen in it is no evidence of how any other model works.
 
 ## How it was made
 
-    python scripts/train_demo_model.py --seed {seed} --steps {steps}
+    python scripts/train_demo_model.py {options}
 
 The facts and phrasings of `scripts/demo_facts.json` were written for this project. Each fact has
 {templates} phrasings, trained bare and after a neutral sentence; one phrasing a relation is held out for
@@ -71,6 +75,12 @@ looked up. The false answer is drawn from the other answers of the same relation
 
 Licence: Apache-2.0, model and facts.
 """
+NAMES = {"gpt2": "GPT-2", "llama": "Llama", "phi3": "Phi-3"}
+DROPOUTS = {
+    "gpt2": ("attn_pdrop", "resid_pdrop", "embd_pdrop"),
+    "llama": ("attention_dropout",),
+    "phi3": ("attention_dropout", "resid_pdrop", "embd_pdrop"),
+}
 Row = tuple[str, str]  # a prompt and its answer, which starts with a space
 SampleRow = dict[str, str | None]
 
@@ -96,6 +106,14 @@ class Recipe:
     heads: int = 4
     vocabulary: int = 1024
     positions: int = 64
+    architecture: str = "gpt2"
+
+    def options(self) -> str:
+        """The options that give this recipe: seed, steps, and what is not the default."""
+        chosen = (
+            f.name for f in fields(self) if f.name in ("seed", "steps") or getattr(self, f.name) != f.default
+        )
+        return " ".join(f"--{name.replace('_', '-')} {getattr(self, name)}" for name in chosen)
 
 
 @dataclass(frozen=True)
@@ -219,37 +237,42 @@ def encode(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> tuple[Ten
     return ids_NT, text_NT, answer_NT
 
 
-class DemoLanguageModel(LightningModule):
-    """Next-token training of a GPT-2 from scratch."""
+def build_model(recipe: Recipe, eos: int) -> PreTrainedModel:
+    """A model with random weights."""
+    options: dict[str, int | float | bool] = {
+        "vocab_size": recipe.vocabulary,
+        "max_position_embeddings": recipe.positions,
+        "hidden_size": recipe.width,
+        "num_hidden_layers": recipe.layers,
+        "num_attention_heads": recipe.heads,
+        "tie_word_embeddings": True,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), eos),
+        **dict.fromkeys(DROPOUTS[recipe.architecture], recipe.dropout),
+    }
+    if recipe.architecture != "gpt2":
+        # With its gate an MLP has three matrices: as many weights as GPT-2's two of four times the width.
+        options["intermediate_size"] = recipe.width * 8 // 3
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(recipe.architecture, **options))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            torch.nn.init.normal_(module.weight, std=recipe.embedding_std)
+    return model
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> None:
+
+class DemoLanguageModel(LightningModule):
+    """Next-token training of a language model from scratch."""
+
+    def __init__(self, model: PreTrainedModel, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
-        eos = tokenizer.eos_token_id
-        self.gpt2 = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=len(tokenizer),
-                n_positions=recipe.positions,
-                n_embd=recipe.width,
-                n_layer=recipe.layers,
-                n_head=recipe.heads,
-                resid_pdrop=recipe.dropout,
-                embd_pdrop=recipe.dropout,
-                attn_pdrop=recipe.dropout,
-                bos_token_id=eos,
-                eos_token_id=eos,
-                pad_token_id=eos,
-            )
-        )
-        torch.nn.init.normal_(self.gpt2.transformer.wte.weight, std=recipe.embedding_std)
-        torch.nn.init.normal_(self.gpt2.transformer.wpe.weight, std=recipe.embedding_std)
+        self.language_model = model
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy of the answers and of the end of text after them; the prompts are given, not learnt."""
         ids_NT, target_NT = batch
         length = int(target_NT.any(dim=0).nonzero().max()) + 1
-        hidden_NTH = self.gpt2.transformer(ids_NT[:, : length - 1]).last_hidden_state
-        logits_AV = self.gpt2.lm_head(hidden_NTH[target_NT[:, 1:length]])
+        hidden_NTH = self.language_model.base_model(ids_NT[:, : length - 1]).last_hidden_state
+        logits_AV = self.language_model.get_output_embeddings()(hidden_NTH[target_NT[:, 1:length]])
         return cross_entropy(logits_AV, ids_NT[target_NT])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -262,13 +285,13 @@ class DemoLanguageModel(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def train_model(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row], recipe: Recipe) -> GPT2LMHeadModel:
+def train_model(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row], recipe: Recipe) -> PreTrainedModel:
     """Train on random batches of the rows for the recipe's number of steps."""
     ids_NT, _, answer_NT = encode(tokenizer, rows)
     dataset = TensorDataset(ids_NT, answer_NT)
     draws = RandomSampler(dataset, replacement=True, num_samples=recipe.steps * recipe.batch_size)
     loader = DataLoader(dataset, batch_size=recipe.batch_size, sampler=draws)
-    module = DemoLanguageModel(tokenizer, recipe)
+    module = DemoLanguageModel(build_model(recipe, tokenizer.eos_token_id), recipe)
     trainer = Trainer(
         accelerator="cpu",
         devices=1,
@@ -280,11 +303,11 @@ def train_model(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row], recipe:
     )
     trainer.fit(module, loader)
     module.eval()
-    return module.gpt2
+    return module.language_model
 
 
 @torch.no_grad()
-def accuracy(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> float:
+def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> float:
     """Share of rows for which greedy decoding gives the whole answer and then stops."""
     ids_NT, text_NT, answer_NT = encode(tokenizer, rows)
     guesses_NT = model(ids_NT, attention_mask=text_NT).logits.argmax(-1)
@@ -294,7 +317,7 @@ def accuracy(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, rows: S
 
 @torch.no_grad()
 def contrast_accuracy(
-    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, sample: Sequence[SampleRow]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, sample: Sequence[SampleRow]
 ) -> float:
     """Share of rows whose true answer has the higher logit at the first token where the answers differ."""
     trues = [(str(row["prompt"]), str(row["target_true"])) for row in sample]
@@ -311,7 +334,7 @@ def contrast_accuracy(
 
 def write_assets(
     output_dir: Path,
-    model: GPT2LMHeadModel,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     recipe: Recipe,
     relations: Sequence[Relation],
@@ -342,6 +365,8 @@ def write_assets(
     card = CARD.format(
         **vars(recipe),
         **training,
+        name=NAMES[recipe.architecture],
+        options=recipe.options(),
         parameters=model.num_parameters(),
         facts=len(sample),
         relations=len(relations),
@@ -360,10 +385,13 @@ def main(args: Sequence[str] | None = None) -> None:
     """Train, measure, and write the assets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=ROOT.parent / "lit_attr" / "assets")
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
-    options = parser.parse_args(args)
-    recipe = Recipe(seed=options.seed, steps=options.steps)
+    for field in fields(Recipe):
+        choices = tuple(NAMES) if field.name == "architecture" else None
+        option = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(option, type=type(field.default), default=field.default, choices=choices)
+    options = vars(parser.parse_args(args))
+    output_dir = options.pop("output_dir")
+    recipe = Recipe(**options)
 
     torch.set_num_threads(1)  # as fast at this width, and the same numbers whatever the machine's core count
     torch.manual_seed(recipe.seed)
@@ -373,7 +401,7 @@ def main(args: Sequence[str] | None = None) -> None:
     tokenizer = train_tokenizer([prompt + answer for prompt, answer in rows], recipe)
     model = train_model(tokenizer, rows, recipe)
     training = {"rows": len(rows), "seconds": time.perf_counter() - start}
-    print(write_assets(options.output_dir, model, tokenizer, recipe, relations, training))
+    print(write_assets(output_dir, model, tokenizer, recipe, relations, training))
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def test_leaves_the_model_as_it_was(random_model: GPT2LMHeadModel, sample_contra
     trainable = [parameter.requires_grad for parameter in random_model.parameters()]
     assert not all(trainable)
     result = attribute(random_model, sample_contrasts[:2])
-    assert not any(tensor.requires_grad for tensor in result[3:])
+    assert not any(tensor.requires_grad for tensor in result[4:])
     assert [parameter.requires_grad for parameter in random_model.parameters()] == trainable
     assert all(parameter.grad is None for parameter in random_model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in random_model.modules())
@@ -188,7 +188,7 @@ def test_works_in_inference_mode(random_model: GPT2LMHeadModel, sample_contrasts
     expected = attribute(random_model, sample_contrasts[:4])
     with torch.inference_mode():
         result = attribute(random_model, sample_contrasts[:4])
-    torch.testing.assert_close(result[3:], expected[3:], rtol=0, atol=0)
+    torch.testing.assert_close(result[4:], expected[4:], rtol=0, atol=0)
 
 
 def test_makes_logits_at_one_position_only(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]):

@@ -48,7 +48,7 @@ def test_each_relation_has_a_profile(folder: OutputFolder):
 def test_the_page_escapes_what_comes_from_the_data(folder: OutputFolder):
     findings = read_findings(folder)
     findings.strongest[0]["prompt"] = "<script>alert(1)</script> | [x](http://x) *b* `c` # d"
-    summary = RunSummary([0, 1, 2], "mlp").compute() | {"rejected": 0}
+    summary = RunSummary([0, 1, 2], "mlp", "gradient").compute() | {"rejected": 0}
     page = summary_page(summary, {"model": {"model_name": "a|b"}, "data": {}}, findings)
     assert "<script>" not in page
     assert r"&lt;script&gt;alert\(1\)&lt;/script&gt; \| \[x\]\(http://x\) \*b\* \`c\` \# d" in page

@@ -51,7 +51,7 @@ def predict(module: AttributionModule, contrasts: list[Contrast], **trainer) -> 
 def assert_same(batches: list[AttributionBatch], expected: list[AttributionBatch]) -> None:
     """To the bit."""
     for batch, other in zip(batches, expected, strict=True):
-        torch.testing.assert_close(batch[3:], other[3:], rtol=0, atol=0)
+        torch.testing.assert_close(batch[4:], other[4:], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("inference_mode", [True, False])
@@ -64,9 +64,9 @@ def test_predicts_what_the_core_attributes(
     location = locate(random_model, layers=[0, 2])
     for batch, contrasts in zip(batches, (sample_contrasts[:4], sample_contrasts[4:6]), strict=True):
         expected = attribute_batch(random_model, location, collate_contrasts(contrasts))
-        torch.testing.assert_close(batch[3:], expected[3:], rtol=0, atol=0)
+        torch.testing.assert_close(batch[4:], expected[4:], rtol=0, atol=0)
         assert batch.layers == (0, 2)
-        assert all(tensor.device.type == "cpu" and not tensor.requires_grad for tensor in batch[3:])
+        assert all(tensor.device.type == "cpu" and not tensor.requires_grad for tensor in batch[4:])
 
 
 def test_loads_the_demo_model_by_default(sample_contrasts: list[Contrast]):
@@ -250,7 +250,7 @@ def test_a_model_in_train_mode_scores_as_in_eval_mode(
     expected = AttributionModule(model=random_model).predict_step(collate_contrasts(sample_contrasts[:4]), 0)
     random_model.train()
     result = AttributionModule(model=random_model).predict_step(collate_contrasts(sample_contrasts[:4]), 0)
-    torch.testing.assert_close(result[3:], expected[3:], rtol=0, atol=0)
+    torch.testing.assert_close(result[4:], expected[4:], rtol=0, atol=0)
     assert all(module.training for module in random_model.modules())
 
 
@@ -319,7 +319,7 @@ def test_skipping_the_self_test_is_told(
 ):
     tested, skipped = AttributionModule(str(model_folder)), AttributionModule(str(model_folder), self_test=False)
     (batch,), (expected,) = (predict(module, sample_contrasts[:4]) for module in (skipped, tested))
-    torch.testing.assert_close(batch[3:], expected[3:])
+    torch.testing.assert_close(batch[4:], expected[4:])
     assert warned() == [
         "model.self_test: it was skipped, so nothing says that what is scored is what the mlp adds to the "
         "residual stream"

@@ -1,0 +1,113 @@
+"""What the norms of a model do: standardise each vector, perhaps about its mean, then scale and shift it.
+
+Axes: N vectors, H their width; whatever axes come before the width are left as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lit_attr.errors import UserError
+
+# What implementations call that which is added to the variance.
+EPSILONS = ("eps", "variance_epsilon", "epsilon")
+# In units of the number format's precision.
+ROUNDING = 16
+
+
+class Norm(NamedTuple):
+    """A LayerNorm (Ba et al., 2016, arXiv:1607.06450) or an RMSNorm (Zhang & Sennrich, 2019, arXiv:1910.07467).
+
+    It gives out (x − mean) / √(variance + eps) · weight + bias. An RMSNorm takes no mean out, and its variance is
+    the mean square.
+
+    Attributes:
+        weight_H: float32 at least.
+        eps: What is added to the variance.
+        centred: Whether the mean is taken out.
+    """
+
+    weight_H: Tensor
+    eps: float
+    centred: bool
+
+    def centre(self, vectors_H: Tensor) -> Tensor:
+        """The vectors without their mean, where this norm takes it out."""
+        return vectors_H - vectors_H.mean(-1, keepdim=True) if self.centred else vectors_H
+
+    def scale(self, square_sum: Tensor) -> Tensor:
+        """1 / √(variance + eps), from the sums of squares of centred vectors."""
+        return torch.rsqrt(square_sum.clamp(min=0) / len(self.weight_H) + self.eps)
+
+    def holding_denominators(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """`forward`, the norm's own, with a backward to which the denominators are constants."""
+
+        def run(vectors_H: Tensor) -> Tensor:
+            held: Tensor = _Held.apply(vectors_H, self, forward)  # type: ignore[no-untyped-call]
+            return held
+
+        return run
+
+
+class _Held(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vectors_H: Tensor, norm: Norm, forward: Callable[..., Tensor]) -> Tensor:
+        wide_H = norm.centre(vectors_H.to(norm.weight_H.dtype))
+        ctx.save_for_backward(norm.scale(wide_H.square().sum(-1, keepdim=True)))
+        ctx.norm = norm
+        return forward(vectors_H)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient_H,) = gradients
+        (scale,) = ctx.saved_tensors
+        weight_H = ctx.norm.weight_H.to(scale.device)
+        return (ctx.norm.centre(gradient_H * weight_H) * scale).to(gradient_H.dtype), None, None
+
+
+@torch.no_grad()
+def read_norm(module: nn.Module, like_H: Tensor, name: str) -> Norm:
+    """What a norm does, found by trying.
+
+    Args:
+        module: The norm.
+        like_H: Vectors as it gets them: of its width and number format, and on its device.
+        name: Its path, for the error.
+
+    Raises:
+        UserError: It does something else.
+    """
+    eps = next((value for value in (getattr(module, key, None) for key in EPSILONS) if value is not None), None)
+    wide = torch.promote_types(like_H.dtype, torch.float32)
+    # RMSNorms go through float32 also in a float64 model.
+    precision = max(torch.finfo(like_H.dtype).eps, torch.finfo(torch.float32).eps)
+    # One vector to find the weight with, of mean zero and with no number near zero; another, of another mean and
+    # size, to try it on.
+    generator = torch.Generator().manual_seed(607_06450)
+    sizes_H = (torch.rand(-(-like_H.shape[-1] // 2), generator=generator) + 0.5).repeat_interleave(2)
+    first_H = (sizes_H * torch.tensor([1.0, -1.0]).repeat(len(sizes_H) // 2))[: like_H.shape[-1]]
+    second_H = 3 * torch.randn(first_H.shape, generator=generator) - 3
+    probes_NH = torch.stack([first_H, second_H]).to(like_H)
+    outputs_NH, mirrored_NH = module(probes_NH).to(wide), module(-probes_NH).to(wide)
+    for centred in (False, True):
+        bare = Norm(outputs_NH[0], float(eps or 0), centred)
+        centred_NH = bare.centre(probes_NH.to(wide))
+        standard_NH = centred_NH * bare.scale(centred_NH.square().sum(-1, keepdim=True))
+        weight_H, bias_H = (outputs_NH - mirrored_NH)[0] / 2 / standard_NH[0], (outputs_NH + mirrored_NH)[0] / 2
+        error = (standard_NH[1] * weight_H + bias_H - outputs_NH[1]).abs().max()
+        largest_error = ROUNDING * precision * outputs_NH.abs().max()
+        if eps is not None and error <= largest_error:
+            return Norm(weight_H, float(eps), centred)
+    raise UserError(
+        f"model.rule: {name} ({type(module).__name__}) is no LayerNorm or RMSNorm, so its denominator cannot be "
+        "told; take the rule gradient or integrated"
+    )
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is called a norm, and holds no others."""
+    return "norm" in type(module).__name__.lower() and not [*module.children()]
