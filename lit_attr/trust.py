@@ -17,8 +17,9 @@ from torchmetrics.functional import spearman_corrcoef
 
 from lit_attr.contrasts import ROLES, Contrast, role_mask_BRT
 
-# Of the cells with the largest magnitude, how many are looked for among those of the exact effects.
-TOP = 10
+# Of the cells with the largest magnitude, how many are looked for among those of the exact effects: of all of a
+# contrast's cells, and of those in one layer or role.
+TOP, FEWER_TOP = 10, 3
 # Below this, more than three quarters of what varies in the exact effects is not in the scores.
 RELIABLE = 0.5
 
@@ -50,12 +51,51 @@ class Correlation(Metric):
         return correlation
 
 
+class Agreement(nn.Module):
+    """Agreement of scores and exact effects over one kind of cells.
+
+    Pearson's correlation over the cells of all contrasts, the share of cells that agree in sign, and, as means
+    over contrasts, Spearman's correlation and the share of the largest scores that are among the largest effects.
+
+    Args:
+        top: How many of a contrast's cells count as the largest; one with no more is left out there.
+    """
+
+    def __init__(self, top: int) -> None:
+        super().__init__()
+        self.top = top
+        self.pearson, self.same_sign = Correlation(), MeanMetric()
+        self.spearman, self.top_overlap = MeanMetric(), MeanMetric()
+
+    def update(self, scores: Sequence[Tensor], effects: Sequence[Tensor]) -> None:
+        """Adds the cells, float64, of some contrasts."""
+        scores_N, effects_N = torch.cat([*scores]), torch.cat([*effects])
+        self.pearson.update(scores_N, effects_N)
+        # At the last layer all but the last token have neither.
+        either_N = (scores_N != 0) | (effects_N != 0)
+        if either_N.any():
+            self.same_sign.update((scores_N.sign() == effects_N.sign())[either_N].double())
+        for score_N, effect_N in zip(scores, effects, strict=True):
+            if len(score_N) > self.top:
+                largest = [set(values_N.abs().topk(self.top).indices.tolist()) for values_N in (score_N, effect_N)]
+                self.top_overlap.update(len(largest[0] & largest[1]) / self.top)
+            if len(score_N) > 1 and score_N.any() and effect_N.any():
+                self.spearman.update(spearman_corrcoef(score_N, effect_N))
+
+    def compute(self) -> dict[str, float | None]:
+        """The numbers of all processes; None for what there are too few cells for. All must ask."""
+        return {
+            "pearson": _number(self.pearson),
+            "spearman": _number(self.spearman),
+            "same_sign": _number(self.same_sign),
+            f"top_{self.top}_overlap": _number(self.top_overlap),
+        }
+
+
 class TrustReport(nn.Module):
     """Agreement of scores and exact effects, over all cells, in each layer, and at each role.
 
-    Pearson's correlation, the share of cells that agree in sign, and, as means over contrasts, Spearman's
-    correlation and the share of the ten largest scores that are among the ten largest effects. Processes share the
-    counts by torchmetrics.
+    Processes share the counts by torchmetrics.
 
     Args:
         layers: Which layers the scores are of.
@@ -65,12 +105,11 @@ class TrustReport(nn.Module):
         super().__init__()
         self.layers = tuple(layers)
         self.contrasts = SumMetric()
-        self.pearson = Correlation()
+        self.over_all = Agreement(TOP)
         # A Module's list, so that they move with it; a list of their own for their type.
-        self._by_layer = [Correlation() for _ in self.layers]
-        self._by_role = [Correlation() for _ in ROLES]
+        self._by_layer = [Agreement(FEWER_TOP) for _ in self.layers]
+        self._by_role = [Agreement(FEWER_TOP) for _ in ROLES]
         self._moved = nn.ModuleList([*self._by_layer, *self._by_role])
-        self.spearman, self.same_sign, self.top_overlap = MeanMetric(), MeanMetric(), MeanMetric()
 
     def update(self, contrasts: Sequence[Contrast], scores_BLT: Tensor, effects_BLT: Tensor) -> None:
         """Adds contrasts.
@@ -84,41 +123,36 @@ class TrustReport(nn.Module):
         mask_BRT = role_mask_BRT(
             [contrast.roles for contrast in contrasts], [contrast.subject_span for contrast in contrasts]
         )
-        scores_BLT, effects_BLT = scores_BLT.double()[..., : mask_BRT.shape[-1]], effects_BLT.double()
-        effects_BLT = effects_BLT[..., : mask_BRT.shape[-1]]
+        values = [values_BLT.double()[..., : mask_BRT.shape[-1]] for values_BLT in (scores_BLT, effects_BLT)]
         is_token_BT = mask_BRT.any(1)
-        for layer, metric in enumerate(self._by_layer):
-            metric.update(scores_BLT[:, layer][is_token_BT], effects_BLT[:, layer][is_token_BT])
-        for role, metric in enumerate(self._by_role):
-            is_role_BLT = mask_BRT[:, role][:, None].expand_as(scores_BLT)
-            metric.update(scores_BLT[is_role_BLT], effects_BLT[is_role_BLT])
-        is_cell_BLT = is_token_BT[:, None].expand_as(scores_BLT)
-        scores_N, effects_N = scores_BLT[is_cell_BLT], effects_BLT[is_cell_BLT]
-        self.pearson.update(scores_N, effects_N)
-        # At the last layer all but the last token have neither.
-        either_N = (scores_N != 0) | (effects_N != 0)
-        self.same_sign.update((scores_N.sign() == effects_N.sign())[either_N].double())
-        for cells_LT, score_LT, effect_LT in zip(is_cell_BLT, scores_BLT, effects_BLT, strict=True):
-            score_N, effect_N = score_LT[cells_LT], effect_LT[cells_LT]
-            top = min(TOP, len(score_N))
-            largest = [set(values_N.abs().topk(top).indices.tolist()) for values_N in (score_N, effect_N)]
-            self.top_overlap.update(len(largest[0] & largest[1]) / top)
-            if len(score_N) > 1:
-                self.spearman.update(spearman_corrcoef(score_N, effect_N))
+        # Each kind of cells: in which layers, and at which tokens of each contrast.
+        everywhere = slice(None)
+        kinds = [(self.over_all, everywhere, is_token_BT)]
+        kinds += [(metric, slice(at, at + 1), is_token_BT) for at, metric in enumerate(self._by_layer)]
+        kinds += [(metric, everywhere, mask_BRT[:, at]) for at, metric in enumerate(self._by_role)]
+        for metric, layers, at_BT in kinds:
+            metric.update(
+                *(
+                    [
+                        values_LT[layers][:, at_T].flatten()
+                        for values_LT, at_T in zip(values_BLT, at_BT, strict=True)
+                    ]
+                    for values_BLT in values
+                )
+            )
 
     def compute(self) -> dict[str, Any]:
         """The report of all processes in JSON types; None for what there are too few cells for. All must ask."""
+        by_layer = {
+            str(layer): metric.compute() for layer, metric in zip(self.layers, self._by_layer, strict=True)
+        }
+        by_role = {role: metric.compute() for role, metric in zip(ROLES, self._by_role, strict=True)}
         return {
             "contrasts": int(self.contrasts.compute()),
             "replacement": "zero",
-            "pearson": _number(self.pearson),
-            "spearman": _number(self.spearman),
-            "same_sign": _number(self.same_sign),
-            f"top_{TOP}_overlap": _number(self.top_overlap),
-            "pearson_by_layer": {
-                str(layer): _number(metric) for layer, metric in zip(self.layers, self._by_layer, strict=True)
-            },
-            "pearson_by_role": {role: _number(metric) for role, metric in zip(ROLES, self._by_role, strict=True)},
+            **self.over_all.compute(),
+            "by_layer": by_layer,
+            "by_role": by_role,
         }
 
 
@@ -132,11 +166,8 @@ def _number(metric: Metric) -> float | None:
 
 def verdict(report: Mapping[str, Any]) -> str:
     """The report in one plain line."""
-    poor = {
-        layer: pearson
-        for layer, pearson in report["pearson_by_layer"].items()
-        if pearson is not None and pearson < RELIABLE
-    }
+    by_layer = {layer: agreement["pearson"] for layer, agreement in report["by_layer"].items()}
+    poor = {layer: pearson for layer, pearson in by_layer.items() if pearson is not None and pearson < RELIABLE}
     overall = report["pearson"]
     line = f"{report['contrasts']} contrasts compared with their exact effects (zero ablation): "
     line += "r could not be told" if overall is None else f"r = {overall:.2f} over all layers and tokens"

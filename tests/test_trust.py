@@ -60,27 +60,31 @@ def test_agrees_with_another_library_over_all_cells_and_by_layer(contrasts: list
     assert found["pearson"] == pytest.approx(pearson(ours, exact), abs=1e-6)
     for place, layer in enumerate(("4", "9")):
         expected = pearson(cells(contrasts, scores_BLT, place), cells(contrasts, effects_BLT, place))
-        assert found["pearson_by_layer"][layer] == pytest.approx(expected, abs=1e-6)
+        assert found["by_layer"][layer]["pearson"] == pytest.approx(expected, abs=1e-6)
     assert found["same_sign"] == pytest.approx(np.mean(np.sign(ours) == np.sign(exact)))
-    alone = [
-        spearman(cells([contrast], scores_BLT[[row]]), cells([contrast], effects_BLT[[row]]))
-        for row, contrast in enumerate(contrasts)
-    ]
-    assert found["spearman"] == pytest.approx(np.mean(alone), abs=1e-6)
-    overlaps = []
-    for row, contrast in enumerate(contrasts):
-        largest = [
-            set(np.argsort(-np.abs(cells([contrast], values_BLT[[row]])))[:10])
-            for values_BLT in (scores_BLT, effects_BLT)
+    for agreement, place, top in (
+        (found, None, 10),
+        (found["by_layer"]["4"], 0, 3),
+        (found["by_layer"]["9"], 1, 3),
+    ):
+        pairs = [
+            [cells([contrast], values_BLT[[row]], place) for values_BLT in (scores_BLT, effects_BLT)]
+            for row, contrast in enumerate(contrasts)
         ]
-        overlaps.append(len(largest[0] & largest[1]) / 10)
-    assert found["top_10_overlap"] == pytest.approx(np.mean(overlaps))
+        assert agreement["spearman"] == pytest.approx(np.mean([spearman(*pair) for pair in pairs]), abs=1e-6)
+        overlaps = [
+            len(set(np.argsort(-np.abs(mine))[:top]) & set(np.argsort(-np.abs(true))[:top])) / top
+            for mine, true in pairs
+            if len(mine) > top
+        ]
+        assert 0 < len(overlaps)
+        assert agreement[f"top_{top}_overlap"] == pytest.approx(np.mean(overlaps))
     last = [[row, len(contrast.tokens) - 1] for row, contrast in enumerate(contrasts)]
     at_last = [
         np.array([values_BLT[row, :, at].tolist() for row, at in last]).ravel()
         for values_BLT in (scores_BLT, effects_BLT)
     ]
-    assert found["pearson_by_role"]["last"] == pytest.approx(pearson(*at_last), abs=1e-6)
+    assert found["by_role"]["last"]["pearson"] == pytest.approx(pearson(*at_last), abs=1e-6)
 
 
 def test_says_nothing_of_what_has_too_few_cells(contrasts: list[Contrast]):
@@ -93,12 +97,14 @@ def test_says_nothing_of_what_has_too_few_cells(contrasts: list[Contrast]):
 
 
 def test_the_verdict_names_poor_layers():
-    report = {"contrasts": 16, "pearson": 0.7, "pearson_by_layer": {"0": 0.41, "1": 0.9, "2": None}}
+    found = {"0": 0.41, "1": 0.9, "2": None}
+    report: dict[str, Any] = {"contrasts": 16, "pearson": 0.7}
+    report["by_layer"] = {layer: {"pearson": pearson} for layer, pearson in found.items()}
     assert verdict(report) == (
         "16 contrasts compared with their exact effects (zero ablation): r = 0.70 over all layers and tokens; "
         "do not rely on the scores of layer 0 (r = 0.41)"
     )
-    report["pearson_by_layer"] = {"0": 0.9}
+    report["by_layer"] = {"0": {"pearson": 0.9}}
     assert verdict(report).endswith("r = 0.70 over all layers and tokens")
     assert verdict({**report, "pearson": 0.2}).endswith("do not compare scores across layers")
 
@@ -115,7 +121,7 @@ def test_a_run_compares_as_many_as_asked_for(tmp_path: Path):
     """And keeps the comparison when a second run has nothing left to do."""
     trust = run(tmp_path, verify=5)["trust"]
     assert trust["contrasts"] == 5
-    assert set(trust["pearson_by_role"]) == set(ROLES)
+    assert set(trust["by_role"]) == set(ROLES)
     assert 0 < trust["pearson"] < 1
     assert run(tmp_path, verify=5)["trust"] == trust
     assert "trust" not in run(tmp_path / "without", verify=0)
