@@ -22,8 +22,8 @@ from lit_attr.locate import Location
 from lit_attr.norms import Norm
 from lit_attr.selftest import noise, short_input_BT
 
-# Numbers in float64 that are held at a time.
-CHUNK = 2**24
+# Numbers in float64 that are at work at a time: few enough for a processor's cache.
+CHUNK = 2**20
 # How far the readers' part may fall short of the whole gradient, relative to the largest score.
 FLOAT32_TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
 
@@ -163,36 +163,35 @@ def change_scores_NL(
     norms = [reader.norm for reader in readers]
     factors_KL = torch.stack([reader.factors_L for reader in readers]).to(device)
     weights_KH = torch.stack([norm.weight_H.to(device) for norm in norms]).double()
-    is_centred_K = torch.tensor([norm.centred for norm in norms], device=device)
     eps_K = torch.tensor([norm.eps for norm in norms], device=device, dtype=torch.float64)
     tokens, width = writes_LNH[0].shape
-
-    def centred(vectors_NKH: Tensor) -> Tensor:
-        means_NK = vectors_NKH.mean(-1) * is_centred_K
-        return vectors_NKH - means_NK[..., None]
-
-    def scale(square_sums: Tensor, eps: Tensor) -> Tensor:
-        return torch.rsqrt(square_sums.clamp(min=0) / width + eps)
-
+    # How much of a product of sums is to be taken off a sum of products: an RMSNorm does not centre.
+    centred_K = torch.tensor([norm.centred / width for norm in norms], device=device, dtype=torch.float64)
+    step = max(1, CHUNK // (width * (len(writes_LNH) + 2 * len(readers))))
     scores = []
-    for start in range(0, tokens, max(1, CHUNK // (width * (len(writes_LNH) + 2 * len(readers))))):
-        part = slice(start, start + max(1, CHUNK // (width * (len(writes_LNH) + 2 * len(readers)))))
+    for start in range(0, tokens, step):
         a_NLH, x_NKH, g_NKH = (
-            torch.stack([each[part].to(device).double() for each in each_NH], 1)
-            for each_NH in (writes_LNH, inputs_KNH, gradients_KNH)
+            torch.stack([each_NH[start : start + step].to(device) for each_NH in part], 1).double()
+            for part in (writes_LNH, inputs_KNH, gradients_KNH)
         )
-        x_NKH, u_NKH = centred(x_NKH), centred(g_NKH * weights_KH)
-        # All that the norms' changes need, from inner products alone.
-        xx_NK, xu_NK = x_NKH.square().sum(-1), (x_NKH * u_NKH).sum(-1)
-        ax_NKL, au_NKL = (factors_KL * (each_NKH @ a_NLH.mT) for each_NKH in (x_NKH, u_NKH))
-        means_NKL = a_NLH.mean(-1)[:, None] * is_centred_K[:, None]
-        aa_NKL = factors_KL.square() * (a_NLH.square().sum(-1)[:, None] - width * means_NKL.square())
-        scale_NK = scale(xx_NK, eps_K)
+        u_NKH = g_NKH.mul_(weights_KH)
+        # All that the norms' changes need, from inner products and sums alone.
+        sum_a_NL, sum_x_NK, sum_u_NK = (each.sum(-1) for each in (a_NLH, x_NKH, u_NKH))
+        aa_NL, xx_NK, xu_NK = (
+            torch.linalg.vecdot(p, q) for p, q in ((a_NLH, a_NLH), (x_NKH, x_NKH), (x_NKH, u_NKH))
+        )
+        xx_NK, xu_NK = xx_NK - centred_K * sum_x_NK.square(), xu_NK - centred_K * sum_x_NK * sum_u_NK
+        xa_NKL, ua_NKL = (
+            factors_KL * (each @ a_NLH.mT - (centred_K * sums_NK)[..., None] * sum_a_NL[:, None])
+            for each, sums_NK in ((x_NKH, sum_x_NK), (u_NKH, sum_u_NK))
+        )
+        aa_NKL = factors_KL.square() * (aa_NL[:, None] - centred_K[:, None] * sum_a_NL.square()[:, None])
+        scale_NK = torch.rsqrt(xx_NK.clamp(min=0) / width + eps_K)
         if tangent:
             slope_NK = scale_NK**3 * xu_NK / width
-            changes_NKL = au_NKL * scale_NK[..., None] - ax_NKL * slope_NK[..., None]
+            changes_NKL = ua_NKL * scale_NK[..., None] - xa_NKL * slope_NK[..., None]
         else:
-            without_NKL = scale(xx_NK[..., None] - 2 * ax_NKL + aa_NKL, eps_K[:, None])
-            changes_NKL = (xu_NK * scale_NK)[..., None] - (xu_NK[..., None] - au_NKL) * without_NKL
+            without_NKL = (xx_NK[..., None] - 2 * xa_NKL + aa_NKL).clamp(min=0) / width + eps_K[:, None]
+            changes_NKL = (xu_NK * scale_NK)[..., None] - (xu_NK[..., None] - ua_NKL) * without_NKL.rsqrt()
         scores.append(changes_NKL.sum(1))
     return torch.cat(scores)
