@@ -1,0 +1,94 @@
+"""Which rule to trust on a model: `python scripts/compare_rules.py [--models MODEL ...]`.
+
+Runs the prediction once with each rule, each comparing the scores of some facts with their exact effects
+(`writer.verify`), and prints a table in Markdown: Pearson's correlation over all layers and tokens, and in each
+layer.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from jsonargparse import auto_cli
+
+from lit_attr import AttributionModule, AttributionWriter, CounterfactDataModule
+from lit_attr.models import DEMO_MODEL
+from lit_attr.records import read_json
+from lit_attr.sources import SAMPLE
+
+# Each with the options it is tried with, and how many backward passes a batch it takes in a model of L layers.
+RULES: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"rule": "gradient"}, "1"),
+    ({"rule": "frozen-norm"}, "1"),
+    ({"rule": "linearised"}, "1"),
+    ({"rule": "linearised", "frozen_attention": True}, "1"),
+    ({"rule": "norm-secant"}, "1"),
+    ({"rule": "integrated", "integration_steps": 8}, "8 L"),
+    ({"rule": "exact"}, "none"),
+)
+
+
+def compare(
+    models: list[str] | None = None, source: str = SAMPLE, verify: int = 64, component: str = "mlp"
+) -> None:
+    """Prints the tables.
+
+    Args:
+        models: Names or folders. Default: the demo model.
+        source: The facts, as `lit-attr predict --data.source` takes them.
+        verify: How many facts are compared with their exact effects.
+        component: What is scored.
+    """
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for model in models or [DEMO_MODEL]:
+        rows: list[list[str]] = []
+        trust: dict[str, Any] = {}
+        for options, backwards in RULES:
+            module = AttributionModule(model, component=component, **options)
+            with tempfile.TemporaryDirectory() as folder:
+                found, seconds = _trust(module, source, verify, Path(folder))
+            # What is exact is not compared with itself.
+            cells: list[float | None] = [1.0] * (1 + len(trust["by_layer"])) if found is None else []
+            if found is not None:
+                trust = found
+                cells = [trust["pearson"], *(layer["pearson"] for layer in trust["by_layer"].values())]
+            name = " ".join((options["rule"], *(f"{key}={value}" for key, value in [*options.items()][1:])))
+            numbers = ["-" if cell is None else f"{cell:.2f}" for cell in cells]
+            rows.append([f"`{name}`", backwards, *numbers, f"{seconds:.1f}"])
+        heads = ["rule", "backwards", "all cells", *(f"layer {layer}" for layer in trust["by_layer"]), "seconds"]
+        print(f"\n{'the demo model' if model == DEMO_MODEL else model}, {trust['contrasts']} contrasts\n")
+        for row in (heads, ["---"] * len(heads), *rows):
+            print(f"| {' | '.join(row)} |")
+
+
+def _trust(
+    module: AttributionModule, source: str, verify: int, folder: Path
+) -> tuple[dict[str, Any] | None, float]:
+    """A run's report, where there is one, and how long the run took without the comparison."""
+    data = CounterfactDataModule(source)
+    seconds = []
+    for count in (verify, 0):
+        writer = AttributionWriter(str(folder / str(count)), verify=count, max_heatmaps=0)
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            callbacks=[writer],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        started = time.perf_counter()
+        trainer.predict(module, datamodule=data, return_predictions=False)
+        seconds.append(time.perf_counter() - started)
+    return read_json(folder / str(verify) / "summary.json").get("trust"), seconds[-1]
+
+
+if __name__ == "__main__":
+    auto_cli(compare, as_positional=False)
