@@ -22,7 +22,17 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
+from demo_facts import (
+    Relation,
+    Row,
+    SampleRow,
+    held_out_rows,
+    load_relations,
+    sample_rows,
+    training_rows,
+)
 from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
@@ -30,8 +40,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from lit_attr import AttributionMonitor
+
 ROOT = Path(__file__).resolve().parent
-FACTS = ROOT / "demo_facts.json"
 EOS = "<|endoftext|>"
 CARD = """\
 ---
@@ -81,8 +92,6 @@ DROPOUTS = {
     "llama": ("attention_dropout",),
     "phi3": ("attention_dropout", "resid_pdrop", "embd_pdrop"),
 }
-Row = tuple[str, str]  # a prompt and its answer, which starts with a space
-SampleRow = dict[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -114,86 +123,6 @@ class Recipe:
             f.name for f in fields(self) if f.name in ("seed", "steps") or getattr(self, f.name) != f.default
         )
         return " ".join(f"--{name.replace('_', '-')} {getattr(self, name)}" for name in chosen)
-
-
-@dataclass(frozen=True)
-class Relation:
-    """A relation: its Wikidata property, its phrasings, and its (subject, answer) pairs."""
-
-    relation_id: str
-    templates: tuple[str, ...]
-    facts: tuple[Row, ...]
-
-    def is_held_out(self, template_index: int, fact_index: int) -> bool:
-        """Whether this phrasing of this fact is kept from training: the last one, of every second fact."""
-        return template_index == len(self.templates) - 1 and fact_index % 2 == 1
-
-
-def load_relations(path: Path = FACTS) -> tuple[list[Relation], list[str]]:
-    """Read the relations and the neutral sentences that may come before a prompt."""
-    data = json.loads(path.read_text(encoding="utf-8"))
-    relations = [
-        Relation(
-            relation_id,
-            tuple(entry["templates"]),
-            tuple((s, " " + answer) for answer, subjects in entry["answers"].items() for s in subjects),
-        )
-        for relation_id, entry in data["relations"].items()
-    ]
-    return relations, data["lead_ins"]
-
-
-def training_rows(relations: Sequence[Relation], lead_ins: Sequence[str], rng: random.Random) -> list[Row]:
-    """Every trained phrasing of every fact, bare and after a lead-in."""
-    rows = []
-    for relation in relations:
-        for t, template in enumerate(relation.templates):
-            for f, (subject, answer) in enumerate(relation.facts):
-                if not relation.is_held_out(t, f):
-                    prompt = template.format(subject)
-                    rows += [(prompt, answer), (f"{rng.choice(lead_ins)} {prompt}", answer)]
-    return rows
-
-
-def held_out_rows(relations: Sequence[Relation]) -> list[Row]:
-    """The phrasings that training never shows."""
-    return [
-        (relation.templates[-1].format(subject), answer)
-        for relation in relations
-        for f, (subject, answer) in enumerate(relation.facts)
-        if relation.is_held_out(len(relation.templates) - 1, f)
-    ]
-
-
-def sample_rows(relations: Sequence[Relation], rng: random.Random) -> list[SampleRow]:
-    """One row a fact, in the columns of `NeelNanda/counterfact-tracing`.
-
-    The false answer comes from the same relation; from those with the same first word, where there are any,
-    so that some pairs are told apart only at a later token.
-    """
-    rows: list[SampleRow] = []
-    for relation in relations:
-        template = relation.templates[0]
-        prefix, suffix = template.split("{}")
-        answers = sorted({answer for _, answer in relation.facts})
-        for subject, true in relation.facts:
-            others = [a for a in answers if a != true]
-            namesakes = [a for a in others if a.split()[0] == true.split()[0]]
-            rows.append(
-                {
-                    "relation": template,
-                    "relation_prefix": prefix.rstrip(),
-                    "relation_suffix": suffix,
-                    "prompt": template.format(subject),
-                    "relation_id": relation.relation_id,
-                    "target_true_id": None,
-                    "target_false_id": None,
-                    "target_true": true,
-                    "target_false": rng.choice(namesakes or others),
-                    "subject": subject,
-                }
-            )
-    return rows
 
 
 def train_tokenizer(texts: Sequence[str], recipe: Recipe) -> PreTrainedTokenizerFast:
@@ -285,8 +214,19 @@ class DemoLanguageModel(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def train_model(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row], recipe: Recipe) -> PreTrainedModel:
-    """Train on random batches of the rows for the recipe's number of steps."""
+def train_model(
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Sequence[Row],
+    recipe: Recipe,
+    *,
+    log_dir: Path | None = None,
+    sample: Sequence[SampleRow] = (),
+) -> PreTrainedModel:
+    """Train on random batches of the rows for the recipe's number of steps.
+
+    With `log_dir`, `AttributionMonitor` attributes the sample facts every 200 steps and logs to TensorBoard there;
+    the model comes out the same.
+    """
     ids_NT, _, answer_NT = encode(tokenizer, rows)
     dataset = TensorDataset(ids_NT, answer_NT)
     draws = RandomSampler(dataset, replacement=True, num_samples=recipe.steps * recipe.batch_size)
@@ -297,7 +237,8 @@ def train_model(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row], recipe:
         devices=1,
         max_epochs=1,
         gradient_clip_val=1.0,
-        logger=False,
+        logger=TensorBoardLogger(str(log_dir), name="") if log_dir is not None else False,
+        callbacks=[AttributionMonitor(sample, tokenizer, every_n_steps=200)] if log_dir is not None else [],
         enable_checkpointing=False,
         enable_model_summary=False,
     )
@@ -384,13 +325,14 @@ def write_assets(
 def main(args: Sequence[str] | None = None) -> None:
     """Train, measure, and write the assets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--log-dir", type=Path, help="watch the facts being learnt: TensorBoard's folder")
     parser.add_argument("--output-dir", type=Path, default=ROOT.parent / "lit_attr" / "assets")
     for field in fields(Recipe):
         choices = tuple(NAMES) if field.name == "architecture" else None
         option = f"--{field.name.replace('_', '-')}"
         parser.add_argument(option, type=type(field.default), default=field.default, choices=choices)
     options = vars(parser.parse_args(args))
-    output_dir = options.pop("output_dir")
+    output_dir, log_dir = options.pop("output_dir"), options.pop("log_dir")
     recipe = Recipe(**options)
 
     torch.set_num_threads(1)  # as fast at this width, and the same numbers whatever the machine's core count
@@ -399,7 +341,8 @@ def main(args: Sequence[str] | None = None) -> None:
     rows = training_rows(relations, lead_ins, random.Random(recipe.seed))
     start = time.perf_counter()
     tokenizer = train_tokenizer([prompt + answer for prompt, answer in rows], recipe)
-    model = train_model(tokenizer, rows, recipe)
+    sample = sample_rows(relations, random.Random(recipe.seed))
+    model = train_model(tokenizer, rows, recipe, log_dir=log_dir, sample=sample)
     training = {"rows": len(rows), "seconds": time.perf_counter() - start}
     print(write_assets(output_dir, model, tokenizer, recipe, relations, training))
 
