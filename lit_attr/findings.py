@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from lit_attr.folder import OutputFolder
 from lit_attr.summary import RunSummary, strongest_cells
+from lit_attr.trust import FEWER_TOP, verdict
 
 LARGEST_RELATIONS = 6
 LISTED = 10
@@ -106,6 +107,12 @@ def summary_page(summary: Mapping[str, Any], manifest: Mapping[str, Any], findin
             ),
         ),
     ]
+    if (trust := summary.get("trust")) is not None:
+        agreements = {"all": {**trust, **{f"top_{FEWER_TOP}_overlap": None}}, **trust["by_layer"]}
+        names = [*next(iter(trust["by_layer"].values()))]
+        rows = ((layer, *(_number(found[name]) for name in names)) for layer, found in agreements.items())
+        heads = ("layer", *(name.replace("_", " ") for name in names))
+        lines += ["", "## Trust", "", _escaped(verdict(trust)), "", *_table(heads, rows)]
     for title, examples in (
         ("Strongest facts", findings.strongest),
         ("Failures: the false answer preferred", findings.failures),

@@ -6,7 +6,7 @@ Axes: L layers, R roles, T tokens.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from lit_attr.findings import Findings, summary_page
 from lit_attr.folder import GOES_ON
 from lit_attr.heatmaps import draw_fact_heatmap, draw_role_heatmap
 from lit_attr.rules import TITLES
+from lit_attr.scatter import draw_scatter
+from lit_attr.trust import verdict
+from lit_attr.verification import Points
 
 # As many standard errors as hold 95% of a normal distribution.
 CONFIDENCE = 1.96
@@ -108,6 +111,38 @@ def log_curves(trainer: pl.Trainer, profile: Mapping[str, Any], name: str) -> No
             logger.log_metrics(values, step=layer)
 
 
+def log_trust(trainer: pl.Trainer, figures: Path, summary: Mapping[str, Any], points: Sequence[Points]) -> None:
+    """Shows how far the scores can be trusted: a scatter plot, and curves over layers and over shares of cells.
+
+    Args:
+        trainer: Whose loggers are meant.
+        figures: Folder for pictures that no logger takes.
+        summary: The run's, with the report on its scores in it.
+        points: Scores and exact effects of cells; none where an earlier run has compared them.
+    """
+    trust, profile = summary["trust"], summary["profile"]
+    if points:
+        image = draw_scatter(
+            *map(np.concatenate, zip(*points, strict=True)),
+            title=f"{component_name(profile['component'])} {TITLES[profile['rule']]} and exact effects",
+            subtitle=verdict(trust),
+        )
+        log_image(trainer, figures, "trust/exact_effects", image)
+    for layer, agreement in trust["by_layer"].items():
+        values = {f"trust/{name}": value for name, value in agreement.items() if value is not None}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=int(layer))
+    faithfulness = trust.get("faithfulness", {"percent": ()})
+    for place, percent in enumerate(faithfulness["percent"]):
+        values = {
+            f"{measure}/{ranking}": found["curve"][place]
+            for measure in ("comprehensiveness", "sufficiency")
+            for ranking, found in faithfulness[measure].items()
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=percent)
+
+
 def log_run(
     trainer: pl.Trainer, summary: Mapping[str, Any], manifest: Mapping[str, Any], findings: Findings
 ) -> None:
@@ -131,6 +166,8 @@ def log_run(
     metrics = {
         name: summary[name] for name in ("contrasts", "contrast_accuracy", "known_share", "median_logit_diff")
     }
+    if summary["trust"] is not None:
+        metrics["trust_pearson"] = summary["trust"]["pearson"]
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text("summary", summary_page(summary, manifest, findings))

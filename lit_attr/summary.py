@@ -162,7 +162,7 @@ def describe(folder: Path, *, pictures: bool) -> str:
         f"contrast accuracy (true answer above the false one): {_percent(summary['contrast_accuracy'])}",
         f"known facts (true answer above every other token): {_percent(summary['known_share'])}",
         f"strongest mean scores, in logits: {found}",
-        *([f"trust: {verdict(summary['trust'])}"] if "trust" in summary else []),
+        *([f"trust: {verdict(summary['trust'])}"] if summary.get("trust") else []),
         *([f"scores are approximate: the gradient is taken {gradient}"] if gradient else []),
         f"records: {folder / 'batches'}",
     ]

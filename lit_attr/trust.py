@@ -143,12 +143,16 @@ class TrustReport(nn.Module):
 
     def compute(self) -> dict[str, Any]:
         """The report of all processes in JSON types; None for what there are too few cells for. All must ask."""
+        with warnings.catch_warnings():
+            # Of a process that has compared nothing.
+            warnings.simplefilter("ignore")
+            contrasts = int(self.contrasts.compute())
         by_layer = {
             str(layer): metric.compute() for layer, metric in zip(self.layers, self._by_layer, strict=True)
         }
         by_role = {role: metric.compute() for role, metric in zip(ROLES, self._by_role, strict=True)}
         return {
-            "contrasts": int(self.contrasts.compute()),
+            "contrasts": contrasts,
             "replacement": "zero",
             **self.over_all.compute(),
             "by_layer": by_layer,

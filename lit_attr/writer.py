@@ -14,16 +14,16 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from lit_attr.attribution import AttributionBatch
 from lit_attr.background import Background
-from lit_attr.contrasts import ContrastKey, collate_contrasts
+from lit_attr.contrasts import ContrastKey
 from lit_attr.errors import ToldError, UserError
 from lit_attr.facts import Rejected
 from lit_attr.findings import read_findings
 from lit_attr.folder import OutputFolder
 from lit_attr.models import warn_once
-from lit_attr.pictures import fact_image, log_curves, log_image, log_run, profile_image, safe_tag
+from lit_attr.pictures import fact_image, log_curves, log_image, log_run, log_trust, profile_image, safe_tag
 from lit_attr.records import batch_record, split_finite
 from lit_attr.summary import RunSummary
-from lit_attr.trust import TrustReport
+from lit_attr.verification import Points, Verification
 
 BATCHES_BETWEEN_PROFILES = 50
 
@@ -72,14 +72,14 @@ class AttributionWriter(BasePredictionWriter):
         self._done: dict[ContrastKey, str] | None = None
         self._written: set[ContrastKey] = set()
         self._summary: RunSummary | None = None
-        self._trust: TrustReport | None = None
+        self._verification: Verification | None = None
         self._started = 0.0
         self._background = Background()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Lets the data module leave out what an earlier run has done."""
         super().setup(trainer, pl_module, stage)
-        self._done, self._written, self._summary, self._trust = None, set(), None, None
+        self._done, self._written, self._summary, self._verification = None, set(), None, None
         # Asked later: whether an earlier run is of the same settings shows only when the model is loaded.
         _let_leave_out(trainer, lambda: self._open(trainer, pl_module))
 
@@ -161,25 +161,27 @@ class AttributionWriter(BasePredictionWriter):
             if trainer.world_size > 1:
                 summary.to(trainer.strategy.root_device)
             record = summary.compute()
-            trust = self._trust or TrustReport(summary.layers)
-            if trainer.world_size > 1:
-                trust.to(trainer.strategy.root_device)
-            if (report := trust.compute())["contrasts"]:
-                record["trust"] = report
+            record["trust"], points = self._verified(trainer, summary.layers)
             if trainer.is_global_zero:
-                self._finish(trainer, record, resumed=len(self._done or ()))
+                self._finish(trainer, record, points, resumed=len(self._done or ()))
         self.folder.unlock()
+
+    def _verified(self, trainer: pl.Trainer, layers: Sequence[int]) -> tuple[dict[str, Any] | None, list[Points]]:
+        """The report on what all processes have compared, and the cells. Every process must ask."""
+        verification = self._verification or Verification(layers)
+        if trainer.world_size > 1:
+            verification.to(trainer.strategy.root_device)
+        shares = (trainer.strategy.broadcast(verification.points, src=rank) for rank in range(trainer.world_size))
+        return verification.compute(), [points for share in shares for points in share]
 
     def _compare(self, module: Any, batch: AttributionBatch) -> None:
         """Compares scores with exact effects."""
+        self._verification = self._verification or Verification(batch.layers)
         try:
-            effects_BLT = module.exact_effects_BLT(collate_contrasts(batch.contrasts))
+            self._verification.compare(module, batch)
         except Exception as error:  # whatever: the scores are there, and the run goes on without their comparison
             reason = " ".join(str(error).split())[:200]
             warn_once(f"writer.verify: there are no exact effects of this model ({reason}); 0 leaves them out")
-        else:
-            self._trust = self._trust or TrustReport(batch.layers)
-            self._trust.update(batch.contrasts, batch.scores_sum_BLT, effects_BLT)
 
     def _write(self, trainer: pl.Trainer, batch: AttributionBatch, rows_to_draw: Iterable[int]) -> None:
         record = batch_record(batch)
@@ -204,18 +206,20 @@ class AttributionWriter(BasePredictionWriter):
             image = profile_image(summary["known_profile"], f"{summary['known']} contrasts of known facts")
             log_image(trainer, self.folder.figures, "profile/role_by_layer_known", image, step)
 
-    def _finish(self, trainer: pl.Trainer, summary: dict[str, Any], *, resumed: int) -> None:
+    def _finish(
+        self, trainer: pl.Trainer, summary: dict[str, Any], points: Sequence[Points], *, resumed: int
+    ) -> None:
         summary["rejected"] = self.folder.count_rejected()
         summary["resumed"] = resumed
-        if "trust" not in summary and "trust" in (earlier := self.folder.read_summary()):
-            summary["trust"] = earlier["trust"]
+        if summary["trust"] is None:
+            summary["trust"] = self.folder.read_summary().get("trust")
         # An earlier run has shown all that where this one had nothing left to do.
         if summary["contrasts"] and summary["contrasts"] > resumed:
-            self._show(trainer, summary)
+            self._show(trainer, summary, points)
         summary["seconds"] = time.perf_counter() - self._started
         self.folder.write_summary(summary)
 
-    def _show(self, trainer: pl.Trainer, summary: dict[str, Any]) -> None:
+    def _show(self, trainer: pl.Trainer, summary: dict[str, Any], points: Sequence[Points]) -> None:
         largest = self.max_heatmaps if self.heatmaps == "largest" else 0
         findings = read_findings(self.folder, ids=self.heatmap_ids, largest=largest)
         summary["median_logit_diff"] = findings.median_logit_diff
@@ -227,6 +231,8 @@ class AttributionWriter(BasePredictionWriter):
             log_image(trainer, self.folder.figures, f"relations/{safe_tag(relation)}", image)
         log_curves(trainer, summary["profile"], "mean_score")
         log_curves(trainer, summary["known_profile"], "mean_score_known")
+        if summary["trust"] is not None:
+            log_trust(trainer, self.folder.figures, summary, points)
         log_run(trainer, summary, self.folder.read_manifest(), findings)
 
     def _open(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Collection[ContrastKey]:

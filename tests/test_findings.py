@@ -53,3 +53,20 @@ def test_the_page_escapes_what_comes_from_the_data(folder: OutputFolder):
     assert "<script>" not in page
     assert r"&lt;script&gt;alert\(1\)&lt;/script&gt; \| \[x\]\(http://x\) \*b\* \`c\` \# d" in page
     assert r"a\|b" in page
+
+
+def test_the_page_tells_how_far_each_layer_can_be_trusted(folder: OutputFolder):
+    layer = {"pearson": 0.25, "spearman": None, "same_sign": 0.5, "top_3_overlap": 1.0}
+    trust = {"contrasts": 4, "pearson": 0.75, "spearman": 0.5, "same_sign": 0.9, "by_layer": {"0": layer}}
+    summary = RunSummary([0], "mlp", "gradient").compute() | {"rejected": 0, "trust": trust}
+    page = summary_page(summary, {"model": {}, "data": {}}, read_findings(folder))
+    assert r"do not rely on the scores of layer 0 \(r = 0\.25\)" in page
+    lines = page.splitlines()
+    start = lines.index("| layer | pearson | spearman | same sign | top 3 overlap |")
+    assert lines[start + 2 : start + 4] == [
+        r"| all | \+0\.75 | \+0\.50 | \+0\.90 | \- |",
+        r"| 0 | \+0\.25 | \- | \+0\.50 | \+1\.00 |",
+    ]
+    assert "## Trust" not in summary_page(
+        summary | {"trust": None}, {"model": {}, "data": {}}, read_findings(folder)
+    )

@@ -115,7 +115,7 @@ def test_heatmaps_are_in_the_event_file(tmp_path: Path):
     assert len(facts) == 6
     others = set(found) - facts
     relations = {tag for tag in others if tag.startswith("relations/")}
-    assert others - relations == {"profile/role_by_layer", "profile/role_by_layer_known"}
+    assert others - relations == {"profile/role_by_layer", "profile/role_by_layer_known", "trust/exact_effects"}
     counts = Counter(row["relation_id"] for row in ROWS)
     assert {tag.removeprefix("relations/") for tag in relations} <= set(counts)
     assert len(relations) == 6
