@@ -7,8 +7,8 @@ H width of the component's output, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -20,13 +20,13 @@ from lit_attr.attribution import (
     AttributionBatch,
     answers_of,
     check_inputs,
+    difference_B,
     last_logits_BV,
     only_last_logits,
-    pick,
 )
 from lit_attr.contrasts import ContrastBatch
 from lit_attr.errors import UserError
-from lit_attr.hooks import first_tensor, replace_first, undisturbed
+from lit_attr.hooks import first_tensor, outputs_changed, replace_first, undisturbed
 from lit_attr.locate import Location
 from lit_attr.models import warn_once
 
@@ -151,7 +151,7 @@ def _writes_NH(model: PreTrainedModel, location: Location, batch: ContrastBatch)
 
     with (
         undisturbed(model, batch.token_ids_BT.device),
-        _hooked(location.modules, keep),
+        outputs_changed(location.modules, keep),
         only_last_logits(model, batch.last_B),
     ):
         model(input_ids=batch.token_ids_BT, use_cache=False)
@@ -267,13 +267,15 @@ def _clean_run(
 
     cache = Cache(layer_class_to_replicate=_Prefix)
     with ExitStack() as hooks:
-        hooks.enter_context(_hooked(modules, replace))
+        hooks.enter_context(outputs_changed(modules, replace))
         for block in blocks:
             hooks.callback(block.register_forward_hook(run_again, with_kwargs=True).remove)
         hooks.enter_context(only_last_logits(model, batch.last_B))
         logits = model(input_ids=batch.token_ids_BT, past_key_values=cache, use_cache=True).logits
     rounding = 2 * ROUNDING * _precision(logits) * logits.abs().max().item()
-    return _Clean(_diffs(logits, batch), rounding, cast(list[_Prefix], cache.layers), outputs_LBTH, replaced_LBTH)
+    return _Clean(
+        difference_B(logits, batch), rounding, cast(list[_Prefix], cache.layers), outputs_LBTH, replaced_LBTH
+    )
 
 
 def _effects_from(
@@ -292,11 +294,11 @@ def _effects_from(
         return replace_first(output, added_RTH if place == 0 else torch.cat([first_tensor(output), added_RTH]))
 
     before = [_Prefix(*(states[:rows, :, :token] for states in layer.added)) for layer in clean.layers]
-    with _hooked(blocks, grow), only_last_logits(model, (batch.last_B[:rows] - token).repeat(len(blocks))):
+    with outputs_changed(blocks, grow), only_last_logits(model, (batch.last_B[:rows] - token).repeat(len(blocks))):
         logits = model(
             input_ids=batch.token_ids_BT[:1, token:], past_key_values=Cache(layers=[*before]), use_cache=True
         ).logits
-    diffs_LR = _diffs(logits, batch.select(list(range(rows)) * len(blocks))).reshape(len(blocks), rows)
+    diffs_LR = difference_B(logits, batch.select(list(range(rows)) * len(blocks))).reshape(len(blocks), rows)
     effects_BL = clean.diff_B.new_zeros(len(clean.diff_B), len(blocks))
     effects_BL[:rows] = clean.diff_B[:rows, None] - diffs_LR.T
     return effects_BL
@@ -306,7 +308,7 @@ def _plain_effects_BLT(
     model: PreTrainedModel, location: Location, batch: ContrastBatch, replacement_BLTH: Tensor
 ) -> Tensor:
     with only_last_logits(model, batch.last_B):
-        clean_B = _diffs(model(input_ids=batch.token_ids_BT, use_cache=False).logits, batch)
+        clean_B = difference_B(model(input_ids=batch.token_ids_BT, use_cache=False).logits, batch)
     effects_LTB = [
         torch.stack(
             [
@@ -325,16 +327,10 @@ def _plain_diff_B(
     """The logit difference of a whole forward with one write replaced."""
     is_replaced_T = torch.arange(batch.token_ids_BT.shape[1]) == token
     with (
-        _hooked([module], lambda _, output: _with_writes(output, is_replaced_T, replacement_BTH)),
+        outputs_changed([module], lambda _, output: _with_writes(output, is_replaced_T, replacement_BTH)),
         only_last_logits(model, batch.last_B),
     ):
-        return _diffs(model(input_ids=batch.token_ids_BT, use_cache=False).logits, batch)
-
-
-def _diffs(logits: Tensor, batch: ContrastBatch) -> Tensor:
-    logits_BV = logits[:, 0].to(torch.promote_types(logits.dtype, torch.float32))
-    true_B, false_B = (ids.to(logits_BV.device) for ids in (batch.true_token_ids_B, batch.false_token_ids_B))
-    return pick(logits_BV, true_B) - pick(logits_BV, false_B)
+        return difference_B(model(input_ids=batch.token_ids_BT, use_cache=False).logits, batch)
 
 
 def _precision(tensor: Tensor) -> float:
@@ -385,13 +381,3 @@ def _refuse_unlike_rows(args: tuple[Any, ...], kwargs: dict[str, Any], shape: to
     for value in (*args[1:], *(value for name, value in kwargs.items() if name != "hidden_states")):
         if isinstance(value, Tensor) and value.shape[:2] == shape and (value != value[:1]).any():
             raise ValueError("a block is given more of each row than its hidden states")
-
-
-@contextmanager
-def _hooked(modules: Iterable[nn.Module], change: Callable[[int, Any], Any]) -> Iterator[None]:
-    """Lets `change(place, output)` put another output in the place of each module's own, where it returns one."""
-    with ExitStack() as hooks:
-        for place, module in enumerate(modules):
-            handle = module.register_forward_hook(lambda _, __, output, place=place: change(place, output))
-            hooks.callback(handle.remove)
-        yield

@@ -161,7 +161,8 @@ def _by_products(
 ) -> tuple[list[LayerScores], Answers]:
     with recorded(location.modules) as activations:
         logits_BV = last_logits_BV(model, batch)
-    gradients = torch.autograd.grad(_difference(logits_BV, batch), activations)
+    # Rows do not meet in the model, so the gradient of the sum holds each row's own gradient.
+    gradients = torch.autograd.grad(difference_B(logits_BV, batch).sum(), activations)
     shape = batch.token_ids_BT.shape
     scores: list[LayerScores] = [_products_BT(a, g, shape) for a, g in zip(activations, gradients, strict=True)]
     return scores, answers_of(logits_BV, batch)
@@ -173,7 +174,7 @@ def _by_secants(
     norms = [reader.module for reader in readers]
     with recorded(location.modules) as writes, inputs_recorded(norms) as inputs, recorded(norms) as outputs:
         logits_BV = last_logits_BV(model, batch)
-    gradients = torch.autograd.grad(_difference(logits_BV, batch), outputs)
+    gradients = torch.autograd.grad(difference_B(logits_BV, batch).sum(), outputs)
     flat = [[each.detach().flatten(0, -2) for each in part] for part in (writes, inputs, gradients)]
     scores_NL = change_scores_NL(readers, *flat).to(torch.promote_types(logits_BV.dtype, torch.float32))
     scores_BTL = scores_NL.reshape(*batch.token_ids_BT.shape, -1)
@@ -190,7 +191,7 @@ def _along_paths(
         mean = torch.zeros_like(activation, dtype=torch.promote_types(activation.dtype, torch.float32))
         for step in range(steps):
             with scaled(module, (step + 0.5) / steps), recorded([module]) as writes:
-                difference = _difference(last_logits_BV(model, batch), batch)
+                difference = difference_B(last_logits_BV(model, batch), batch).sum()
             mean += torch.autograd.grad(difference, writes)[0] / steps
         scores.append(_products_BT(activation, mean, batch.token_ids_BT.shape))
     return scores, answers
@@ -202,10 +203,11 @@ def last_logits_BV(model: PreTrainedModel, batch: ContrastBatch) -> Tensor:
     return logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
 
 
-def _difference(logits_BV: Tensor, batch: ContrastBatch) -> Tensor:
-    """The sum of logit differences: rows do not meet in the model, so its gradient holds each row's own."""
+def difference_B(logits: Tensor, batch: ContrastBatch) -> Tensor:
+    """logit_true − logit_false, in float32 at least, from the logits [B, V] or [B, 1, V] after the last token."""
+    logits_BV = logits.reshape(len(logits), -1).to(torch.promote_types(logits.dtype, torch.float32))
     true_B, false_B = (ids_B.to(logits_BV.device) for ids_B in (batch.true_token_ids_B, batch.false_token_ids_B))
-    return (pick(logits_BV, true_B) - pick(logits_BV, false_B)).sum()
+    return pick(logits_BV, true_B) - pick(logits_BV, false_B)
 
 
 @torch.no_grad()

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from transformers import PreTrainedModel
 
-from lit_attr.ablation import _diffs, _hooked
-from lit_attr.attribution import check_inputs, only_last_logits
+from lit_attr.attribution import check_inputs, difference_B, only_last_logits
 from lit_attr.contrasts import Contrast, ContrastBatch
 from lit_attr.errors import UserError
-from lit_attr.hooks import first_tensor, replace_first, undisturbed
+from lit_attr.hooks import first_tensor, outputs_changed, replace_first, undisturbed
 from lit_attr.locate import Location
 
 Ranking = Literal["scores", "exact", "random"]
@@ -134,8 +133,8 @@ def _diff_without_V(
         write_VTH = hidden.reshape(*is_removed_VT1.shape[:2], -1)
         return replace_first(output, write_VTH.masked_fill(is_removed_VT1, 0).reshape(hidden.shape))
 
-    with _hooked(location.modules, remove), only_last_logits(model, versions.last_B):
-        return _diffs(model(input_ids=versions.token_ids_BT, use_cache=False).logits, versions)
+    with outputs_changed(location.modules, remove), only_last_logits(model, versions.last_B):
+        return difference_B(model(input_ids=versions.token_ids_BT, use_cache=False).logits, versions)
 
 
 class CurveSums(Metric):
@@ -158,9 +157,9 @@ class CurveSums(Metric):
     def update(self, curves: Curves) -> None:
         """Adds contrasts."""
         self.contrasts += len(curves.logit_diff_B)
-        self.logit_diff += curves.logit_diff_B.double().sum()
-        self.comprehensiveness_RP += curves.comprehensiveness_BRP.double().sum(0)
-        self.sufficiency_RP += curves.sufficiency_BRP.double().sum(0)
+        self.logit_diff += curves.logit_diff_B.to(self.logit_diff).sum()
+        self.comprehensiveness_RP += curves.comprehensiveness_BRP.to(self.comprehensiveness_RP).sum(0)
+        self.sufficiency_RP += curves.sufficiency_BRP.to(self.sufficiency_RP).sum(0)
 
     def compute(self) -> tuple[int, Tensor, Tensor, Tensor]:
         """How many contrasts there are, and their mean logit difference, comprehensiveness and sufficiency."""

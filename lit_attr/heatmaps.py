@@ -13,15 +13,28 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw
 
-from lit_attr.labels import drawable, line_height, text_mask, token_label, wrap
+from lit_attr.labels import drawable, line_height, text_mask, token_label
+from lit_attr.sheet import (
+    FRAME,
+    GAP,
+    INK,
+    PAD,
+    SMALL,
+    SOFT_INK,
+    TEXT,
+    check_axes,
+    heading,
+    put,
+    put_lines,
+    short_number,
+    total_height,
+)
 
-TEXT, TITLE, SMALL = 16, 20, 14  # font sizes, pixels
-PAD, GAP = 18, 6
 SPILL = line_height(TEXT) // 2 + 1  # half a line, which the first and last number of the bar stand out by
 MIN_WIDTH = 480
 BAR_GAP, BAR_WIDTH = 28, 16  # the word "subject" stands in the gap
 UNDERLINE_ROOM = 3
-INK, SOFT_INK, FRAME, GRID = (24, 24, 24), (84, 84, 84), (150, 150, 150), (232, 232, 232)
+GRID = (232, 232, 232)
 EMPTY, EMPTY_HATCH, CLIPPED_HATCH = (238, 238, 238), (196, 196, 196), (255, 255, 255)
 
 # ColorBrewer's RdBu from blue to red, safe for the colour-blind; its middle made white, its ends less black.
@@ -71,7 +84,7 @@ def draw_fact_heatmap(
         ValueError: if the shape does not match ``layers`` and ``tokens``, a score is not finite, or the span is
             empty or reaches beyond the tokens.
     """
-    _check(scores_LT, "scores_LT", layers=layers, tokens=tokens)
+    check_axes(scores_LT, "scores_LT", layers=layers, tokens=tokens)
     if not np.isfinite(scores_LT).all():
         raise ValueError("scores_LT: every score must be finite")
     start, stop = subject_span
@@ -107,18 +120,12 @@ def draw_role_heatmap(
     Raises:
         ValueError: if the shape does not match ``layers``, ``roles`` and ``counts``, or a mean is infinite.
     """
-    _check(means_LR, "means_LR", layers=layers, roles=roles)
-    _check(means_LR, "means_LR", layers=layers, counts=counts)
+    check_axes(means_LR, "means_LR", layers=layers, roles=roles)
+    check_axes(means_LR, "means_LR", layers=layers, counts=counts)
     if np.isinf(means_LR).any():
         raise ValueError("means_LR: a mean must be finite, or NaN where its role never occurs")
     labels = [f"{drawable(role)}\nn={count:,}" for role, count in zip(roles, counts, strict=True)]
     return _draw(means_LR.T, _scale(means_LR) or 1.0, layers, labels, range(0), title, subtitle)
-
-
-def _check(values: NDArray[np.floating], name: str, **axes: Sequence[object]) -> None:
-    expected = tuple(map(len, axes.values()))
-    if values.shape != expected or 0 in expected:
-        raise ValueError(f"{name}: shape {values.shape}, but {' by '.join(axes)} is {expected}, at least one each")
 
 
 def _scale(values: NDArray[np.floating]) -> float:
@@ -145,14 +152,6 @@ def _colours(values: NDArray[np.floating], scale: float) -> NDArray[np.uint8]:
     return colours
 
 
-def _number(size: float) -> str:
-    """A positive number with three significant digits, scientific outside 0.001 … 100,000."""
-    if 1e-3 <= size < 1e5:
-        return f"{size:.{max(0, 2 - math.floor(math.log10(size)))}f}"
-    mantissa, exponent = f"{size:.2e}".split("e")
-    return f"{mantissa}e{int(exponent)}".replace("-", "\N{MINUS SIGN}")
-
-
 def _step(pitch: int, needed: float) -> int:
     """Label every how many-th row or column, ``pitch`` pixels apart, when a label takes ``needed``."""
     least = math.ceil(needed / pitch)
@@ -171,18 +170,6 @@ def _label(text: str, strong: bool) -> Image.Image:
         y = UNDERLINE_ROOM + height
         ImageDraw.Draw(block).line((1, y, width - 2, y), fill=255, width=2)
     return block
-
-
-def _put(
-    image: Image.Image,
-    mask: Image.Image,
-    colour: tuple[int, int, int],
-    x: float,
-    y: float,
-    anchor: tuple[float, float],
-) -> None:
-    """Text whose left, middle or right (anchor 0, 0.5 or 1) is at x, and whose top, middle or bottom at y."""
-    image.paste(colour, (int(x - anchor[0] * mask.width), int(y - anchor[1] * mask.height)), mask)
 
 
 def _draw(
@@ -220,18 +207,15 @@ def _draw(
     right = bar.width + PAD
     width = max(MIN_WIDTH, left + grid.width + right)
     left += (width - left - grid.width - right) // 2
-    heading = [
-        *((text_mask(line, TITLE), INK) for line in wrap(drawable(title), TITLE, width - 2 * PAD)),
-        *((text_mask(line, SMALL), SOFT_INK) for line in wrap(drawable(subtitle), SMALL, width - 2 * PAD)),
-    ]
+    headline = heading(title, subtitle, width)
     footing = [(text_mask("layer", TEXT), INK)]
     if _scale(values_NL) > scale:
-        note = f"hatched: beyond the scale, |score| up to {_number(_scale(values_NL))}"
+        note = f"hatched: beyond the scale, |score| up to {short_number(_scale(values_NL))}"
         footing.append((text_mask(note, SMALL), SOFT_INK))
-    top = PAD + sum(mask.height for mask, _ in heading) + PAD
+    top = PAD + total_height(headline) + PAD
     bottom = top + grid.height
     foot = bottom + GAP + line_height(TEXT)
-    height = foot + sum(mask.height for mask, _ in footing) + PAD
+    height = foot + total_height(footing) + PAD
 
     image = Image.new("RGB", (width, height), "white")
     image.paste(grid, (left, top))
@@ -240,27 +224,21 @@ def _draw(
     draw.rectangle((left - 1, top - 1, left + grid.width, bottom), outline=FRAME)
     for row, label in row_labels.items():
         colour = INK if row in marked else SOFT_INK
-        _put(image, label, colour, left - GAP, top + row * cell_h + cell_h // 2, (1, 0.5))
+        put(image, label, colour, left - GAP, top + row * cell_h + cell_h // 2, (1, 0.5))
     numbers = [text_mask(str(layer), TEXT) for layer in layers]
     for column in range(0, n_layers, _step(cell_w, max(number.width for number in numbers) + GAP)):
         x = left + column * cell_w + cell_w // 2
         draw.line((x, bottom, x, bottom + 4), fill=FRAME)
-        _put(image, numbers[column], INK, x, bottom + GAP, (0.5, 0))
+        put(image, numbers[column], INK, x, bottom + GAP, (0.5, 0))
     if marked:
         y0, y1 = top + marked.start * cell_h - 1, top + marked.stop * cell_h
         draw.rectangle((left - 1, y0, left + grid.width, y1), outline=INK, width=2 if cell_h > 8 else 1)
         word = text_mask("subject", SMALL).rotate(90, expand=True)
         # Beside its rows, however few, but not further down than the grid: there the last layer's number may be.
         middle = min(max((y0 + y1) / 2, top + word.height / 2), bottom - word.height / 2)
-        _put(image, word, INK, left + grid.width + 3, middle, (0, 0.5))
-    y = PAD
-    for mask, colour in heading:
-        _put(image, mask, colour, PAD, y, (0, 0))
-        y += mask.height
-    y = foot
-    for mask, colour in footing:
-        _put(image, mask, colour, left + grid.width / 2, y, (0.5, 0))
-        y += mask.height
+        put(image, word, INK, left + grid.width + 3, middle, (0, 0.5))
+    put_lines(image, headline, PAD, PAD, 0)
+    put_lines(image, footing, left + grid.width / 2, foot, 0.5)
     return image
 
 
@@ -290,7 +268,9 @@ def _grid(values_NL: NDArray[np.floating], scale: float, cell_w: int, cell_h: in
 def _colour_bar(scale: float, grid_h: int) -> Image.Image:
     """The scale that begins at the grid's right edge; reaches SPILL beyond the grid above and below."""
     name = text_mask("score (logits)", TEXT).rotate(90, expand=True)
-    numbers = [text_mask(text, TEXT) for text in ("+" + _number(scale), "0", "\N{MINUS SIGN}" + _number(scale))]
+    numbers = [
+        text_mask(text, TEXT) for text in ("+" + short_number(scale), "0", "\N{MINUS SIGN}" + short_number(scale))
+    ]
     bar, text = BAR_GAP, BAR_GAP + BAR_WIDTH + GAP
     width = text + max(number.width for number in numbers) + GAP + name.width
     image = Image.new("RGB", (width, grid_h + 2 * SPILL), "white")
@@ -300,6 +280,6 @@ def _colour_bar(scale: float, grid_h: int) -> Image.Image:
     draw.rectangle((bar - 1, SPILL - 1, bar + BAR_WIDTH, SPILL + grid_h), outline=FRAME)
     for number, y in zip(numbers, (0, grid_h // 2, grid_h - 1), strict=True):
         draw.line((bar + BAR_WIDTH, SPILL + y, bar + BAR_WIDTH + 3, SPILL + y), fill=FRAME)
-        _put(image, number, INK, text, SPILL + y, (0, 0.5))
-    _put(image, name, INK, width, SPILL + grid_h / 2, (1, 0.5))
+        put(image, number, INK, text, SPILL + y, (0, 0.5))
+    put(image, name, INK, width, SPILL + grid_h / 2, (1, 0.5))
     return image

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -147,6 +147,16 @@ def inputs_recorded(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
             handle = module.register_forward_pre_hook(lambda _, args, place=place: record(place, args))
             stack.callback(handle.remove)
         yield inputs
+
+
+@contextmanager
+def outputs_changed(modules: Iterable[nn.Module], change: Callable[[int, Any], Any]) -> Iterator[None]:
+    """Lets `change(place, output)` put another output in the place of each module's own, where it returns one."""
+    with ExitStack() as hooks:
+        for place, module in enumerate(modules):
+            handle = module.register_forward_hook(lambda _, __, output, place=place: change(place, output))
+            hooks.callback(handle.remove)
+        yield
 
 
 @contextmanager

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from lit_attr.heatmaps import (
+from lit_attr.labels import line_height, text_mask
+from lit_attr.sheet import (
     FRAME,
     GAP,
     INK,
@@ -20,12 +21,13 @@ from lit_attr.heatmaps import (
     SMALL,
     SOFT_INK,
     TEXT,
-    TITLE,
-    _check,
-    _number,
-    _put,
+    check_axes,
+    heading,
+    put,
+    put_lines,
+    short_number,
+    total_height,
 )
-from lit_attr.labels import drawable, line_height, text_mask, wrap
 
 SIDE = 441  # of the square, pixels; odd, so that zero is the middle of a pixel
 MIDDLE = SIDE // 2
@@ -79,7 +81,7 @@ def draw_scatter(
         ValueError: if the shapes differ, there is no point, or a number is not finite.
     """
     for name, values_N in (("scores_N", scores_N), ("effects_N", effects_N)):
-        _check(values_N, name, layers_N=layers_N.tolist())
+        check_axes(values_N, name, layers_N=layers_N.tolist())
         if not np.isfinite(values_N).all():
             raise ValueError(f"{name}: every number must be finite")
     values_AN = np.stack([scores_N, effects_N]).astype(float)
@@ -102,19 +104,16 @@ def draw_scatter(
     numbers_w = max(mask.width for mask in ticks.values())
     left = PAD + effect_name.width + GAP + numbers_w + GAP + 1
     width = left + SIDE + BAR_GAP + legend.width + PAD
-    heading = [
-        *((text_mask(line, TITLE), INK) for line in wrap(drawable(title), TITLE, width - 2 * PAD)),
-        *((text_mask(line, SMALL), SOFT_INK) for line in wrap(drawable(subtitle), SMALL, width - 2 * PAD)),
-    ]
+    headline = heading(title, subtitle, width)
     footing = [(text_mask("score (logits)", TEXT), INK)]
     if beyond_N.any():
-        most = _number(float(np.abs(values_AN).max()))
+        most = short_number(float(np.abs(values_AN).max()))
         note = f"triangles: {beyond_N.sum():,} beyond the scale, magnitudes up to {most}"
         footing.append((text_mask(note, SMALL), SOFT_INK))
-    top = PAD + sum(mask.height for mask, _ in heading) + PAD
+    top = PAD + total_height(headline) + PAD
     bottom = top + SIDE
     foot = bottom + GAP + line_height(TEXT)
-    height = foot + sum(mask.height for mask, _ in footing) + PAD
+    height = foot + total_height(footing) + PAD
 
     image = Image.new("RGB", (width, height), "white")
     image.paste(field, (left, top))
@@ -125,18 +124,12 @@ def draw_scatter(
         x, y = left + MIDDLE + at, top + MIDDLE - at
         draw.line((x, bottom, x, bottom + TICK), fill=FRAME)
         draw.line((left - 1 - TICK, y, left - 1, y), fill=FRAME)
-        _put(image, mask, INK, x + 0.5, bottom + GAP, (0.5, 0))
-        _put(image, mask, INK, left - 1 - GAP, y + 0.5, (1, 0.5))
-    _put(image, effect_name, INK, PAD, top + SIDE / 2, (0, 0.5))
-    _put(image, text_mask("equal", SMALL), SOFT_INK, left + SIDE, top - 1, (1, 1))
-    y = PAD
-    for mask, colour in heading:
-        _put(image, mask, colour, PAD, y, (0, 0))
-        y += mask.height
-    y = foot
-    for mask, colour in footing:
-        _put(image, mask, colour, left + SIDE / 2, y, (0.5, 0))
-        y += mask.height
+        put(image, mask, INK, x + 0.5, bottom + GAP, (0.5, 0))
+        put(image, mask, INK, left - 1 - GAP, y + 0.5, (1, 0.5))
+    put(image, effect_name, INK, PAD, top + SIDE / 2, (0, 0.5))
+    put(image, text_mask("equal", SMALL), SOFT_INK, left + SIDE, top - 1, (1, 1))
+    put_lines(image, headline, PAD, PAD, 0)
+    put_lines(image, footing, left + SIDE / 2, foot, 0.5)
     return image
 
 
@@ -167,7 +160,7 @@ def _ticks(limit: float) -> dict[int, Image.Image]:
 
 
 def _tick_label(value: float, form: str) -> str:
-    """As `_number` writes, with a sign if negative."""
+    """As `short_number` writes, with a sign if negative."""
     mantissa, *exponent = f"{value:{form}}".split("e")
     text = "e".join([mantissa, *(str(int(part)) for part in exponent)])
     return text.replace("-", "\N{MINUS SIGN}") if value else "0"
@@ -241,12 +234,12 @@ def _legend(layers: list[int]) -> Image.Image:
     top = name.height + GAP
     text = BAR_WIDTH + 2 * GAP
     image = Image.new("RGB", (max(name.width, text + max(number.width for number in numbers)), SIDE), "white")
-    _put(image, name, INK, 0, 0, (0, 0))
+    put(image, name, INK, 0, 0, (0, 0))
     ramp = Image.fromarray(_colours(len(layers))[::-1, None])
     image.paste(ramp.resize((BAR_WIDTH, height), Image.Resampling.NEAREST), (1, top))
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, top - 1, BAR_WIDTH + 1, top + height), outline=FRAME)
     for place in range(len(layers)) if len(layers) <= MAX_NAMED else (0, len(layers) - 1):
         y = top + height * (1 - (place + 0.5) / len(layers))
-        _put(image, numbers[place], INK, text, y, (0, 0.5))
+        put(image, numbers[place], INK, text, y, (0, 0.5))
     return image

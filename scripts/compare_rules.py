@@ -49,6 +49,7 @@ def compare(
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for model in models or [DEMO_MODEL]:
         rows: list[list[str]] = []
+        times = []
         trust: dict[str, Any] = {}
         for options, backwards in RULES:
             module = AttributionModule(model, component=component, **options)
@@ -61,11 +62,13 @@ def compare(
                 cells = [trust["pearson"], *(layer["pearson"] for layer in trust["by_layer"].values())]
             name = " ".join((options["rule"], *(f"{key}={value}" for key, value in [*options.items()][1:])))
             numbers = ["-" if cell is None else f"{cell:.2f}" for cell in cells]
-            rows.append([f"`{name}`", backwards, *numbers, f"{seconds:.1f}"])
-        heads = ["rule", "backwards", "all cells", *(f"layer {layer}" for layer in trust["by_layer"]), "seconds"]
+            rows.append([f"`{name}`", backwards, *numbers])
+            times.append(f"{name} {seconds:.1f}")
+        heads = ["rule", "backwards", "all cells", *(f"layer {layer}" for layer in trust["by_layer"])]
         print(f"\n{'the demo model' if model == DEMO_MODEL else model}, {trust['contrasts']} contrasts\n")
         for row in (heads, ["---"] * len(heads), *rows):
             print(f"| {' | '.join(row)} |")
+        print(f"\nSeconds for all facts, without the comparison: {', '.join(times)}")
 
 
 def _trust(

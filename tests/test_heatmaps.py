@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
-from lit_attr import heatmaps
+from lit_attr import heatmaps, sheet
 from lit_attr.heatmaps import draw_fact_heatmap, draw_role_heatmap
 from lit_attr.labels import line_height, text_mask, text_width
 
@@ -63,7 +63,7 @@ def pixels(image, box):
     return np.asarray(image.crop((x0 + 2, y0 + 2, x1 - 2, y1 - 2))).reshape(-1, 3).astype(int)
 
 
-def place(image, box, text, size=heatmaps.TEXT, colour=heatmaps.INK, strong=False):
+def place(image, box, text, size=sheet.TEXT, colour=sheet.INK, strong=False):
     """Where the text stands, pixel by pixel, on white in the box: the middle of its first find, or None."""
     mask = text_mask(text, size, strong)
     wanted = Image.new("RGB", mask.size, "white")
@@ -74,7 +74,7 @@ def place(image, box, text, size=heatmaps.TEXT, colour=heatmaps.INK, strong=Fals
     return (box[0] + finds[0][1] + mask.width / 2, box[1] + finds[0][0] + mask.height / 2) if len(finds) else None
 
 
-def place_upright(image, text, size=heatmaps.TEXT):
+def place_upright(image, text, size=sheet.TEXT):
     """As `place`, for text that is read from the bottom to the top, anywhere."""
     turned = image.rotate(-90, expand=True)
     found = place(turned, (0, 0, *turned.size), text, size)
@@ -121,7 +121,7 @@ def test_a_single_score_colours_the_cell_beside_its_token_and_above_its_layer(la
     x, y = np.argwhere(deepest).mean(axis=0)[::-1] + grid[:2]
     assert deepest.sum() > 1000 and deepest.sum() < 36 * 36, "one cell"
     left, below = (0, grid[1], grid[0], grid[3]), (0, grid[3], *image.size)
-    label = place(image, left, f"␣token{token}", colour=heatmaps.SOFT_INK)
+    label = place(image, left, f"␣token{token}", colour=sheet.SOFT_INK)
     number = place(image, below, str(layer))
     assert label[1] == pytest.approx(y, abs=2)
     assert number[0] == pytest.approx(x, abs=2)
@@ -152,8 +152,8 @@ def test_a_cell_beyond_the_scale_is_hatched_and_the_excess_noted():
     assert {tuple(colour) for colour in clipped} == {tuple(heatmaps.TABLE[0]), (255, 255, 255)}
     foot = (0, image.height - 60, image.width, image.height)
     note = "hatched: beyond the scale, |score| up to 7.52"
-    assert shows(image, foot, note, heatmaps.SMALL, heatmaps.SOFT_INK)
-    assert fact(anchored((1, 0, 1.0))).height == image.height - line_height(heatmaps.SMALL)
+    assert shows(image, foot, note, sheet.SMALL, sheet.SOFT_INK)
+    assert fact(anchored((1, 0, 1.0))).height == image.height - line_height(sheet.SMALL)
 
 
 def test_where_only_position_0_scores_it_sets_the_scale():
@@ -195,12 +195,12 @@ def test_few_cells_are_large_ones_with_room_for_the_colour_bar(n_layers, n_token
 
 @pytest.mark.parametrize("size, text", [(4.7, "4.70"), (0.01234, "0.0123"), (1327.4, "1327"), (12.345, "12.3")])
 def test_numbers_have_three_digits(size, text):
-    assert heatmaps._number(size) == text
+    assert sheet.short_number(size) == text
 
 
 @pytest.mark.parametrize("size, text", [(0.0005, "5.00e\N{MINUS SIGN}4"), (123456.0, "1.23e5")])
 def test_tiny_and_huge_numbers_are_scientific(size, text):
-    assert heatmaps._number(size) == text
+    assert sheet.short_number(size) == text
 
 
 @pytest.mark.parametrize("n_tokens", [1, 2, 12, 40, 90, 512])
@@ -221,7 +221,7 @@ def test_a_thumbnail_400_pixels_wide_is_legible(n_layers, n_tokens):
     image = fact(np.ones((n_layers, n_tokens)))
     x0, y0, x1, y1 = grid_box(n_layers, n_tokens)
     shrunk = 400 / image.width
-    assert shrunk * heatmaps.TEXT > 7
+    assert shrunk * sheet.TEXT > 7
     assert x1 - x0 > 0.6 * image.width, "most of it is cells"
     assert shrunk * (y1 - y0) / n_tokens > 16 and shrunk * (x1 - x0) / n_layers > 2.5
 
@@ -232,7 +232,7 @@ def test_row_labels_never_touch_and_all_are_there_up_to_69(n_tokens, labelled):
     image, grid = fact(np.ones((4, n_tokens)), **span), grid_box(4, n_tokens, **span)
     ink = np.asarray(image.convert("L").crop((0, grid[1], grid[0] - 3, grid[3] + 20))) < 200
     # Each with a line without ink above it; the subject's, which is underlined, apart.
-    first = heatmaps.line_height(heatmaps.TEXT) + 3 + (grid[3] - grid[1]) // n_tokens // 2 - 12
+    first = heatmaps.line_height(sheet.TEXT) + 3 + (grid[3] - grid[1]) // n_tokens // 2 - 12
     inked = ink[first:].any(axis=1).astype(int)
     assert (np.diff(inked, prepend=0) == 1).sum() == labelled - 1
 
@@ -247,8 +247,8 @@ def test_where_rows_go_without_a_label_the_subjects_first_does_not():
 @pytest.mark.parametrize("n_layers, labelled", [(1, 1), (8, 8), (12, 12), (24, 12), (48, 12), (96, 20), (160, 20)])
 def test_layer_numbers_are_thinned_until_they_stand_apart(n_layers, labelled):
     image, grid = fact(np.ones((n_layers, 4))), grid_box(n_layers, 4)
-    top = grid[3] + heatmaps.GAP + 2
-    numbers = image.convert("L").crop((0, top, image.width, top + line_height(heatmaps.TEXT) - 4))
+    top = grid[3] + sheet.GAP + 2
+    numbers = image.convert("L").crop((0, top, image.width, top + line_height(sheet.TEXT) - 4))
     inked = np.flatnonzero((np.asarray(numbers) < 128).any(axis=0))
     assert (np.diff(inked) > 5).sum() + 1 == labelled, "digits of a number are less than that apart"
 
@@ -266,9 +266,9 @@ def test_tokens_are_written_flush_with_the_grid():
     grid = grid_box(N_LAYERS, N_TOKENS, tokens=tokens, subject_span=(1, 2))
     image = fact(anchored(), tokens=tokens, subject_span=(1, 2))
     for token, label in ((0, "a"), (2, "defghij"), (3, "␣k"), (5, r"\n")):
-        x, _ = place(image, (0, 0, grid[0], image.height), label, colour=heatmaps.SOFT_INK)
-        end = x + text_mask(label, heatmaps.TEXT).width / 2
-        assert end == pytest.approx(grid[0] - heatmaps.GAP, abs=1), token
+        x, _ = place(image, (0, 0, grid[0], image.height), label, colour=sheet.SOFT_INK)
+        end = x + text_mask(label, sheet.TEXT).width / 2
+        assert end == pytest.approx(grid[0] - sheet.GAP, abs=1), token
 
 
 def test_the_layers_axis_has_its_name_below():
@@ -283,18 +283,18 @@ def test_the_subjects_rows_are_framed_and_named_and_their_labels_strong(span):
     top = cell_box(0, 0)[1] - 1
     y0, y1 = top + span[0] * pitch, top + span[1] * pitch
     for x in (grid[0] + 9, grid[2] - 9):
-        dark = [y for y in range(grid[1] - 9, grid[3] + 3) if image.getpixel((x, y)) == heatmaps.INK]
+        dark = [y for y in range(grid[1] - 9, grid[3] + 3) if image.getpixel((x, y)) == sheet.INK]
         assert len(dark) == 4, "two lines, two pixels each"
         assert dark == pytest.approx([y0, y0 + 1, y1, y1 + 1], abs=2)
-    word = place_upright(image, "subject", heatmaps.SMALL)
+    word = place_upright(image, "subject", sheet.SMALL)
     assert grid[2] < word[0] < grid[2] + heatmaps.BAR_GAP
     assert y0 < word[1] < y1
-    half = text_width("subject", heatmaps.SMALL) / 2
+    half = text_width("subject", sheet.SMALL) / 2
     assert grid[1] - 3 <= word[1] - half and word[1] + half <= grid[3] + 3, "no further than the grid"
     left = (0, 0, grid[0], image.height)
     for token in range(N_TOKENS):
         assert shows(image, left, f"␣token{token}", strong=True) == (token in range(*span))
-        assert shows(image, left, f"␣token{token}", colour=heatmaps.SOFT_INK) != (token in range(*span))
+        assert shows(image, left, f"␣token{token}", colour=sheet.SOFT_INK) != (token in range(*span))
 
 
 @pytest.mark.parametrize("title", ["Prag " * 60, "x" * 300, "The capital of São Paulo → 日本 " * 10])
@@ -306,8 +306,8 @@ def test_a_title_of_300_characters_is_there_to_its_end(title, n_tokens):
     scores_LT = np.ones((2, n_tokens))
     got = ink(fact(scores_LT, title=title)) - ink(fact(scores_LT, title=""))
     words = [heatmaps.drawable(word) for word in title.split()]
-    share = (255 - heatmaps.INK[0]) / 255
-    wanted = sum(share * np.asarray(text_mask(word, heatmaps.TITLE), dtype=int).sum() for word in words)
+    share = (255 - sheet.INK[0]) / 255
+    wanted = sum(share * np.asarray(text_mask(word, sheet.TITLE), dtype=int).sum() for word in words)
     assert got == pytest.approx(wanted, rel=0.02)
 
 
@@ -316,8 +316,8 @@ def test_roles_stand_in_the_given_order_each_above_its_count():
     image = role(np.ones((5, 4)), roles=roles, counts=counts)
     left = (0, 0, image.width // 2, image.height)
     texts = [text for name, count in zip(roles, counts, strict=True) for text in (name, f"n={count:,}")]
-    places = [place(image, left, text, colour=heatmaps.SOFT_INK) for text in texts]
-    ends = [x + text_mask(text, heatmaps.TEXT).width / 2 for (x, _), text in zip(places, texts, strict=True)]
+    places = [place(image, left, text, colour=sheet.SOFT_INK) for text in texts]
+    ends = [x + text_mask(text, sheet.TEXT).width / 2 for (x, _), text in zip(places, texts, strict=True)]
     assert len(set(ends)) == 1, "flush right"
     heights = [y for _, y in places]
     assert heights == sorted(heights)
@@ -336,7 +336,7 @@ def test_a_role_that_never_occurs_is_grey_and_hatched():
     assert all(red == green == blue for red, green, blue in empty)
     left = (0, box[1], box[0], box[3])
     for text in ("middle subject", "n=0"):
-        assert shows(image, left, text, colour=heatmaps.SOFT_INK), "the row beside it"
+        assert shows(image, left, text, colour=sheet.SOFT_INK), "the row beside it"
 
 
 def test_a_role_map_without_any_fact_is_all_empty():

@@ -3,7 +3,7 @@ import pytest
 from PIL import ImageChops
 from test_heatmaps import place, place_upright, shows
 
-from lit_attr import heatmaps, scatter
+from lit_attr import scatter, sheet
 from lit_attr.labels import drawable, line_height, text_mask
 from lit_attr.scatter import draw_scatter
 
@@ -31,7 +31,7 @@ def cloud(count):
 
 def frame(image):
     """The frame's lines: left, top, right and bottom."""
-    is_frame = (np.asarray(image) == heatmaps.FRAME).all(axis=2)
+    is_frame = (np.asarray(image) == sheet.FRAME).all(axis=2)
     columns, rows = (np.flatnonzero(is_frame.sum(axis=axis) > 300) for axis in (0, 1))
     assert len(columns) == len(rows) == 2
     return columns[0], rows[0], columns[1], rows[1]
@@ -40,7 +40,7 @@ def frame(image):
 def ticks(image):
     """Where the ticks are: x of those below the frame, y, upwards, of those to the left of it."""
     left, top, right, bottom = frame(image)
-    is_frame = (np.asarray(image) == heatmaps.FRAME).all(axis=2)
+    is_frame = (np.asarray(image) == sheet.FRAME).all(axis=2)
     below, beside = is_frame[bottom + 2, left : right + 1], is_frame[top : bottom + 1, left - 2]
     return left + np.flatnonzero(below), top + np.flatnonzero(beside)[::-1]
 
@@ -167,7 +167,7 @@ def test_equal_values_are_on_a_thin_dark_line_at_45_degrees():
         assert not any(is_dark(image, left + step + aside, bottom - step) for aside in (-3, -2, 2, 3))
     for value in (-0.5, 0.5):
         assert is_dark(image, *where(image, value, value))
-    name = place(image, (0, 0, *image.size), "equal", heatmaps.SMALL, heatmaps.SOFT_INK)
+    name = place(image, (0, 0, *image.size), "equal", sheet.SMALL, sheet.SOFT_INK)
     assert right - 40 < name[0] < right and top - 20 < name[1] < top, "at its end"
 
 
@@ -196,8 +196,8 @@ def test_a_large_value_among_many_does_not_set_the_scale():
         changed.paste((0, 0, 0), box)
     assert not changed.getbbox(), "that point alone: neither the others nor the scale"
     note = "triangles: 1 beyond the scale, magnitudes up to 5000"
-    assert shows(loud, (0, loud.height - 60, *loud.size), note, heatmaps.SMALL, heatmaps.SOFT_INK)
-    assert calm.height == loud.height - line_height(heatmaps.SMALL)
+    assert shows(loud, (0, loud.height - 60, *loud.size), note, sheet.SMALL, sheet.SOFT_INK)
+    assert calm.height == loud.height - line_height(sheet.SMALL)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_all_that_is_beyond_the_scale_is_counted():
     scores_N[:30], effects_N[20:50] = 100.0, -123.4
     image = scattered(scores_N, effects_N, np.arange(10_000) % 48)
     note = "triangles: 50 beyond the scale, magnitudes up to 123"
-    assert shows(image, (0, image.height - 60, *image.size), note, heatmaps.SMALL, heatmaps.SOFT_INK)
+    assert shows(image, (0, image.height - 60, *image.size), note, sheet.SMALL, sheet.SOFT_INK)
 
 
 def is_noted(image):
@@ -319,8 +319,8 @@ def test_tick_numbers_never_touch(largest):
     left, _, right, bottom = frame(image)
     x, _ = ticks(image)
     assert 3 <= len(x) <= 11
-    top = bottom + heatmaps.GAP + 2
-    numbers = image.convert("L").crop((left - 40, top, right + 40, top + line_height(heatmaps.TEXT) - 4))
+    top = bottom + sheet.GAP + 2
+    numbers = image.convert("L").crop((left - 40, top, right + 40, top + line_height(sheet.TEXT) - 4))
     inked = np.flatnonzero((np.asarray(numbers) < 128).any(axis=0))
     assert (np.diff(inked) > 5).sum() + 1 == len(x), "characters of a number are less than that apart"
 
@@ -360,21 +360,21 @@ def test_a_title_of_300_characters_is_there_to_its_end(title):
 
     got = ink(plot(CORNER, title=title)) - ink(plot(CORNER, title=""))
     words = [drawable(word) for word in title.split()]
-    covered = (255 - heatmaps.INK[0]) / 255
-    wanted = sum(covered * np.asarray(text_mask(word, heatmaps.TITLE), dtype=int).sum() for word in words)
+    covered = (255 - sheet.INK[0]) / 255
+    wanted = sum(covered * np.asarray(text_mask(word, sheet.TITLE), dtype=int).sum() for word in words)
     assert got == pytest.approx(wanted, rel=0.02)
-    assert plot(CORNER, title=title).height > plot(CORNER, title="x").height + 3 * line_height(heatmaps.TITLE)
+    assert plot(CORNER, title=title).height > plot(CORNER, title="x").height + 3 * line_height(sheet.TITLE)
 
 
 def test_the_title_and_the_subtitle_are_at_the_top():
     image = plot(CORNER, title="A title", subtitle="and below it")
     _, top, _, _ = frame(image)
     heading = (0, 0, image.width, top)
-    title = place(image, heading, "A title", heatmaps.TITLE)
-    subtitle = place(image, heading, "and below it", heatmaps.SMALL, heatmaps.SOFT_INK)
+    title = place(image, heading, "A title", sheet.TITLE)
+    subtitle = place(image, heading, "and below it", sheet.SMALL, sheet.SOFT_INK)
     assert title[1] < subtitle[1]
     longer = plot(CORNER, title="A title", subtitle="and below it " * 20)
-    assert longer.height > image.height + line_height(heatmaps.SMALL)
+    assert longer.height > image.height + line_height(sheet.SMALL)
 
 
 @pytest.mark.parametrize("size", [1e-7, 1.0, 12_345.0])

@@ -77,7 +77,7 @@ def test_agrees_with_another_library_over_all_cells_and_by_layer(contrasts: list
             for mine, true in pairs
             if len(mine) > top
         ]
-        assert 0 < len(overlaps)
+        assert len(overlaps) > 0
         assert agreement[f"top_{top}_overlap"] == pytest.approx(np.mean(overlaps))
     last = [[row, len(contrast.tokens) - 1] for row, contrast in enumerate(contrasts)]
     at_last = [
