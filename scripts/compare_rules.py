@@ -2,15 +2,17 @@
 
 Runs the prediction once with each rule, each comparing the scores of some facts with their exact effects
 (`writer.verify`), and prints a table in Markdown: Pearson's correlation over all layers and tokens, and in each
-layer.
+layer. For several models there is one more table, with the whole and the worst layer of each.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,28 +49,37 @@ def compare(
     """
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    for model in models or [DEMO_MODEL]:
-        rows: list[list[str]] = []
+    named = {"demo" if model == DEMO_MODEL else model: model for model in models or [DEMO_MODEL]}
+    whole_and_worst: dict[str, list[str]] = {}
+    for name, model in named.items():
+        rows: dict[str, list[str]] = {}
         times = []
-        trust: dict[str, Any] = {}
+        layers: list[str] = []
         for options, backwards in RULES:
             module = AttributionModule(model, component=component, **options)
             with tempfile.TemporaryDirectory() as folder:
-                found, seconds = _trust(module, source, verify, Path(folder))
+                trust, seconds = _trust(module, source, verify, Path(folder))
             # What is exact is not compared with itself.
-            cells: list[float | None] = [1.0] * (1 + len(trust["by_layer"])) if found is None else []
-            if found is not None:
-                trust = found
-                cells = [trust["pearson"], *(layer["pearson"] for layer in trust["by_layer"].values())]
-            name = " ".join((options["rule"], *(f"{key}={value}" for key, value in [*options.items()][1:])))
-            numbers = ["-" if cell is None else f"{cell:.2f}" for cell in cells]
-            rows.append([f"`{name}`", backwards, *numbers])
-            times.append(f"{name} {seconds:.1f}")
-        heads = ["rule", "backwards", "all cells", *(f"layer {layer}" for layer in trust["by_layer"])]
-        print(f"\n{'the demo model' if model == DEMO_MODEL else model}, {trust['contrasts']} contrasts\n")
-        for row in (heads, ["---"] * len(heads), *rows):
-            print(f"| {' | '.join(row)} |")
+            cells = [1.0] * (1 + len(layers))
+            if trust is not None:
+                layers = [*trust["by_layer"]]
+                found = [trust["pearson"], *(trust["by_layer"][layer]["pearson"] for layer in layers)]
+                cells = [math.nan if cell is None else cell for cell in found]
+            rule = ", ".join((options["rule"], *(f"{key} {value}" for key, value in [*options.items()][1:])))
+            rows[rule] = [backwards, *(f"{cell:.2f}" for cell in cells)]
+            whole_and_worst.setdefault(rule, []).append(f"{cells[0]:.2f} / {min(cells[1:]):.2f}")
+            times.append(f"{rule} {seconds:.1f}")
+        print(f"\n{name}: {verify} contrasts compared\n")
+        _print_table(["rule", "backwards", "all cells", *(f"layer {layer}" for layer in layers)], rows)
         print(f"\nSeconds for all facts, without the comparison: {', '.join(times)}")
+    if len(named) > 1:
+        print("\nAll cells / worst layer\n")
+        _print_table(["rule", *named], whole_and_worst)
+
+
+def _print_table(heads: list[str], rows: Mapping[str, Sequence[str]]) -> None:
+    cells = [heads, ["---"] * len(heads), *([f"`{name}`", *row] for name, row in rows.items())]
+    print("\n".join(f"| {' | '.join(row)} |" for row in cells))
 
 
 def _trust(

@@ -10,8 +10,10 @@ from torch.nn.functional import gelu, silu
 from transformers import PreTrainedModel
 
 from lit_attr.errors import UserError
+from lit_attr.hooks import evaluating
 from lit_attr.locate import named_mlps
 from lit_attr.mlps import find_nonlinearities
+from lit_attr.models import DEMO_MODEL, load_model
 
 
 def first_mlp(model: PreTrainedModel) -> nn.Module:
@@ -81,3 +83,11 @@ def test_refuses_a_model_whose_mlps_are_no_modules():
     model = tiny_model("opt")
     with pytest.raises(UserError, match="model.rule: no MLP of OPTForCausalLM is a module of its own"):
         find_nonlinearities(model, named_mlps(model))
+
+
+@pytest.mark.parametrize("setting", [{"dtype": "bfloat16"}, {"quantization": "8bit"}, {"quantization": "4bit"}])
+def test_coarse_formats_are_understood(setting: dict[str, str]):
+    model = load_model(DEMO_MODEL, **setting)
+    with evaluating(model):
+        nonlinearities = find_nonlinearities(model, named_mlps(model))
+    assert len(nonlinearities.activations) >= 8 and nonlinearities.gated == ()
