@@ -16,6 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lit_attr.checkpoints import read_checkpoint
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import ToldError, UserError
 from lit_attr.folder import GOES_ON, OutputFolder
@@ -28,15 +29,27 @@ from lit_attr.writer import AttributionWriter
 class PredictTrainer(pl.Trainer):
     """A Trainer that does not keep every prediction: a data set's would fill the memory."""
 
-    def predict(  # noqa: D102  # the parent's words, which are the command line's help
+    def predict(
         self,
         model: pl.LightningModule | None = None,
         dataloaders: Any = None,
         datamodule: pl.LightningDataModule | None = None,
         return_predictions: bool | None = False,
         ckpt_path: str | Path | None = None,
-        weights_only: bool | None = None,
+        weights_only: bool | None = True,
     ) -> list[Any] | list[list[Any]] | None:
+        """Runs the model over all facts.
+
+        Args:
+            model: The module.
+            dataloaders: Loaders of batches.
+            datamodule: What has a loader of batches.
+            return_predictions: Whether to keep every prediction.
+            ckpt_path: A checkpoint file of a Lightning module that the language model was part of. Its weights go
+                into the model that `model.model_name` names.
+            weights_only: Refuse a checkpoint that holds other objects than weights and settings. What such a file
+                holds can run code when it is read.
+        """
         return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
 
 
@@ -83,7 +96,10 @@ class AttributionCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """`predict`, without what is given by other settings."""
-        return {"predict": {"model", "dataloaders", "datamodule", "ckpt_path", "weights_only"}}
+        return {"predict": {"model", "dataloaders", "datamodule"}}
+
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the settings alone: a checkpoint's hyperparameters are of another module than ours."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses the settings; refuses a `--config` before `predict`, which would do nothing."""
@@ -111,10 +127,17 @@ class AttributionCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Loads facts and model before the Trainer opens its logs: a mistake in them leaves no file behind."""
+        settings, checkpoint = self.config_init.predict, None
+        if settings.ckpt_path is not None:
+            checkpoint = read_checkpoint(settings.ckpt_path, weights_only=settings.weights_only is not False)
+            # The Trainer would read it once more.
+            settings.ckpt_path = None
         self.trainer.strategy.connect(self.model)
         self.model.trainer = self.datamodule.trainer = self.trainer
         self.datamodule.setup("predict")
         self.model.configure_model()
+        if checkpoint is not None:
+            self.model.on_load_checkpoint(checkpoint)
 
 
 def main(args: Sequence[str] | None = None) -> None:

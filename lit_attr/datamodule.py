@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +19,7 @@ from lit_attr.errors import UserError
 from lit_attr.facts import FactTable, Rejected, read_facts
 from lit_attr.models import DEMO_MODEL, load_tokenizer
 from lit_attr.sources import SAMPLE, open_rows
+from lit_attr.templates import parse_template
 
 MAX_TOKENS_CPU = 1024
 MAX_TOKENS_GPU = 4096
@@ -40,6 +42,8 @@ class CounterfactDataModule(pl.LightningDataModule):
         where: Take only rows of this `relation_id`, or of these.
         limit: Take only so many rows, the first.
         columns: Column names that differ: ours to yours, such as `{target_true: answer}`.
+        template: A prompt of your own, such as `Q: {prompt} A:`, in place of each row's; any column can stand in
+            braces, by our name or yours, and a relation's `{}` is filled with the subject, which has to be in it.
         batch_size: Rows of a batch, at most. Default: no bound but `max_tokens`.
         max_tokens: Tokens of a batch with its padding, at most. Default: no bound but `batch_size`; without that,
             1,024 on a CPU and 4,096 elsewhere, and a sixth as many rows.
@@ -58,6 +62,7 @@ class CounterfactDataModule(pl.LightningDataModule):
         where: str | list[str] | None = None,
         limit: int | None = None,
         columns: dict[str, str] | None = None,
+        template: str | None = None,
         batch_size: int | None = None,
         max_tokens: int | None = None,
         num_workers: int = 0,
@@ -82,6 +87,8 @@ class CounterfactDataModule(pl.LightningDataModule):
         self.relation_ids = [where] if isinstance(where, str) else where
         self.limit = limit
         self.columns = columns
+        self.template = template
+        self._template = None if template is None else parse_template(template)
         self.max_rows = batch_size
         self.max_tokens = max_tokens
         self.num_workers = num_workers
@@ -101,14 +108,30 @@ class CounterfactDataModule(pl.LightningDataModule):
         Raises:
             UserError: The source or the tokenizer cannot be used, or no row can.
         """
+        self.make_contrasts(self.trainer.lightning_module if self.trainer is not None else None)
+
+    def make_contrasts(self, module: object | None) -> None:
+        """What `setup` does, without a Trainer.
+
+        Args:
+            module: What it runs with: a module that names its tokenizer and knows its model's bounds, another one,
+                or none.
+
+        Raises:
+            UserError: The source or the tokenizer cannot be used, or no row can.
+        """
         if self._table is None:
             rows = open_rows(self.source, split=self.split)
-            table = read_facts(rows, relation_ids=self.relation_ids, limit=self.limit, columns=self.columns)
+            table = read_facts(
+                rows,
+                relation_ids=self.relation_ids,
+                limit=self.limit,
+                columns=self.columns,
+                template=self._template,
+            )
             if table.spaces_added:
                 rank_zero_info(f"Answers without a leading space got one, in {table.spaces_added} of the facts.")
             self._table = table
-        # What it runs with: a module that names its tokenizer and knows its model's bounds, another one, or none.
-        module = self.trainer.lightning_module if self.trainer is not None else None
         step = self.step or getattr(module, "step", None) or "divergence"
         source = self.tokenizer or getattr(module, "tokenizer", DEMO_MODEL if module is None else None)
         if source is None:
@@ -137,13 +160,8 @@ class CounterfactDataModule(pl.LightningDataModule):
         # Made of all contrasts, so that a run that goes on has the same batches as one that was never interrupted,
         # and so the same numbers to the bit.
         max_rows, max_tokens = self._bounds()
-        batches = bucket_by_length(
-            [len(contrast.token_ids) for contrast in self.contrasts],
-            max_rows=max_rows,
-            max_padded_tokens=max_tokens,
-        )
-        contrasts = ([self.contrasts[row] for row in batch] for batch in batches)
-        todo = [left for batch in contrasts if (left := [each for each in batch if each.key not in done])]
+        batches = in_batches(self.contrasts, max_rows=max_rows, max_tokens=max_tokens)
+        todo = [left for batch in batches if (left := [each for each in batch if each.key not in done])]
         trainer = self.trainer
         sampler = RankSampler(
             todo,
@@ -170,6 +188,7 @@ class CounterfactDataModule(pl.LightningDataModule):
             "split": self.split,
             "where": self.relation_ids,
             "limit": self.limit,
+            "template": self.template,
             "add_bos_token": self.add_bos_token,
             "contrasts": len(self.contrasts),
             "content": digest.hexdigest()[:16],
@@ -179,7 +198,8 @@ class CounterfactDataModule(pl.LightningDataModule):
         """The rows and the tokens that a batch may have."""
         if self.max_tokens is not None or self.max_rows is not None:
             return self.max_rows, self.max_tokens
-        max_tokens = default_max_tokens(self.trainer)
+        trainer = self.trainer
+        max_tokens = default_max_tokens(trainer.strategy.root_device if trainer is not None else None)
         return max_tokens // TOKENS_OF_A_ROW, max_tokens
 
     def _refuse_rejected(self, rejected: list[Rejected]) -> None:
@@ -192,10 +212,18 @@ class CounterfactDataModule(pl.LightningDataModule):
         raise UserError(f"data.source: {total}row {first.row} (id {first.id!r}): {first.reason}; {mend}")
 
 
-def default_max_tokens(trainer: pl.Trainer | None) -> int:
+def default_max_tokens(device: torch.device | None) -> int:
     """Tokens of a batch with its padding, where nobody has set them."""
-    on_cpu = trainer is None or trainer.strategy.root_device.type == "cpu"
-    return MAX_TOKENS_CPU if on_cpu else MAX_TOKENS_GPU
+    return MAX_TOKENS_CPU if device is None or device.type == "cpu" else MAX_TOKENS_GPU
+
+
+def in_batches(
+    contrasts: Sequence[Contrast], *, max_rows: int | None = None, max_tokens: int | None
+) -> list[list[Contrast]]:
+    """Contrasts in batches of like length; see `bucket_by_length` for the bounds."""
+    lengths = [len(contrast.token_ids) for contrast in contrasts]
+    batches = bucket_by_length(lengths, max_rows=max_rows, max_padded_tokens=max_tokens)
+    return [[contrasts[row] for row in rows] for rows in batches]
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, embedded: int | None) -> None:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+
+AS_THEY_ARE: Mapping[str, str] = MappingProxyType({})
+
 
 class UserError(Exception):
     """A mistake in a setting, a file or a model, told in one line that names it and the mend.
@@ -21,3 +27,19 @@ class RowError(Exception):
 def shown(text: str) -> str:
     """A text in quotes, no longer than fits into a message."""
     return repr(text) if len(text) <= 100 else f"{text[:100]!r}..."
+
+
+@contextmanager
+def told_of(owner: str, renamed: Mapping[str, str] = AS_THEY_ARE) -> Iterator[None]:
+    """Tells a mistake as one in a setting of `owner`, by the owner's name of the setting.
+
+    Args:
+        owner: What has the settings.
+        renamed: Our names of settings to the owner's, for those that differ.
+    """
+    try:
+        yield
+    except UserError as error:
+        setting, _, reason = str(error).partition(":")
+        name = setting.rpartition(".")[2]
+        raise UserError(f"{owner}.{renamed.get(name, name)}:{reason}") from error

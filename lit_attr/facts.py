@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral
 from typing import Any, NamedTuple
 
 from lit_attr.errors import RowError, UserError, shown
+from lit_attr.templates import Template
 
 # Longer ones are broken rows: no fact takes so much, and a tokenizer would take minutes.
 MAX_CHARACTERS = 100_000
@@ -22,8 +24,9 @@ class Fact(NamedTuple):
     """One fact as Meng et al. (2022, arXiv:2202.05262) state it in CounterFact.
 
     Attributes:
-        row: The row's number in its source, from 0.
-        id: The row's own `id` or `case_id`; where it has none, its row number in the source.
+        row: The row's number in its source, from 0; -1 where that is not known.
+        id: The row's own `id` or `case_id`; where it has none, its row number in the source, or a hash of the fact
+            where that is not known.
         prompt: The text the model continues.
         subject: What the prompt is about, as it stands in the prompt, without spaces around it.
         subject_start: Where the subject begins in the prompt, in characters. Where it occurs more than once,
@@ -65,12 +68,13 @@ class FactTable(NamedTuple):
     spaces_added: int
 
 
-def parse_fact(row: Mapping[str, Any], row_number: int) -> Fact:
+def parse_fact(row: Mapping[str, Any], row_number: int | None, template: Template | None = None) -> Fact:
     """Validates one row, flat as in `counterfact-tracing` or nested as in the raw CounterFact file.
 
     Args:
         row: Column name to value. `prompt` may be missing where `relation` (with `{}` for the subject) stands.
-        row_number: The row's place in its source, from 0; its id where it brings none.
+        row_number: The row's place in its source, from 0; its id where it brings none. None where it is not known.
+        template: What makes the prompt of the row's columns, in place of the row's own prompt.
 
     Raises:
         RowError: It is no row of named columns, a field is missing, empty or not text, the answers are equal, or
@@ -78,37 +82,17 @@ def parse_fact(row: Mapping[str, Any], row_number: int) -> Fact:
     """
     flat = _flat(row, {})
     subject = _text(flat, "subject")
-    template = "" if _is_empty_cell(flat.get("relation")) else _text(flat, "relation")
-    places = template.count("{}")
-    built = template.replace("{}", subject) if places == 1 else None
-    if flat.get("prompt") is not None:
-        prompt = _text(flat, "prompt")
-    elif not template:
-        raise RowError("'prompt' is missing, and so is 'relation' to build it from")
-    elif built is None:
-        raise RowError(f"'relation' has {places or 'no'} {{}} for the subject, not one, and 'prompt' is missing")
-    else:
-        prompt = _unicode(built, "prompt")
-    if prompt == built:
-        subject_start = template.index("{}") + len(subject) - len(subject.lstrip())
-    else:
-        subject_start = _find_word(subject.strip(), prompt)
+    prompt, subject_start = _own_prompt(flat, subject) if template is None else _made(template, flat, subject)
     if subject_start < 0:
         raise RowError(f"the subject {shown(subject)} is not in the prompt {shown(prompt)}")
     target_true = continuation(prompt, _text(flat, "target_true"))
     target_false = continuation(prompt, _text(flat, "target_false"))
     if target_true.strip() == target_false.strip():
         raise RowError(f"the true and the false answer are both {shown(target_true)}")
-    return Fact(
-        row=row_number,
-        id=row_id(flat, row_number),
-        prompt=prompt,
-        subject=subject.strip(),
-        subject_start=subject_start,
-        target_true=target_true,
-        target_false=target_false,
-        relation_id=_relation_id(flat),
-    )
+    told = prompt, subject.strip(), subject_start, target_true, target_false, _relation_id(flat)
+    if row_number is None:
+        return Fact(-1, row_id(flat, hashlib.sha256(repr(told).encode()).hexdigest()[:16]), *told)
+    return Fact(row_number, row_id(flat, row_number), *told)
 
 
 def read_facts(
@@ -117,6 +101,8 @@ def read_facts(
     relation_ids: Collection[str] | None = None,
     limit: int | None = None,
     columns: Mapping[str, str] | None = None,
+    template: Template | None = None,
+    numbered: bool = True,
 ) -> FactTable:
     """Turns rows into facts and reasons.
 
@@ -125,9 +111,11 @@ def read_facts(
         relation_ids: Keep only rows of these relations; all where None.
         limit: Take the first so many of the kept rows; all where None.
         columns: Our column name to the name it has in the rows, for those that differ.
+        template: What makes the prompts of the rows' columns, by our names or theirs.
+        numbered: Whether a row without an id has its number for one; else it is a hash of the fact.
 
     Raises:
-        UserError: A column that every fact needs is in no row at all, or no row is left.
+        UserError: A column that every fact or the template needs is in no row at all, or no row is left.
     """
     table = FactTable([], [], 0)
     seen_columns: set[str] = set()
@@ -142,7 +130,7 @@ def read_facts(
             seen_columns.update(flat)
             if relation_ids is not None and _relation_id(flat) not in relation_ids:
                 continue
-            fact = parse_fact(flat, row_number)
+            fact = parse_fact(flat, row_number if numbered else None, template)
             if fact.id in seen_ids:
                 named = shown(fact.id) if isinstance(fact.id, str) else fact.id
                 raise RowError(f"the id {named} stands in an earlier row")
@@ -155,7 +143,7 @@ def read_facts(
             len(answer) > len(flat[column].rstrip())
             for answer, column in ((fact.target_true, "target_true"), (fact.target_false, "target_false"))
         )
-    _require_columns(seen_columns, columns or {})
+    _require_columns(seen_columns, columns or {}, template)
     if not table.facts and not table.rejected:
         wanted = f" with relation_id in {sorted(relation_ids)}" if relation_ids is not None else ""
         raise UserError(f"data.source: there are no rows{wanted}; give a source that has some")
@@ -187,8 +175,8 @@ def continuation(prompt: str, answer: str) -> str:
     return answer if answer[:1].isspace() else f" {answer}"
 
 
-def row_id(row: Mapping[str, Any], row_number: int) -> int | str:
-    """The id a row brings (`id`, else `case_id`), else its number. Digits written as text become a number.
+def row_id(row: Mapping[str, Any], other: int | str) -> int | str:
+    """The id a row brings (`id`, else `case_id`), else another. Digits written as text become a number.
 
     Raises:
         RowError: The id is neither a whole number nor text, or too long.
@@ -206,7 +194,47 @@ def row_id(row: Mapping[str, Any], row_number: int) -> int | str:
         text = _unicode(value, column, MAX_ID_CHARACTERS)
         digits = text.isascii() and text.isdigit() and len(text) < 19 and str(int(text)) == text
         return int(text) if digits else text
-    return row_number
+    return other
+
+
+def _own_prompt(row: Mapping[str, Any], subject: str) -> tuple[str, int]:
+    """A row's prompt, or the one its `relation` makes, and where the subject is in it, or -1."""
+    relation = "" if _is_empty_cell(row.get("relation")) else _text(row, "relation")
+    places = relation.count("{}")
+    if row.get("prompt") is not None:
+        prompt = _text(row, "prompt")
+    elif not relation:
+        raise RowError("'prompt' is missing, and so is 'relation' to build it from")
+    elif places != 1:
+        raise RowError(f"'relation' has {places or 'no'} {{}} for the subject, not one, and 'prompt' is missing")
+    else:
+        prompt = _unicode(relation.replace("{}", subject), "prompt")
+    if places == 1 and prompt == relation.replace("{}", subject):
+        return prompt, relation.index("{}") + len(subject) - len(subject.lstrip())
+    return prompt, _find_word(subject.strip(), prompt)
+
+
+def _made(template: Template, row: Mapping[str, Any], subject: str) -> tuple[str, int]:
+    """The prompt that a template makes, and where the subject is in it, or -1."""
+    values: dict[str, str] = {}
+    places: dict[str, int] = {}
+    for column in template.columns:
+        if column == "prompt":
+            values[column], places[column] = _own_prompt(row, subject)
+        elif column == "relation":
+            relation = _text(row, column)
+            values[column], places[column] = relation.replace("{}", subject.strip()), relation.find("{}")
+        elif column == "subject":
+            values[column], places[column] = subject.strip(), 0
+        else:
+            number = _whole_number(row.get(column), column)
+            values[column] = _text(row, column) if number is None else str(number)
+    prompt, begins = template.fill(values)
+    # Where the subject comes several times, a sentence about it is the place.
+    for column in ("prompt", "relation", "subject"):
+        if places.get(column, -1) >= 0:
+            return _unicode(prompt, "prompt"), begins[column] + places[column]
+    return _unicode(prompt, "prompt"), _find_word(subject.strip(), prompt)
 
 
 def _id_told(row: Mapping[str, Any], row_number: int) -> int | str:
@@ -300,7 +328,7 @@ def _rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, 
     return {**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}}
 
 
-def _require_columns(present: set[str], columns: Mapping[str, str]) -> None:
+def _require_columns(present: set[str], columns: Mapping[str, str], template: Template | None) -> None:
     if not present:
         return
     for ours, theirs in columns.items():
@@ -308,8 +336,11 @@ def _require_columns(present: set[str], columns: Mapping[str, str]) -> None:
             raise UserError(f"data.columns: {ours!r} is none of {', '.join(COLUMNS)}")
         if ours not in present:
             raise UserError(f"data.columns: there is no column {theirs!r}; the columns are {_listed(present)}")
+    for column in template.columns if template is not None else ():
+        if column != "prompt" and column not in present:
+            raise UserError(f"data.template: there is no column {column!r}; the columns are {_listed(present)}")
     missing = sorted({"subject", "target_true", "target_false"} - present)
-    if not {"prompt", "relation"} & present:
+    if (template is None or "prompt" in template.columns) and not {"prompt", "relation"} & present:
         missing.append("prompt")
     if missing:
         raise UserError(

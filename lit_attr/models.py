@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -166,6 +167,36 @@ def load_tokenizer(
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
+def find_language_model(owner: nn.Module, path: str | None = None, *, setting: str) -> PreTrainedModel:
+    """The one language model in a module, or in what of it a path names; with PEFT's wrapper, where it has one.
+
+    Args:
+        owner: The module.
+        path: Of an attribute, such as `student` or `net.decoder`; it need not be a module's own child.
+        setting: What to name where there is not just one.
+
+    Raises:
+        UserError: There is no such attribute, or none or several language models in it.
+    """
+    try:
+        where = owner if path is None else attrgetter(path)(owner)
+    except AttributeError as error:
+        raise UserError(f"{setting}: {error}; check the path") from error
+    found: dict[str, PreTrainedModel] = {}
+    for name, module in where.named_modules() if isinstance(where, nn.Module) else ():
+        inner = module.get_base_model() if hasattr(module, "active_peft_config") else module
+        # Outer modules come first, and a language model has a smaller one, without its head, in it.
+        if isinstance(inner, PreTrainedModel) and not any(
+            name.startswith(f"{outer}." if outer else "") for outer in found
+        ):
+            found[name] = cast(PreTrainedModel, module)
+    with_head = {name: model for name, model in found.items() if model.get_output_embeddings() is not None}
+    if len(with_head) != 1:
+        what = f"{path or type(owner).__name__} holds {len(with_head)} language models of transformers"
+        raise UserError(f"{setting}: {what} ({', '.join(with_head)}), not one; name its attribute")
+    return next(iter(with_head.values()))
+
+
 def accept(model: PreTrainedModel) -> None:
     """Refuses a model that is not what it says, and says once what its number format is not fit for.
 
@@ -229,6 +260,21 @@ def quantization_settings(model: PreTrainedModel) -> dict[str, Any]:
             chosen = {name: value for name, value in settings.items() if name.startswith(prefix)}
             return {"quantization": bits, **chosen, "gradient": "through dequantised weights"}
     return {"quantization": str(settings["quant_method"])}
+
+
+def model_identity(model: PreTrainedModel) -> dict[str, Any]:
+    """Everything about a model, as it is now, that changes a number, in JSON types."""
+    config = model.config
+    adapters: Mapping[str, Any] = getattr(model, "peft_config", {})
+    return {
+        "commit": getattr(config, "_commit_hash", None),
+        "model_type": config.model_type,
+        "weights": fingerprint(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        **quantization_settings(model),
+        "adapters": {name: str(adapter.peft_type.value) for name, adapter in adapters.items()},
+        "attn_implementation": config._attn_implementation,
+    }
 
 
 @torch.no_grad()

@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.plugins.precision import BitsandbytesPrecision, TransformerEnginePrecision
 from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_attr.ablation import ablate_batch, exact_effects_BLT
 from lit_attr.attribution import AttributionBatch, attribute_batch
+from lit_attr.checkpoints import load_weights
 from lit_attr.contrasts import ContrastBatch, Step
 from lit_attr.errors import UserError
+from lit_attr.faithfulness import Curves, faithfulness_curves
 from lit_attr.locate import Location, locate, max_positions, token_embedding
 from lit_attr.models import (
     DEMO_MODEL,
     Dtype,
     Quantization,
     accept,
-    fingerprint,
+    find_language_model,
     float32_by_default,
     is_placed,
     is_spread,
     load_model,
-    quantization_settings,
+    model_identity,
     warn_once,
 )
 from lit_attr.rules import GRADIENT, Rule, RuleName, find_rule
+from lit_attr.trainers import check_trainer
 
 
 class AttributionModule(pl.LightningModule):
@@ -46,8 +47,8 @@ class AttributionModule(pl.LightningModule):
         model_name: Hub name or local folder of a causal language model, or of a PEFT adapter of one. Default: the
             demo model of this package.
         model: A loaded model, in place of a name; PEFT may have wrapped it.
-        tokenizer: The tokenizer of `model`, for a data module that has none of its own. Default: what the model's
-            name says.
+        tokenizer: The tokenizer of `model`, or its name or folder, for a data module that has none of its own.
+            Default: what the model's name says.
         revision: Branch, tag or commit of the model on the hub.
         layers: Which layers to attribute to: `all`, one index, or a list; negative indices count from the top.
         component: `mlp`, `attention`, `block`, or a dotted module path with `{layer}` in it.
@@ -74,7 +75,7 @@ class AttributionModule(pl.LightningModule):
         self,
         model_name: str | None = None,
         model: nn.Module | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: PreTrainedTokenizerBase | str | None = None,
         revision: str | None = None,
         layers: int | list[int] | Literal["all"] = "all",
         component: str = "mlp",
@@ -131,12 +132,66 @@ class AttributionModule(pl.LightningModule):
         self.location: Location | None = None
         self._rule: Rule = GRADIENT
         self._too_many_tokens: float = math.inf
+        self._home: torch.device | None = None
         self.language_model: PreTrainedModel | None = None
         if model is not None:
             # PEFT's wrappers hand what they are asked for on to the model inside.
             given_model = cast(PreTrainedModel, model)
             accept(given_model)
             self._hold(given_model)
+
+    @classmethod
+    def from_lightning(
+        cls,
+        module: nn.Module,
+        attribute: str | None = None,
+        tokenizer: PreTrainedTokenizerBase | str | None = None,
+        **settings: Any,
+    ) -> AttributionModule:
+        """Attributes the language model that is part of another module, with the weights it has when it is used.
+
+        The other module is afterwards as it was: gradients, `requires_grad`, modes, hooks and devices. Only a run
+        that fails leaves the language model on the CPU, as Lightning leaves every model then.
+
+        Args:
+            module: The other module. A language model that its `configure_model` makes has to be there already.
+            attribute: Path of the attribute that holds the language model, such as `student` or `net.decoder`.
+                Default: the one `transformers.PreTrainedModel` in the module; PEFT may have wrapped it.
+            tokenizer: Of the language model. Default: the module's attribute `tokenizer`, else what the language
+                model's name says.
+            settings: Others of `AttributionModule`, such as `layers`, `component` and `rule`.
+
+        Raises:
+            UserError: There is not just one language model, or the tokenizer is none of transformers.
+        """
+        tokenizer = getattr(module, "tokenizer", None) if tokenizer is None else tokenizer
+        if tokenizer is not None and not isinstance(tokenizer, (PreTrainedTokenizerBase, str)):
+            raise UserError(
+                f"tokenizer: {type(tokenizer).__name__} is none of transformers; give one, or its name"
+            )
+        return cls(
+            model=find_language_model(module, attribute, setting="attribute"), tokenizer=tokenizer, **settings
+        )
+
+    def setup(self, stage: str) -> None:
+        """Remembers where the model is: a Trainer takes it to its own device, and in the end to the CPU."""
+        if self._home is not None:
+            # An earlier run has failed.
+            self.location = None
+        if self.language_model is not None and not is_placed(self.language_model):
+            self._home = next(self.language_model.parameters()).device
+
+    def teardown(self, stage: str) -> None:
+        """Puts the model back. Where its modules are is found anew in a next run: it may be trained until then."""
+        if self._home is not None:
+            self.to(self._home)
+        self.location, self._home = None, None
+
+    def on_predict_model_eval(self) -> None:
+        """Leaves all modes as they are: scores are computed in eval mode in any case."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Leaves gradients alone: a Trainer takes them away before each run, and they are another module's."""
 
     def configure_model(self) -> None:
         """Loads the model, once, and finds the modules to attribute to.
@@ -146,7 +201,8 @@ class AttributionModule(pl.LightningModule):
         """
         trainer = self._trainer
         if trainer is not None:
-            self._check(trainer)
+            model = self.language_model
+            check_trainer(trainer, spread=self.device_map is not None or (model is not None and is_spread(model)))
         if self.location is not None:
             return
         if self.language_model is None:
@@ -180,6 +236,30 @@ class AttributionModule(pl.LightningModule):
         )
         self.location = location
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Loads the language model's weights from a checkpoint of whatever module it was part of.
+
+        Lightning calls this where `Trainer.predict` is given a `ckpt_path`.
+
+        Args:
+            checkpoint: As it was read from its file. Its `state_dict` becomes this module's.
+
+        Raises:
+            UserError: The checkpoint's weights are not the model's, or the model cannot take any.
+        """
+        self.configure_model()
+        if is_placed(self._model):
+            raise UserError(
+                "ckpt_path: its weights cannot go into a model that is quantised or has a device_map; leave "
+                "model.quantization and model.device_map out"
+            )
+        load_weights(self._model, checkpoint["state_dict"], self.model_name or type(self._model).__name__)
+        # What was found with other weights, and is kept of them, is found anew.
+        self.location = None
+        self.configure_model()
+        # Lightning goes on to load it.
+        checkpoint["state_dict"] = self.state_dict()
+
     @float32_by_default()
     def predict_step(self, batch: ContrastBatch, batch_idx: int, dataloader_idx: int = 0) -> AttributionBatch:
         """Attributes one batch.
@@ -194,7 +274,7 @@ class AttributionModule(pl.LightningModule):
         """
         self.configure_model()
         assert self.location is not None
-        return self._attribute(batch.to(self._input_device()))
+        return self._attribute(batch.to(self.input_device))
 
     def exact_effects_BLT(self, batch: ContrastBatch) -> Tensor:
         """What the scores estimate: see `lit_attr.ablation.exact_effects_BLT`; on the CPU.
@@ -204,9 +284,23 @@ class AttributionModule(pl.LightningModule):
         """
         self.configure_model()
         assert self.location is not None
-        return exact_effects_BLT(self._model, self.location, batch.to(self._input_device())).cpu()
+        return exact_effects_BLT(self._model, self.location, batch.to(self.input_device)).cpu()
 
-    def _input_device(self) -> torch.device:
+    def faithfulness_curves(self, batch: ContrastBatch, rankings: Sequence[Tensor]) -> Curves:
+        """What rankings of cells come to: see `lit_attr.faithfulness.faithfulness_curves`.
+
+        Args:
+            batch: Contrasts, on any device.
+            rankings: Scores for each, axes contrast × layer × token.
+        """
+        self.configure_model()
+        assert self.location is not None
+        return faithfulness_curves(self._model, self.location, batch.to(self.input_device), rankings)
+
+    @property
+    def input_device(self) -> torch.device:
+        """Where the model takes its input. Loads the model."""
+        self.configure_model()
         device = token_embedding(self._model).weight.device
         # Offloaded weights are on no device until they are used.
         return device if device.type != "meta" else self.device
@@ -243,14 +337,11 @@ class AttributionModule(pl.LightningModule):
         """Everything about the model and the scores that changes a number, in JSON types."""
         self.configure_model()
         assert self.location is not None
-        config = self._model.config
         return {
             # Where the demo model is installed says nothing about it.
             "model_name": self.model_name if self.model_name != DEMO_MODEL else "demo",
             "revision": self.revision,
-            "commit": getattr(config, "_commit_hash", None),
-            "model_type": config.model_type,
-            "weights": fingerprint(self._model),
+            **model_identity(self._model),
             "layers": list(self.location.layers),
             "component": self.component,
             "module": self.location.template,
@@ -258,10 +349,6 @@ class AttributionModule(pl.LightningModule):
             "rule": self.rule,
             "integration_steps": self.integration_steps if self.rule == "integrated" else None,
             "frozen_attention": self.frozen_attention if self.rule == "linearised" else None,
-            "dtype": str(self._model.dtype).removeprefix("torch."),
-            **quantization_settings(self._model),
-            "adapters": _adapters(self._model),
-            "attn_implementation": config._attn_implementation,
         }
 
     @property
@@ -290,39 +377,9 @@ class AttributionModule(pl.LightningModule):
 
         return super()._apply(move, recurse)  # type: ignore[no-untyped-call]
 
-    def _check(self, trainer: pl.Trainer) -> None:
-        """Refuses a Trainer that would change the model or cannot share it out."""
-        plugin = trainer.precision_plugin
-        if isinstance(plugin, (BitsandbytesPrecision, TransformerEnginePrecision)):
-            raise UserError(
-                f"trainer.plugins: {type(plugin).__name__} would put other layers into the model; leave it out, "
-                "and set model.quantization for 8-bit or 4-bit"
-            )
-        spread = self.device_map is not None or (
-            self.language_model is not None and is_spread(self.language_model)
-        )
-        if spread and trainer.world_size > 1:
-            raise UserError(
-                "model.device_map: a model spread over devices runs in one process; set trainer.devices: 1"
-            )
-        if SLURMEnvironment.detect() and (saved := trainer._checkpoint_connector._hpc_resume_path) is not None:
-            raise UserError(
-                f"trainer.default_root_dir: Lightning would load {saved} over the model; give another folder"
-            )
-        if trainer.precision != "32-true":
-            warn_once(
-                f"trainer.precision: {trainer.precision} changes nothing here; set model.dtype for another format"
-            )
-
     def _hold(self, model: PreTrainedModel) -> None:
         if is_placed(model):
             # Not as a submodule: Lightning would move it from where its own loader has put it.
             object.__setattr__(self, "language_model", model)
         else:
             self.language_model = model
-
-
-def _adapters(model: nn.Module) -> dict[str, str]:
-    """The kind of each PEFT adapter in a model, by its name."""
-    configs: Mapping[str, Any] = getattr(model, "peft_config", {})
-    return {name: str(config.peft_type.value) for name, config in configs.items()}

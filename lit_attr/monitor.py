@@ -5,27 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_attr.attribution import attribute_batch
-from lit_attr.batching import bucket_by_length
 from lit_attr.contrasts import Contrast, collate_contrasts
-from lit_attr.datamodule import CounterfactDataModule, default_max_tokens
-from lit_attr.errors import UserError
+from lit_attr.datamodule import CounterfactDataModule, default_max_tokens, in_batches
+from lit_attr.errors import UserError, told_of
 from lit_attr.locate import Location, locate, token_embedding
-from lit_attr.models import warn_once
+from lit_attr.models import find_language_model, warn_once
 from lit_attr.pictures import fact_image, profile_image, safe_tag, show_image, takes_images
 from lit_attr.records import batch_record, split_finite
 from lit_attr.sources import SAMPLE
 from lit_attr.summary import RunSummary, strongest_cells
+
+# What the settings of those who do the work are called here.
+RENAMED = {"source": "facts", "model_name": "model", "dtype": "model"}
 
 
 class _Plan(NamedTuple):
@@ -134,7 +135,8 @@ class AttributionMonitor(pl.Callback):
             return self._plan
         if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
             raise UserError("trainer.strategy: AttributionMonitor needs weights whole; take ddp or leave it out")
-        data, language_model = self._data, _find_language_model(pl_module, self.model)
+        data = self._data
+        language_model = find_language_model(pl_module, self.model, setting="AttributionMonitor.model")
         # The user's own attributes, of which none need be there; a model made in memory has an empty name.
         owners = (self, pl_module, getattr(trainer, "datamodule", None))
         named = (getattr(owner, "tokenizer", None) for owner in owners)
@@ -150,12 +152,12 @@ class AttributionMonitor(pl.Callback):
             warn_once(f"AttributionMonitor.facts: {count} rows left out; row {first.row}: {first.reason}")
         contrasts, heatmaps = data.contrasts, min(self.max_heatmaps, len(data.contrasts))
         places = {place * len(contrasts) // heatmaps for place in range(heatmaps)}
-        most = data.max_tokens or default_max_tokens(trainer)
+        most = data.max_tokens or default_max_tokens(trainer.strategy.root_device)
         # Loggers are in the first process alone, so it has the facts that are drawn, and is dealt to last.
         rank, world_size = trainer.global_rank, trainer.world_size
-        drawn = _batches([contrasts[place] for place in sorted(places)], most) if rank == 0 else []
-        others = _batches([each for place, each in enumerate(contrasts) if place not in places], most)
-        batches = drawn + others[(rank - 1) % world_size :: world_size]
+        drawn = in_batches([contrasts[place] for place in sorted(places)], max_tokens=most) if rank == 0 else []
+        others = [each for place, each in enumerate(contrasts) if place not in places]
+        batches = drawn + in_batches(others, max_tokens=most)[(rank - 1) % world_size :: world_size]
         self._plan = _Plan(language_model, location, batches, len(drawn) if takes_images(trainer) else 0)
         return self._plan
 
@@ -208,39 +210,11 @@ class AttributionMonitor(pl.Callback):
             logger.log_metrics({f"attribution/{name}": value for name, value in values.items()}, step)
 
 
-def _find_language_model(pl_module: pl.LightningModule, path: str | None) -> PreTrainedModel:
-    """The one language model in a module, or in what of it a path names."""
-    try:
-        where = pl_module if path is None else attrgetter(path)(pl_module)
-    except AttributeError as error:
-        raise UserError(f"AttributionMonitor.model: {error}; check the path") from error
-    found: dict[str, PreTrainedModel] = {}
-    for name, module in where.named_modules() if isinstance(where, nn.Module) else ():
-        # Outer modules come first, and a language model has a smaller one, without its head, in it.
-        if isinstance(module, PreTrainedModel) and not any(name.startswith(f"{o}." if o else "") for o in found):
-            found[name] = module
-    with_head = {name: model for name, model in found.items() if model.get_output_embeddings() is not None}
-    if len(with_head) != 1:
-        what = f"{path or type(pl_module).__name__} holds {len(with_head)} language models of transformers"
-        raise UserError(f"AttributionMonitor.model: {what} ({', '.join(with_head)}), not one; name its attribute")
-    return next(iter(with_head.values()))
-
-
-def _batches(contrasts: list[Contrast], max_tokens: int) -> list[list[Contrast]]:
-    lengths = [len(contrast.token_ids) for contrast in contrasts]
-    return [[contrasts[row] for row in rows] for rows in bucket_by_length(lengths, max_padded_tokens=max_tokens)]
-
-
 @contextmanager
 def _apart_from_training() -> Iterator[None]:
     """Leaves training's random numbers as they are; tells a mistake by the monitor's name of the setting."""
     # Validation may be in inference mode, and what a model keeps from then on could never have a gradient.
     # A GPU that nothing has used yet must stay so, or processes could not be forked.
-    with isolate_rng(include_cuda=torch.cuda.is_initialized()), torch.inference_mode(False):
-        try:
-            yield
-        except UserError as error:
-            setting, _, reason = str(error).partition(":")
-            name = setting.rpartition(".")[2]
-            renamed = {"source": "facts", "model_name": "model", "dtype": "model"}.get(name, name)
-            raise UserError(f"AttributionMonitor.{renamed}:{reason}") from error
+    randomness = isolate_rng(include_cuda=torch.cuda.is_initialized())
+    with randomness, torch.inference_mode(False), told_of("AttributionMonitor", RENAMED):
+        yield

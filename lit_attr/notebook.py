@@ -1,0 +1,185 @@
+"""Attributions in three lines, without a Trainer: for notebooks.
+
+Axes: L layers, T tokens of one contrast.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from io import BytesIO
+from typing import Any, Literal, overload
+
+import numpy as np
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from lit_attr.contrasts import ContrastKey, Step, collate_contrasts
+from lit_attr.datamodule import CounterfactDataModule, default_max_tokens, in_batches
+from lit_attr.errors import told_of
+from lit_attr.facts import Rejected
+from lit_attr.models import DEMO_MODEL
+from lit_attr.module import AttributionModule
+from lit_attr.pictures import component_name, fact_image
+from lit_attr.records import batch_record, split_finite
+from lit_attr.rules import TITLES, RuleName
+from lit_attr.sources import SAMPLE
+
+# Heatmaps that a list shows.
+FIRST_FEW = 4
+# What the settings of those who do the work are called here.
+RENAMED = {"source": "facts", "model_name": "model", "attribute": "model"}
+
+
+def attribute(
+    model: str | nn.Module = DEMO_MODEL,
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
+    facts: str | os.PathLike[str] | Mapping[str, Any] | Iterable[Mapping[str, Any]] = SAMPLE,
+    *,
+    layers: int | list[int] | Literal["all"] = "all",
+    component: str = "mlp",
+    rule: RuleName = "gradient",
+    step: Step = "divergence",
+    columns: dict[str, str] | None = None,
+    template: str | None = None,
+    limit: int | None = None,
+    max_tokens: int | None = None,
+    **settings: Any,
+) -> Attributions:
+    """Attributes facts to a model's layers and tokens: what `lit-attr predict` does, in memory.
+
+    The model is afterwards as it was: modes, hooks, gradients and `requires_grad`. It is used on the device it is
+    on; one given by name is loaded onto the CPU. Rows that cannot be used are left out, with a warning.
+
+    Args:
+        model: A causal language model of transformers, a module that has one in it, such as a LightningModule, or
+            a hub name or local folder. Default: the demo model of this package.
+        tokenizer: A fast tokenizer, or the name or folder of one. Default: the module's attribute `tokenizer`,
+            else what the model's name says.
+        facts: One fact or several, as dicts; or as `source` of `CounterfactDataModule`: `sample`, a file, a hub
+            name, a `datasets.Dataset`.
+        layers: `all`, one index, or a list; negative indices count from the top.
+        component: `mlp`, `attention`, `block`, or a dotted path from the language model with `{layer}` in it.
+        rule: How scores are computed, see `lit_attr.rules.find_rule`.
+        step: Where the two answers are told apart: `divergence`, or `all` for a record of every step.
+        columns: Column names that differ: ours to yours, such as `{"target_true": "answer"}`.
+        template: A prompt of your own, such as `Q: {prompt} A:`, in place of each row's.
+        limit: Take only so many of the rows, the first.
+        max_tokens: Tokens of a batch with its padding, at most. Default: 1,024 on a CPU and 4,096 elsewhere.
+        settings: Others of `AttributionModule`, such as `dtype` for a model given by name.
+
+    Raises:
+        UserError: The model or a setting cannot be used, or no row can.
+    """
+    rows = [facts] if isinstance(facts, Mapping) else facts
+    named = {"layers": layers, "component": component, "rule": rule, "step": step, **settings}
+    with told_of("attribute", RENAMED):
+        data = CounterfactDataModule(
+            rows, tokenizer, columns=columns, template=template, limit=limit, max_tokens=max_tokens
+        )
+        if isinstance(model, str):
+            module = AttributionModule(model, tokenizer=tokenizer, **named)
+        else:
+            module = AttributionModule.from_lightning(model, tokenizer=tokenizer, **named)
+        data.make_contrasts(module)
+        records: dict[ContrastKey, Attribution] = {}
+        rejected = [*data.rejected]
+        most = max_tokens or default_max_tokens(module.input_device)
+        for batch in in_batches(data.contrasts, max_tokens=most):
+            finite, broken = split_finite(module.predict_step(collate_contrasts(batch), 0))
+            rejected += broken
+            if finite.contrasts:
+                record = batch_record(finite)
+                shared = {name: record[name] for name in ("layers", "component", "rule")}
+                examples = (Attribution({**example, **shared}) for example in record["examples"])
+                records.update(zip((each.key for each in finite.contrasts), examples, strict=True))
+    if rejected:
+        first = min(rejected)
+        told = f"{len(rejected)} rows left out; the first, row {first.row} (id {first.id!r}): {first.reason}"
+        warnings.warn(f"attribute.facts: {told}", stacklevel=2)
+    keys = (contrast.key for contrast in data.contrasts)
+    return Attributions([records[key] for key in keys if key in records], rejected)
+
+
+class Attribution(dict[str, Any]):
+    """One contrast's record, as in a batch file: a dict that a notebook shows as a heatmap.
+
+    Beside the example's own fields it has the `layers`, `component` and `rule` of its file. Each kind of `scores`
+    is an array of layers × tokens, in logits.
+    """
+
+    def __repr__(self) -> str:
+        return f"<{_title(self)}: logit difference {self['logit_diff']:+.2f}>"
+
+    def _repr_html_(self) -> str:
+        return _figure(self, "100%")
+
+
+class Attributions(Sequence[Attribution]):
+    """Records in the order of their facts; a notebook shows the first few as heatmaps.
+
+    Attributes:
+        rejected: The rows that were left out, with the reasons.
+    """
+
+    def __init__(self, records: Sequence[Attribution], rejected: Sequence[Rejected]) -> None:
+        self._records = tuple(records)
+        self.rejected = tuple(sorted(rejected))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, place: int) -> Attribution: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Attributions: ...
+
+    def __getitem__(self, place: int | slice) -> Attribution | Attributions:
+        if isinstance(place, slice):
+            return Attributions(self._records[place], self.rejected)
+        return self._records[place]
+
+    def __iter__(self) -> Iterator[Attribution]:
+        return iter(self._records)
+
+    def __repr__(self) -> str:
+        return f"<{self._words()}>"
+
+    def _repr_html_(self) -> str:
+        figures = "".join(_figure(record, "min(100%, 34em)") for record in self._records[:FIRST_FEW])
+        words = self._words()
+        if len(self) > FIRST_FEW:
+            words += f"; the first {FIRST_FEW} are shown"
+        return f'<p>{escape(words)}</p><div style="display:flex;flex-wrap:wrap;gap:0.5em">{figures}</div>'
+
+    def _words(self) -> str:
+        words = f"{len(self)} attributions"
+        if self._records:
+            preferred = sum(record["logit_diff"] > 0 for record in self._records)
+            scored = f"{component_name(self[0]['component'])} {TITLES[self[0]['rule']]}"
+            words += f", {scored}; true answer preferred in {preferred / len(self):.1%}"
+        return words + (f"; {len(self.rejected)} rows left out" if self.rejected else "")
+
+
+def _title(record: Mapping[str, Any]) -> str:
+    return f"{record['prompt']} → {record['target_true'].strip()} / {record['target_false'].strip()}"
+
+
+def _figure(record: Mapping[str, Any], width: str) -> str:
+    """The heatmap as an HTML image that needs no other file; all that comes from the data is in its `alt` text."""
+    content = BytesIO()
+    image = fact_image(record, tuple(record["layers"]), record["component"], record["rule"])
+    image.save(content, "PNG", optimize=True)
+    scores_LT = record["scores"]["sum"]
+    layer, token = np.unravel_index(np.abs(scores_LT).argmax(), scores_LT.shape)
+    alt = (
+        f"{_title(record)}: logit difference {record['logit_diff']:+.2f}; largest score "
+        f"{scores_LT[layer, token]:+.2f}, at {record['tokens'][token]!r} in layer {record['layers'][layer]}"
+    )
+    data = b64encode(content.getvalue()).decode()
+    style = f"max-width:{width};height:auto"
+    return f'<img alt="{escape(alt)}" style="{style}" src="data:image/png;base64,{data}">'
