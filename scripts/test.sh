@@ -16,4 +16,9 @@ fi
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/mypy" --strict lit_attr
+# Two files of tests at a time, each on one core; what is asked for by name runs as pytest does it.
+if [ $# -eq 0 ]; then
+    set -- --numprocesses 2 --dist loadfile
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+fi
 exec "$bin/python" -m pytest "$@"

@@ -29,9 +29,13 @@ def test_the_python_runs_in_the_order_it_is_read(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lit-attr"])
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    project, core, reading = blocks("python")
+    project, notebook, core, reading = blocks("python")
     exec(project, {})
     assert len(list((tmp_path / "out" / "batches").iterdir())) > 1
+    shown: dict = {}
+    exec(notebook, shown)
+    assert [record["rule"] for record in shown["records"]] == ["norm-secant"]
+    assert "<img" in shown["records"]._repr_html_()
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(core, {})

@@ -30,6 +30,7 @@ SETTINGS: list[tuple[RuleName, bool, set[str]]] = [
     ("integrated", False, set()),
     ("norm-secant", False, {"olmo2"}),
 ]
+SETTING_NAMES = ["frozen-norm", "linearised", "linearised, frozen attention", "integrated", "norm-secant"]
 
 
 def layer_norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
@@ -167,7 +168,7 @@ def state_of(model: PreTrainedModel) -> list[tuple[Any, ...]]:
     ]
 
 
-@pytest.mark.parametrize(("name", "attention", "refused"), SETTINGS, ids=lambda value: str(value)[:11])
+@pytest.mark.parametrize(("name", "attention", "refused"), SETTINGS, ids=SETTING_NAMES)
 @pytest.mark.parametrize("model_type", CONFIGS)
 def test_the_forward_and_the_model_stay_what_they_were(
     model_type: str, name: RuleName, attention: bool, refused: set[str]
