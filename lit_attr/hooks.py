@@ -139,12 +139,14 @@ def inputs_recorded(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     """Collects what the modules get, in the order given, apart from the tape."""
     inputs: list[Tensor] = [torch.empty(0)] * len(modules)
 
-    def record(place: int, args: tuple[Any, ...]) -> None:
-        inputs[place] = args[0].detach()
+    def record(place: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs[place] = first_given(args, kwargs).detach()
 
     with ExitStack() as stack:
         for place, module in enumerate(modules):
-            handle = module.register_forward_pre_hook(lambda _, args, place=place: record(place, args))
+            handle = module.register_forward_pre_hook(
+                lambda _, args, kwargs, place=place: record(place, args, kwargs), with_kwargs=True
+            )
             stack.callback(handle.remove)
         yield inputs
 
@@ -175,6 +177,12 @@ def take_last(hidden_BTH: Tensor, last_B: Tensor) -> Tensor:
     """Each row's hidden state at its last token, [B, 1, H]."""
     row_B = torch.arange(len(last_B), device=hidden_BTH.device)
     return hidden_BTH[row_B, last_B.to(hidden_BTH.device)][:, None]
+
+
+def first_given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What a module gets, by place or by name: the first of several."""
+    given: Tensor = next(iter((*args, *kwargs.values())))
+    return given
 
 
 def first_tensor(output: Any) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from lit_attr.errors import UserError
 from lit_attr.hooks import calling, first_tensor
@@ -42,7 +43,7 @@ class Nonlinearities(NamedTuple):
                 stack.enter_context(calling(module, _as_factor(module.forward)))
             for mlp in self.gated:
                 # Both factors of the product get their gradient through the MLP's input.
-                stack.callback(mlp.register_forward_pre_hook(_halve_gradient).remove)
+                stack.callback(mlp.register_forward_pre_hook(_halve_gradient, with_kwargs=True).remove)
             yield
 
 
@@ -71,7 +72,12 @@ def find_nonlinearities(model: PreTrainedModel, mlps: Sequence[tuple[str, nn.Mod
     gated: list[nn.Module] = []
     for name, mlp in mlps:
         found = [module for module in mlp.modules() if _is_elementwise(module)]
-        degree = _degree(mlp, found, *calls[mlp]) if mlp in calls else None
+        only_projections = all(
+            "linear" in type(module).__name__.lower() or isinstance(module, Conv1D)
+            for module in mlp.modules()
+            if not [*module.children()] and [*module.parameters()]
+        )
+        degree = _degree(mlp, found, *calls[mlp]) if only_projections and mlp in calls else None
         if degree is None:
             raise UserError(
                 f"model.rule: {name} ({type(mlp).__name__}) is no MLP that linearised understands; take "
@@ -80,7 +86,8 @@ def find_nonlinearities(model: PreTrainedModel, mlps: Sequence[tuple[str, nn.Mod
         activations += found
         if degree == 2:
             gated.append(mlp)
-    return Nonlinearities(tuple(activations), tuple(gated))
+    # Blocks may share a module.
+    return Nonlinearities(tuple(dict.fromkeys(activations)), tuple(dict.fromkeys(gated)))
 
 
 def _keep_in(calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]) -> Callable[..., None]:
@@ -97,7 +104,7 @@ def _is_elementwise(module: nn.Module) -> bool:
         return False
     values = torch.linspace(-2, 2, 8)
     try:
-        output = module(values)
+        output = module(values.clone())
         alone = torch.stack([module(value[None])[0] for value in values])
         nothing = module(torch.zeros(1))
     except Exception:  # a module that takes something else
@@ -145,7 +152,8 @@ def _as_factor(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 class _Factor(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, forward: Callable[..., Tensor]) -> Tensor:
-        output = forward(values)
+        # Some write into what they are given.
+        output = forward(values.clone())
         is_zero = values.abs() < SMALL
         ctx.save_for_backward(
             torch.where(is_zero, forward(torch.full_like(values, SMALL)) / SMALL, output / values)
@@ -170,6 +178,9 @@ class _Half(torch.autograd.Function):
         return gradients[0] / 2
 
 
-def _halve_gradient(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    halved = _Half.apply(args[0])  # type: ignore[no-untyped-call]
-    return (halved, *args[1:])
+def _halve_gradient(
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    given = args[0] if args else kwargs["hidden_states"]
+    halved = _Half.apply(given)  # type: ignore[no-untyped-call]
+    return ((halved, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": halved})

@@ -46,7 +46,11 @@ class Norm(NamedTuple):
     def holding_denominators(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """`forward`, the norm's own, with a backward to which the denominators are constants."""
 
-        def run(vectors_H: Tensor) -> Tensor:
+        def run(*args: Tensor | None, **kwargs: Tensor | None) -> Tensor:
+            given = [value for value in (*args, *kwargs.values()) if value is not None]
+            if len(given) != 1:
+                raise UserError("model.rule: a norm takes more than its vectors; take gradient or integrated")
+            (vectors_H,) = given
             held: Tensor = _Held.apply(vectors_H, self, forward)  # type: ignore[no-untyped-call]
             return held
 
@@ -88,24 +92,28 @@ def read_norm(module: nn.Module, like_H: Tensor, name: str) -> Norm:
     # One vector to find the weight with, of mean zero and with no number near zero; another, of another mean and
     # size, to try it on.
     generator = torch.Generator().manual_seed(607_06450)
-    sizes_H = (torch.rand(-(-like_H.shape[-1] // 2), generator=generator) + 0.5).repeat_interleave(2)
-    first_H = (sizes_H * torch.tensor([1.0, -1.0]).repeat(len(sizes_H) // 2))[: like_H.shape[-1]]
-    second_H = 3 * torch.randn(first_H.shape, generator=generator) - 3
+    sizes_H = (torch.rand(-(-like_H.shape[-1] // 2), generator=generator, device="cpu") + 0.5).repeat_interleave(2)
+    first_H = (sizes_H * torch.tensor([1.0, -1.0], device="cpu").repeat(len(sizes_H) // 2))[: like_H.shape[-1]]
+    second_H = 3 * torch.randn(first_H.shape, generator=generator, device="cpu") - 3
     probes_NH = torch.stack([first_H, second_H]).to(like_H)
-    outputs_NH, mirrored_NH = module(probes_NH).to(wide), module(-probes_NH).to(wide)
+    refusal = UserError(
+        f"model.rule: {name} ({type(module).__name__}) is no LayerNorm or RMSNorm, so its denominator cannot be "
+        "told; take the rule gradient or integrated"
+    )
+    try:
+        outputs_NH, mirrored_NH = module(probes_NH).to(wide), module(-probes_NH).to(wide)
+    except Exception as error:  # one that takes something else, whatever it may raise
+        raise refusal from error
     for centred in (False, True):
         bare = Norm(outputs_NH[0], float(eps or 0), centred)
         centred_NH = bare.centre(probes_NH.to(wide))
         standard_NH = centred_NH * bare.scale(centred_NH.square().sum(-1, keepdim=True))
         weight_H, bias_H = (outputs_NH - mirrored_NH)[0] / 2 / standard_NH[0], (outputs_NH + mirrored_NH)[0] / 2
-        error = (standard_NH[1] * weight_H + bias_H - outputs_NH[1]).abs().max()
-        largest_error = ROUNDING * precision * outputs_NH.abs().max()
-        if eps is not None and error <= largest_error:
+        difference = (standard_NH[1] * weight_H + bias_H - outputs_NH[1]).abs().max()
+        largest = ROUNDING * precision * outputs_NH.abs().max()
+        if eps is not None and difference <= largest:
             return Norm(weight_H, float(eps), centred)
-    raise UserError(
-        f"model.rule: {name} ({type(module).__name__}) is no LayerNorm or RMSNorm, so its denominator cannot be "
-        "told; take the rule gradient or integrated"
-    )
+    raise refusal
 
 
 def is_norm(module: nn.Module) -> bool:

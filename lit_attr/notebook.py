@@ -25,7 +25,7 @@ from lit_attr.models import DEMO_MODEL
 from lit_attr.module import AttributionModule
 from lit_attr.pictures import component_name, fact_image
 from lit_attr.records import batch_record, split_finite
-from lit_attr.rules import TITLES, RuleName
+from lit_attr.rules import RuleName, rule_title
 from lit_attr.sources import SAMPLE
 
 # Heatmaps that a list shows.
@@ -160,7 +160,7 @@ class Attributions(Sequence[Attribution]):
         words = f"{len(self)} attributions"
         if self._records:
             preferred = sum(record["logit_diff"] > 0 for record in self._records)
-            scored = f"{component_name(self[0]['component'])} {TITLES[self[0]['rule']]}"
+            scored = f"{component_name(self[0]['component'])} {rule_title(self[0]['rule'])}"
             words += f", {scored}; true answer preferred in {preferred / len(self):.1%}"
         return words + (f"; {len(self.rejected)} rows left out" if self.rejected else "")
 

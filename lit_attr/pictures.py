@@ -19,7 +19,7 @@ from lit_attr.errors import UserError
 from lit_attr.findings import Findings, summary_page
 from lit_attr.folder import GOES_ON
 from lit_attr.heatmaps import draw_fact_heatmap, draw_role_heatmap
-from lit_attr.rules import TITLES
+from lit_attr.rules import rule_title
 from lit_attr.scatter import draw_scatter
 from lit_attr.trust import verdict
 from lit_attr.verification import Points
@@ -124,7 +124,7 @@ def log_trust(trainer: pl.Trainer, figures: Path, summary: Mapping[str, Any], po
     if points:
         image = draw_scatter(
             *map(np.concatenate, zip(*points, strict=True)),
-            title=f"{component_name(profile['component'])} {TITLES[profile['rule']]} and exact effects",
+            title=f"{component_name(profile['component'])} {rule_title(profile['rule'])} and exact effects",
             subtitle=verdict(trust),
         )
         log_image(trainer, figures, "trust/exact_effects", image)
@@ -138,6 +138,7 @@ def log_trust(trainer: pl.Trainer, figures: Path, summary: Mapping[str, Any], po
             f"{measure}/{ranking}": found["curve"][place]
             for measure in ("comprehensiveness", "sufficiency")
             for ranking, found in faithfulness[measure].items()
+            if found["curve"][place] is not None
         }
         for logger in trainer.loggers:
             logger.log_metrics(values, step=percent)
@@ -168,6 +169,7 @@ def log_run(
     }
     if summary["trust"] is not None:
         metrics["trust_pearson"] = summary["trust"]["pearson"]
+    metrics = {name: value for name, value in metrics.items() if value is not None}
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text("summary", summary_page(summary, manifest, findings))
@@ -192,7 +194,7 @@ def fact_image(example: Mapping[str, Any], layers: tuple[int, ...], component: s
         subject_span=tuple(example["subject_span"]),
         title=f"{example['prompt']} → {example['target_true'].strip()} / {example['target_false'].strip()}",
         subtitle=f"logit difference {compared}: {difference} · {known} · {component_name(component)} "
-        f"{TITLES[rule]}",
+        f"{rule_title(rule)}",
     )
 
 
@@ -208,7 +210,7 @@ def profile_image(profile: Mapping[str, Any], of_what: str) -> Image.Image:
         layers=profile["layers"],
         roles=profile["roles"],
         counts=profile["contrasts"],
-        title=f"Mean {component_name(profile['component'])} {TITLES[profile['rule']]} by layer and token role",
+        title=f"Mean {component_name(profile['component'])} {rule_title(profile['rule'])} by layer and token role",
         subtitle=of_what,
     )
 

@@ -1,6 +1,6 @@
 """Rules for the backward pass: what of the model the scores take as it is, and what they hold or average.
 
-The forward pass is the same to the bit under each of them.
+What the model says of the answers is the same under each of them.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ TITLES: Mapping[str, str] = MappingProxyType(
         "exact": "exact effect (zero ablation)",
     }
 )
+
+
+def rule_title(rule: str) -> str:
+    """What a rule's scores are called; one of a module that is not ours goes by its name."""
+    return TITLES.get(rule, rule)
 
 
 class Rule(NamedTuple):
@@ -81,6 +86,8 @@ def find_rule(
 ) -> Rule:
     """Makes a rule ready for a model: finds the modules that it treats otherwise, and tries what they do.
 
+    It is of the weights as they are then; a model that is trained on needs it anew.
+
     - `gradient`: gradient × activation as it is.
     - `frozen-norm`: the denominators of LayerNorms and RMSNorms are constants (the LN-rule of Ali et al., 2022,
       arXiv:2202.07304).
@@ -118,6 +125,12 @@ def find_rule(
             if frozen_attention:
                 _check_attention(model)
             nonlinearities = find_nonlinearities(model, named_mlps(model))
+            inside = {part for mlp in nonlinearities.gated for part in mlp.modules()} - {*nonlinearities.gated}
+            if inside & {*location.modules}:
+                raise UserError(
+                    "model.component: lies inside a gated MLP, whose gradient linearised halves as a whole; take "
+                    "mlp, or another rule"
+                )
             return Rule(name, _find_norms(model), nonlinearities, frozen_attention)
         if name == "norm-secant":
             return Rule(name, readers=find_readers(model, location, _find_norms(model)))
@@ -155,11 +168,14 @@ def _attention_patterns_held() -> Iterator[list[nn.Module]]:
 
         return run
 
+    before = vars(registry).get("get_interface")
     vars(registry)["get_interface"] = get_interface
     try:
         yield attended
     finally:
         del vars(registry)["get_interface"]
+        if before is not None:
+            vars(registry)["get_interface"] = before
 
 
 @torch.no_grad()

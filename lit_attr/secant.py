@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_attr.errors import UserError
-from lit_attr.hooks import first_tensor, inputs_recorded, recorded, replace_first
+from lit_attr.hooks import first_given, first_tensor, inputs_recorded, recorded, replace_first
 from lit_attr.locate import Location
 from lit_attr.norms import Norm
 from lit_attr.selftest import noise, short_input_BT
@@ -59,7 +59,7 @@ def find_readers(
         norms: The model's norms.
 
     Raises:
-        UserError: A norm runs more than once, or something else reads the stream.
+        UserError: A norm reads the stream more than once, or something else reads the stream.
     """
     readers = _direct_readers(model, location.modules, norms)
     with ExitStack() as stack:
@@ -96,13 +96,11 @@ def _direct_readers(
     model: PreTrainedModel, writers: Sequence[nn.Module], norms: Mapping[nn.Module, Norm]
 ) -> tuple[Reader, ...]:
     writes: dict[nn.Module, Tensor] = {}
-    inputs: dict[nn.Module, Tensor] = {}
+    inputs: dict[nn.Module, list[Tensor]] = {}
 
-    def cut(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def cut(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if module in norms:
-            if module in inputs:
-                raise UserError("model.rule: a norm runs twice in a forward pass; take another than norm-secant")
-            inputs[module] = args[0]
+            inputs.setdefault(module, []).append(first_given(args, kwargs))
         hidden = first_tensor(output).detach()
         if module in writers:
             writes[module] = hidden.requires_grad_()
@@ -110,12 +108,16 @@ def _direct_readers(
 
     with ExitStack() as hooks:
         for module in {*norms, *writers}:
-            hooks.callback(module.register_forward_hook(cut).remove)
+            hooks.callback(module.register_forward_hook(cut, with_kwargs=True).remove)
         model(input_ids=short_input_BT(model), use_cache=False)
     leaves = [writes[module] for module in writers]
     readers = []
-    for module, read in inputs.items():
-        if read.requires_grad:
+    for module, reads in inputs.items():
+        # Norms of queries and keys may run as often as they like.
+        if any(read.requires_grad for read in reads):
+            if len(reads) > 1:
+                raise UserError("model.rule: a norm runs twice in a forward pass; take another than norm-secant")
+            (read,) = reads
             probe = noise(read)
             found = torch.autograd.grad((read * probe).sum(), leaves, allow_unused=True, retain_graph=True)
             factors = [_factor(gradient, probe) for gradient in found]

@@ -184,4 +184,4 @@ def noise(like: Tensor) -> Tensor:
     """Random numbers, always the same, in the shape and format of a tensor and on its device."""
     # Not a seed that a model's own weights may have been drawn with.
     generator = torch.Generator().manual_seed(8_675_309)
-    return torch.randn(like.shape, generator=generator).to(like)
+    return torch.randn(like.shape, generator=generator, device="cpu").to(like)

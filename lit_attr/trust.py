@@ -46,7 +46,13 @@ class Correlation(Metric):
     def compute(self) -> Tensor:
         """The correlation; NaN where values do not vary."""
         count, scores, effects, score_squares, effect_squares, products = self.sums
-        spread = (count * score_squares - scores.square()) * (count * effect_squares - effects.square())
+        spreads = [
+            # Where values do not vary, rounding is all that is left.
+            torch.where(spread > 1e-12 * count * squares, spread, torch.nan)
+            for squares, total in ((score_squares, scores), (effect_squares, effects))
+            for spread in [count * squares - total.square()]
+        ]
+        spread = spreads[0] * spreads[1]
         correlation: Tensor = (count * products - scores * effects) / spread.sqrt()
         return correlation
 
@@ -75,11 +81,13 @@ class Agreement(nn.Module):
         either_N = (scores_N != 0) | (effects_N != 0)
         if either_N.any():
             self.same_sign.update((scores_N.sign() == effects_N.sign())[either_N].double())
-        for score_N, effect_N in zip(scores, effects, strict=True):
+        for whole_score_N, whole_effect_N in zip(scores, effects, strict=True):
+            either_N = (whole_score_N != 0) | (whole_effect_N != 0)
+            score_N, effect_N = whole_score_N[either_N], whole_effect_N[either_N]
             if len(score_N) > self.top:
                 largest = [set(values_N.abs().topk(self.top).indices.tolist()) for values_N in (score_N, effect_N)]
                 self.top_overlap.update(len(largest[0] & largest[1]) / self.top)
-            if len(score_N) > 1 and score_N.any() and effect_N.any():
+            if len(score_N.unique()) > 1 and len(effect_N.unique()) > 1:
                 self.spearman.update(spearman_corrcoef(score_N, effect_N))
 
     def compute(self) -> dict[str, float | None]:

@@ -14,6 +14,7 @@ from torch import nn
 from lit_attr.attribution import AttributionBatch
 from lit_attr.contrasts import collate_contrasts
 from lit_attr.faithfulness import FaithfulnessReport, random_scores_BLT
+from lit_attr.models import warn_once
 from lit_attr.trust import TrustReport
 
 # As many cells of a process's share as a picture can still show.
@@ -55,13 +56,22 @@ class Verification(nn.Module):
             module: Gives `exact_effects_BLT`, and perhaps `faithfulness_curves`, as `AttributionModule` does.
             batch: The contrasts and their scores.
         """
+        effects_BLT = module.exact_effects_BLT(collate_contrasts(batch.contrasts))
+        finite = effects_BLT.flatten(1).isfinite().all(1).nonzero().flatten().tolist()
+        if len(finite) < len(batch.contrasts):
+            warn_once("writer.verify: some exact effects are not finite; model.dtype float32 may mend it")
+        if not finite:
+            return
+        batch, effects_BLT = batch.select(finite), effects_BLT[finite]
         contrasts, scores_BLT = batch.contrasts, batch.scores_sum_BLT
-        collated = collate_contrasts(contrasts)
-        effects_BLT = module.exact_effects_BLT(collated)
+        self.trust.update(contrasts, scores_BLT, effects_BLT)
         if hasattr(module, "faithfulness_curves"):
             rankings = (scores_BLT, effects_BLT, random_scores_BLT(contrasts, len(self.layers)))
-            self.faithfulness.update(module.faithfulness_curves(collated, rankings))
-        self.trust.update(contrasts, scores_BLT, effects_BLT)
+            try:
+                self.faithfulness.update(module.faithfulness_curves(collate_contrasts(contrasts), rankings))
+            except Exception as error:  # whatever: the agreement is there, and the run goes on without the curves
+                reason = " ".join(str(error).split())[:200]
+                warn_once(f"writer.verify: there are no curves of faithfulness ({reason})")
         for row, contrast in enumerate(contrasts):
             scores_LT, effects_LT = (
                 values_BLT[row, :, : len(contrast.tokens)].double().numpy()

@@ -73,6 +73,8 @@ class AttributionWriter(BasePredictionWriter):
         self._written: set[ContrastKey] = set()
         self._summary: RunSummary | None = None
         self._verification: Verification | None = None
+        # By an earlier run; a token against itself is not counted.
+        self._counted_before = 0
         self._started = 0.0
         self._background = Background()
 
@@ -80,6 +82,7 @@ class AttributionWriter(BasePredictionWriter):
         """Lets the data module leave out what an earlier run has done."""
         super().setup(trainer, pl_module, stage)
         self._done, self._written, self._summary, self._verification = None, set(), None, None
+        self._counted_before = 0
         # Asked later: whether an earlier run is of the same settings shows only when the model is loaded.
         _let_leave_out(trainer, lambda: self._open(trainer, pl_module))
 
@@ -211,10 +214,18 @@ class AttributionWriter(BasePredictionWriter):
     ) -> None:
         summary["rejected"] = self.folder.count_rejected()
         summary["resumed"] = resumed
-        if summary["trust"] is None:
-            summary["trust"] = self.folder.read_summary().get("trust")
+        earlier = self.folder.read_summary()
+        if "median_logit_diff" in earlier:
+            summary["median_logit_diff"] = earlier["median_logit_diff"]
+        if (trust := earlier.get("trust")) is not None and (
+            summary["trust"] is None or summary["trust"]["contrasts"] < trust["contrasts"]
+        ):
+            # The earlier run has compared more.
+            summary["trust"], points = trust, ()
+        # Whatever becomes of the pictures.
+        self.folder.write_summary({**summary, "seconds": time.perf_counter() - self._started})
         # An earlier run has shown all that where this one had nothing left to do.
-        if summary["contrasts"] and summary["contrasts"] > resumed:
+        if summary["contrasts"] > self._counted_before:
             self._show(trainer, summary, points)
         summary["seconds"] = time.perf_counter() - self._started
         self.folder.write_summary(summary)
@@ -288,6 +299,8 @@ class AttributionWriter(BasePredictionWriter):
                 except (KeyError, TypeError, ValueError, RuntimeError) as error:
                     raise UserError(f"{path}: not a whole batch file ({error}); move it away") from error
         self.folder.open(settings, rejected)
+        if self._summary is not None:
+            self._counted_before = self._summary.compute(together=False)["contrasts"]
         return done
 
     def _summarise(self, layers: Sequence[int], component: str, rule: str) -> RunSummary:

@@ -91,3 +91,15 @@ def test_coarse_formats_are_understood(setting: dict[str, str]):
     with evaluating(model):
         nonlinearities = find_nonlinearities(model, named_mlps(model))
     assert len(nonlinearities.activations) >= 8 and nonlinearities.gated == ()
+
+
+def test_activations_that_write_into_their_input_are_the_same():
+    model = tiny_model("gpt2", activation_function="relu")
+    x_BTH = torch.randn(2, 3, 32)
+    slopes = []
+    for inplace in (False, True):
+        first_mlp(model).act = nn.ReLU(inplace=inplace)
+        with find_nonlinearities(model, named_mlps(model)).linearised():
+            leaf_BTH = x_BTH.clone().requires_grad_()
+            slopes.append(torch.autograd.grad(first_mlp(model)(leaf_BTH).sum(), leaf_BTH)[0])
+    assert torch.equal(*slopes) and slopes[0].any()

@@ -1,17 +1,29 @@
-"""The wheel: built, looked into, installed elsewhere, and run."""
+"""The wheel: built, looked into, installed elsewhere, and run. What it declares is what was tried."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
+from email import message_from_bytes
+from email.message import Message
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+import lit_attr
 
 ASSETS = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+PACKAGE = {"py.typed", "assets/sample_facts.jsonl", "assets/attributions.schema.json"} | {
+    f"assets/demo_model/{name}" for name in ASSETS
+}
 
 
 @pytest.fixture(scope="module")
@@ -21,16 +33,92 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, "-m", "build", "--outdir", str(folder), str(REPOSITORY)], check=True, capture_output=True
     )
     (wheel,) = folder.glob("lit_attr-*.whl")
-    assert list(folder.glob("lit_attr-*.tar.gz"))
     return wheel
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: Path) -> Message:
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+    return message_from_bytes(archive.read(name))
+
+
+@pytest.fixture(scope="module")
+def requirements(metadata: Message) -> dict[str, Requirement]:
+    """What the package and its extras need, by name."""
+    found = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+    return {requirement.name: requirement for requirement in found if requirement.name != "lit-attr"}
+
+
+def pins(name: str) -> dict[str, list[Requirement]]:
+    lines = [line for line in (REPOSITORY / name).read_text().splitlines() if not line.startswith("#")]
+    found: dict[str, list[Requirement]] = {}
+    for pin in map(Requirement, lines):
+        found.setdefault(pin.name, []).append(pin)
+    return found
+
+
+def version(pin: Requirement) -> Version:
+    (specifier,) = pin.specifier
+    assert specifier.operator == "=="
+    return Version(specifier.version)
 
 
 def test_the_wheel_holds_the_assets_and_the_type_marker(wheel: Path):
     names = zipfile.ZipFile(wheel).namelist()
-    assert "lit_attr/py.typed" in names
-    assert "lit_attr/assets/sample_facts.jsonl" in names
-    assert {f"lit_attr/assets/demo_model/{name}" for name in ASSETS} <= set(names)
+    assert {f"lit_attr/{name}" for name in PACKAGE} <= set(names)
     assert not [name for name in names if not name.startswith(("lit_attr/", "lit_attr-"))]
+
+
+def test_the_source_distribution_holds_what_the_tests_need(wheel: Path):
+    (source,) = wheel.parent.glob("lit_attr-*.tar.gz")
+    with tarfile.open(source) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {f"lit_attr/{name}" for name in PACKAGE} <= names
+    assert {"LICENSE", "constraints.txt", "scripts/test.sh", "tests/test_package.py"} <= names
+
+
+def test_every_public_name_is_there_and_documented():
+    for name in lit_attr.__all__:
+        words = vars(getattr(lit_attr, name)).get("__doc__") or ""
+        assert words.strip() and not words.startswith(f"{name}("), name
+
+
+def test_the_minimum_constraints_are_the_lower_bounds(requirements: dict[str, Requirement]):
+    minimum = pins("constraints-minimum.txt")
+    bounds = {}
+    for name, requirement in requirements.items():
+        (bound,) = [specifier for specifier in requirement.specifier if specifier.operator in (">=", "==")]
+        bounds[name] = Version(bound.version)
+    assert {name: version(minimum[name][0]) for name in bounds} == bounds
+
+
+def test_the_constraints_are_within_the_bounds(requirements: dict[str, Requirement]):
+    pinned = pins("constraints.txt")
+    for name, requirement in requirements.items():
+        for pin in pinned[name]:
+            assert requirement.specifier.contains(version(pin)), pin
+
+
+def test_every_extra_that_a_user_is_told_of_exists(metadata: Message):
+    extras = set(metadata.get_all("Provides-Extra", []))
+    assert extras == {"adapters", "peers", "test"}
+    told = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("scripts/*"), *REPOSITORY.glob("lit_attr/*.py")]
+    words = " ".join(path.read_text() for path in told if path.is_file())
+    named = re.findall(r"install\s+'(?:lit-attr|\.)\[([a-z,]+)\]'", words)
+    assert named
+    assert {extra for names in named for extra in names.split(",")} <= extras
+
+
+def test_every_python_that_is_declared_is_the_same_everywhere(metadata: Message):
+    python = "Programming Language :: Python :: 3."
+    declared = [line for line in metadata.get_all("Classifier", []) if line.startswith(python)]
+    minors = [int(line.removeprefix(python)) for line in declared]
+    allowed = SpecifierSet(metadata["Requires-Python"])
+    assert minors == [minor for minor in range(100) if allowed.contains(f"3.{minor}")]
+    span = f"Python 3.{minors[0]} to 3.{minors[-1]}"
+    assert span in (REPOSITORY / "README.md").read_text()
+    assert f"last={minors[-1]}\n" in (REPOSITORY / "scripts" / "environment.sh").read_text()
 
 
 @pytest.fixture(scope="module")
