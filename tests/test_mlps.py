@@ -103,3 +103,26 @@ def test_activations_that_write_into_their_input_are_the_same():
             leaf_BTH = x_BTH.clone().requires_grad_()
             slopes.append(torch.autograd.grad(first_mlp(model)(leaf_BTH).sum(), leaf_BTH)[0])
     assert torch.equal(*slopes) and slopes[0].any()
+
+
+def test_a_shared_mlp_is_halved_once():
+    model = tiny_model("llama")
+    model.model.layers[1].mlp = first_mlp(model)
+    assert find_nonlinearities(model, named_mlps(model)).gated == (first_mlp(model),)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_refuses_activations_with_weights(dtype: torch.dtype):
+    model = tiny_model("apertus", dtype)
+    with pytest.raises(UserError, match=r"\(ApertusMLP\) is no MLP that linearised understands"):
+        find_nonlinearities(model, named_mlps(model))
+
+
+def test_mlps_called_by_name_are_linearised_too():
+    model = tiny_model("llama")
+    nonlinearities = find_nonlinearities(model, named_mlps(model))
+    mlp, x_BTH = first_mlp(model), torch.randn(2, 3, 32, requires_grad=True)
+    mlp.forward = lambda hidden_states, forward=mlp.forward: forward(hidden_states)
+    with nonlinearities.linearised():
+        slopes = [torch.autograd.grad(output.sum(), x_BTH)[0] for output in (mlp(x_BTH), mlp(hidden_states=x_BTH))]
+    assert torch.equal(*slopes)

@@ -77,3 +77,16 @@ def test_refuses_an_unknown_epsilon():
     norm.forward = lambda x_NH: nn.functional.layer_norm(x_NH, (WIDTH,), eps=0.5)
     with pytest.raises(UserError, match="is no LayerNorm or RMSNorm"):
         read_norm(norm, torch.zeros(1, WIDTH), "final")
+
+
+class GatedNorm(LlamaRMSNorm):
+    def forward(self, x_NH: Tensor, gate_NH: Tensor | None = None) -> Tensor:
+        return super().forward(x_NH if gate_NH is None else x_NH * gate_NH.sigmoid())
+
+
+def test_refuses_a_norm_that_is_given_a_gate():
+    module = GatedNorm(WIDTH)
+    held = read_norm(module, torch.zeros(1, WIDTH), "norm").holding_denominators(module.forward)
+    assert torch.equal(held(torch.ones(1, WIDTH), None), held(x_NH=torch.ones(1, WIDTH)))
+    with pytest.raises(UserError, match="model.rule: a norm takes more than its vectors"):
+        held(torch.ones(1, WIDTH), torch.ones(1, WIDTH))

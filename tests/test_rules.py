@@ -225,3 +225,23 @@ def test_refuses_settings(name: Any, options: dict[str, Any], message: str):
     model = tiny_model("gpt2")
     with pytest.raises(UserError, match=message):
         find_rule(model, locate(model), name, **options)
+
+
+def test_linearised_refuses_what_lies_inside_a_gated_mlp():
+    model = tiny_model("llama")
+    location = locate(model, component="model.layers.{layer}.mlp.up_proj")
+    with pytest.raises(UserError, match="model.component: lies inside a gated MLP"):
+        find_rule(model, location, "linearised")
+
+
+def test_another_librarys_attention_is_put_back():
+    model = tiny_model("llama")
+    rule = find_rule(model, locate(model), "linearised", frozen_attention=True)
+    theirs = ALL_ATTENTION_FUNCTIONS.get_interface
+    vars(ALL_ATTENTION_FUNCTIONS)["get_interface"] = theirs
+    try:
+        with rule.held(), rule.held():
+            assert ALL_ATTENTION_FUNCTIONS.get_interface is not theirs
+        assert vars(ALL_ATTENTION_FUNCTIONS)["get_interface"] is theirs
+    finally:
+        del vars(ALL_ATTENTION_FUNCTIONS)["get_interface"]

@@ -17,7 +17,7 @@ from lit_attr.contrasts import ROLES, Contrast, collate_contrasts
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.module import AttributionModule
 from lit_attr.sources import SAMPLE, open_rows
-from lit_attr.trust import TrustReport, verdict
+from lit_attr.trust import Correlation, TrustReport, verdict
 
 
 @pytest.fixture
@@ -149,6 +149,44 @@ class Broken(AttributionModule):
 def test_a_run_goes_on_where_there_are_no_exact_effects(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     assert run(tmp_path, Broken())["trust"] is None
     assert "writer.verify: there are no exact effects of this model (no such thing); 0 leaves" in caplog.text
+
+
+class NotFinite(AttributionModule):
+    """One contrast's effects cannot be told, nor any curve."""
+
+    def exact_effects_BLT(self, batch: Any) -> Tensor:
+        effects_BLT = super().exact_effects_BLT(batch)
+        effects_BLT[[contrast.fact.id == 0 for contrast in batch.contrasts]] = torch.nan
+        return effects_BLT
+
+    def faithfulness_curves(self, batch: Any, rankings: Any) -> Any:
+        raise MemoryError("none left")
+
+
+def test_what_is_not_finite_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    trust = run(tmp_path, NotFinite(), verify=1000)["trust"]
+    assert trust["contrasts"] == 29 and 0 < trust["pearson"] < 1
+    assert "faithfulness" not in trust
+    assert "writer.verify: some exact effects are not finite" in caplog.text
+    assert "writer.verify: there are no curves of faithfulness (none left)" in caplog.text
+
+
+def test_a_run_that_goes_on_keeps_the_larger_comparison(tmp_path: Path):
+    summary = run(tmp_path, verify=5)
+    min(tmp_path.glob("batches/*.json")).unlink()
+    again = run(tmp_path, verify=2)
+    assert again["resumed"] < again["contrasts"] == summary["contrasts"]
+    assert again["trust"] == summary["trust"]
+    assert again["median_logit_diff"] == summary["median_logit_diff"]
+    for path in tmp_path.glob("batches/*.json"):
+        path.unlink()
+    assert run(tmp_path, verify=1000)["trust"]["contrasts"] == 30
+
+
+def test_constant_values_have_no_correlation():
+    correlation = Correlation()
+    correlation.update(torch.full((30,), 0.1, dtype=torch.float64), torch.randn(30, dtype=torch.float64))
+    assert correlation.compute().isnan()
 
 
 def test_moves_between_devices_as_a_module():
