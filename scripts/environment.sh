@@ -1,38 +1,46 @@
 # Sourced by the scripts beside it: `prepare EXTRAS` makes .venv in the repository, once, with lit-attr and its
-# pinned dependencies, and leaves the path of its programs in $bin.
+# pinned dependencies, and leaves the path of its programs in $bin. `prepare EXTRAS minimum` makes .venv/minimum, with
+# the oldest dependencies. Where PYTHON is set, that interpreter makes them.
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-bin=$repository/.venv/bin
 
+# find_python LAST: the first interpreter on the path that is a Python 3.10 to 3.LAST.
 find_python() {
-    local candidate
-    for candidate in python3 python3.13 python3.12 python3.11 python3.10 python; do
-        if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null; then
+    local last=$1 candidate candidates=(python3 python3.13 python3.12 python3.11 python3.10 python)
+    if [ -n "${PYTHON:-}" ]; then
+        candidates=("$PYTHON")
+    fi
+    for candidate in "${candidates[@]}"; do
+        if "$candidate" -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, $last))" 2>/dev/null; then
             echo "$candidate"
             return
         fi
     done
-    echo "lit-attr needs Python 3.10 to 3.13; none is on the path" >&2
+    echo "lit-attr needs Python 3.10 to 3.$last here; ${PYTHON:-the path} has none" >&2
     return 1
 }
 
 prepare() {
-    local extras=$1 python done_mark
+    local extras=$1 kind=${2:-} python done_mark constraints=$repository/constraints.txt folder=$repository/.venv last=13
+    if [ "$kind" = minimum ]; then
+        constraints=$repository/constraints-minimum.txt folder=$repository/.venv/minimum last=12
+    fi
+    bin=$folder/bin
     # What was installed, and from which pins: after a change of either, pip runs again.
-    done_mark=$repository/.venv/installed${extras}-$(cat "$repository/pyproject.toml" "$repository/constraints.txt" | cksum | tr ' ' '-')
+    done_mark=$folder/installed${extras}-$(cat "$repository/pyproject.toml" "$constraints" | cksum | tr ' ' '-')
     if [ -e "$done_mark" ]; then
         return
     fi
     if [ ! -x "$bin/python" ]; then
-        python=$(find_python)
-        "$python" -m venv "$repository/.venv" || {
-            rm -rf "$repository/.venv"
+        python=$(find_python "$last")
+        "$python" -m venv "$folder" || {
+            rm -rf "$folder"
             echo "python could not make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2
             return 1
         }
     fi
-    echo "Installing lit-attr${extras} into $repository/.venv ..." >&2
+    echo "Installing lit-attr${extras} into $folder ..." >&2
     "$bin/python" -m pip install --quiet --disable-pip-version-check \
-        --constraint "$repository/constraints.txt" --editable "$repository$extras"
+        --constraint "$constraints" --editable "$repository$extras"
     touch "$done_mark"
 }

@@ -80,7 +80,7 @@ def test_the_source_distribution_holds_what_the_tests_need(wheel: Path):
 
 def test_every_public_name_is_there_and_documented():
     for name in lit_attr.__all__:
-        words = vars(getattr(lit_attr, name)).get("__doc__") or ""
+        words = getattr(lit_attr, name).__doc__ or ""
         assert words.strip() and not words.startswith(f"{name}("), name
 
 
