@@ -2,7 +2,7 @@
 
 All get the same facts and the same model, of random weights in the shape asked for. Their scores are compared with
 lit-attr's before anything is timed; then they take turns, and medians are shown. Peers come with `pip install
-'.[test]'`; one that is not installed is left out.
+'.[peers]'`; one that is not installed is left out.
 
     core             lit-attr's core alone
     predict          lit-attr whole: a Trainer with data module, JSON records and TensorBoard, but for the

@@ -1,7 +1,7 @@
 """What exact effects cost, in one sitting: `python scripts/benchmark_exact.py`.
 
 All get the same facts and a model of random weights in GPT-2 small's shape, and take turns; medians are shown. The
-exact effects are compared with the naive ones before anything is timed. Inseq comes with `pip install '.[test]'`.
+exact effects are compared with the naive ones before anything is timed. Inseq comes with `pip install '.[peers]'`.
 
     gradient     lit-attr's gradient x activation
     norm-secant  the same with the norms' exact changes
