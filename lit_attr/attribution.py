@@ -21,10 +21,12 @@ from lit_attr.errors import UserError
 from lit_attr.hooks import (
     at_last_tokens,
     calling,
+    first_tensor,
     frozen,
     inputs_recorded,
+    outputs_changed,
     recorded,
-    scaled,
+    replace_first,
     take_last,
     undisturbed,
 )
@@ -190,7 +192,11 @@ def _along_paths(
     for module, activation in zip(location.modules, activations, strict=True):
         mean = torch.zeros_like(activation, dtype=torch.promote_types(activation.dtype, torch.float32))
         for step in range(steps):
-            with scaled(module, (step + 0.5) / steps), recorded([module]) as writes:
+
+            def scale(_: int, output: Any, part: float = (step + 0.5) / steps) -> Any:
+                return replace_first(output, first_tensor(output) * part)
+
+            with outputs_changed([module], scale), recorded([module]) as writes:
                 difference = difference_B(last_logits_BV(model, batch), batch).sum()
             mean += torch.autograd.grad(difference, writes)[0] / steps
         scores.append(_products_BT(activation, mean, batch.token_ids_BT.shape))

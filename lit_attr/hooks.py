@@ -127,10 +127,7 @@ def recorded(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
         # A copy goes on, since some blocks add the residual to what they get in place.
         return replace_first(output, outputs[place].clone())
 
-    with ExitStack() as stack:
-        for place, module in enumerate(modules):
-            handle = module.register_forward_hook(lambda _, __, output, place=place: record(place, output))
-            stack.callback(handle.remove)
+    with outputs_changed(modules, record):
         yield outputs
 
 
@@ -159,18 +156,6 @@ def outputs_changed(modules: Iterable[nn.Module], change: Callable[[int, Any], A
             handle = module.register_forward_hook(lambda _, __, output, place=place: change(place, output))
             hooks.callback(handle.remove)
         yield
-
-
-@contextmanager
-def scaled(module: nn.Module, factor: float) -> Iterator[None]:
-    """A module that gives out so many times what it does."""
-    handle = module.register_forward_hook(
-        lambda _, __, output: replace_first(output, first_tensor(output) * factor)
-    )
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def take_last(hidden_BTH: Tensor, last_B: Tensor) -> Tensor:
