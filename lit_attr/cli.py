@@ -16,14 +16,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lit_attr.checkpoints import read_checkpoint
+from lit_attr.callbacks.signals import StopOnSignal, Stopped, exit_status, listener, process_rank
+from lit_attr.callbacks.writer import AttributionWriter
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import ToldError, UserError
-from lit_attr.folder import GOES_ON, OutputFolder
+from lit_attr.evaluation.summary import describe
+from lit_attr.models.checkpoints import read_checkpoint
 from lit_attr.module import AttributionModule
-from lit_attr.stops import StopOnSignal, Stopped, exit_status, listener, process_rank
-from lit_attr.summary import describe
-from lit_attr.writer import AttributionWriter
+from lit_attr.records.folder import GOES_ON, OutputFolder
 
 
 class PredictTrainer(pl.Trainer):

@@ -13,13 +13,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from lit_attr.batching import RankSampler, bucket_by_length
-from lit_attr.contrasts import Contrast, ContrastBatch, ContrastKey, Step, build_contrasts, collate_contrasts
 from lit_attr.errors import UserError
-from lit_attr.facts import FactTable, Rejected, read_facts
-from lit_attr.models import DEMO_MODEL, load_tokenizer
-from lit_attr.sources import SAMPLE, open_rows
-from lit_attr.templates import parse_template
+from lit_attr.facts.buckets import RankSampler, bucket_by_length
+from lit_attr.facts.contrasts import Contrast, ContrastBatch, ContrastKey, Step, build_contrasts, collate_contrasts
+from lit_attr.facts.rows import FactTable, Rejected, read_facts
+from lit_attr.facts.sources import SAMPLE, open_rows
+from lit_attr.facts.templates import parse_template
+from lit_attr.models.loading import DEMO_MODEL, load_tokenizer
 
 MAX_TOKENS_CPU = 1024
 MAX_TOKENS_GPU = 4096

@@ -12,14 +12,14 @@ from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_e
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_attr.ablation import ablate_batch, exact_effects_BLT
-from lit_attr.attribution import AttributionBatch, attribute_batch
-from lit_attr.checkpoints import load_weights
-from lit_attr.contrasts import ContrastBatch, Step
+from lit_attr.attribution.exact_effects import ablate_batch, exact_effects_BLT
+from lit_attr.attribution.faithfulness import Curves, faithfulness_curves
+from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
+from lit_attr.attribution.rules import GRADIENT, Rule, RuleName, find_rule
 from lit_attr.errors import UserError
-from lit_attr.faithfulness import Curves, faithfulness_curves
-from lit_attr.locate import Location, locate, max_positions, token_embedding
-from lit_attr.models import (
+from lit_attr.facts.contrasts import ContrastBatch, Step
+from lit_attr.models.checkpoints import load_weights
+from lit_attr.models.loading import (
     DEMO_MODEL,
     Dtype,
     Quantization,
@@ -32,7 +32,7 @@ from lit_attr.models import (
     model_identity,
     warn_once,
 )
-from lit_attr.rules import GRADIENT, Rule, RuleName, find_rule
+from lit_attr.models.location import Location, locate, max_positions, token_embedding
 from lit_attr.trainers import check_trainer
 
 
@@ -57,7 +57,7 @@ class AttributionModule(pl.LightningModule):
         step: Where the two answers are told apart: `divergence`, the first token that differs, or `all`, every
             token they can be compared at. A data module without a step of its own follows it.
         rule: How scores are computed: `gradient`, `frozen-norm`, `linearised`, `integrated`, `norm-secant`, or
-            `exact`; see `lit_attr.rules.find_rule`.
+            `exact`; see `lit_attr.attribution.rules.find_rule`.
         integration_steps: With the rule `integrated`, how many gradients are averaged.
         frozen_attention: With the rule `linearised`, hold the attention patterns as well.
         dtype: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own.
@@ -277,7 +277,7 @@ class AttributionModule(pl.LightningModule):
         return self._attribute(batch.to(self.input_device))
 
     def exact_effects_BLT(self, batch: ContrastBatch) -> Tensor:
-        """What the scores estimate: see `lit_attr.ablation.exact_effects_BLT`; on the CPU.
+        """What the scores estimate: see `lit_attr.attribution.exact_effects.exact_effects_BLT`; on the CPU.
 
         Args:
             batch: Contrasts, on any device.
@@ -287,7 +287,7 @@ class AttributionModule(pl.LightningModule):
         return exact_effects_BLT(self._model, self.location, batch.to(self.input_device)).cpu()
 
     def faithfulness_curves(self, batch: ContrastBatch, rankings: Sequence[Tensor]) -> Curves:
-        """What rankings of cells come to: see `lit_attr.faithfulness.faithfulness_curves`.
+        """What rankings of cells come to: see `lit_attr.attribution.faithfulness.faithfulness_curves`.
 
         Args:
             batch: Contrasts, on any device.

@@ -17,16 +17,16 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from lit_attr.contrasts import ContrastKey, Step, collate_contrasts
+from lit_attr.attribution.rules import RuleName, rule_title
 from lit_attr.datamodule import CounterfactDataModule, default_max_tokens, in_batches
 from lit_attr.errors import told_of
-from lit_attr.facts import Rejected
-from lit_attr.models import DEMO_MODEL
+from lit_attr.facts.contrasts import ContrastKey, Step, collate_contrasts
+from lit_attr.facts.rows import Rejected
+from lit_attr.facts.sources import SAMPLE
+from lit_attr.models.loading import DEMO_MODEL
 from lit_attr.module import AttributionModule
-from lit_attr.pictures import component_name, fact_image
-from lit_attr.records import batch_record, split_finite
-from lit_attr.rules import RuleName, rule_title
-from lit_attr.sources import SAMPLE
+from lit_attr.records.encoding import batch_record, split_finite
+from lit_attr.views.pictures import component_name, fact_image
 
 # Heatmaps that a list shows.
 FIRST_FEW = 4
@@ -63,7 +63,7 @@ def attribute(
             name, a `datasets.Dataset`.
         layers: `all`, one index, or a list; negative indices count from the top.
         component: `mlp`, `attention`, `block`, or a dotted path from the language model with `{layer}` in it.
-        rule: How scores are computed, see `lit_attr.rules.find_rule`.
+        rule: How scores are computed, see `lit_attr.attribution.rules.find_rule`.
         step: Where the two answers are told apart: `divergence`, or `all` for a record of every step.
         columns: Column names that differ: ours to yours, such as `{"target_true": "answer"}`.
         template: A prompt of your own, such as `Q: {prompt} A:`, in place of each row's.

@@ -7,7 +7,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.plugins.precision import BitsandbytesPrecision, TransformerEnginePrecision
 
 from lit_attr.errors import UserError
-from lit_attr.models import warn_once
+from lit_attr.models.loading import warn_once
 
 
 def check_trainer(trainer: pl.Trainer, *, spread: bool) -> None:

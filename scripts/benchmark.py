@@ -35,12 +35,12 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_attr import AttributionModule, AttributionWriter, CounterfactDataModule
-from lit_attr.attribution import attribute_batch
-from lit_attr.contrasts import Contrast, build_contrasts, collate_contrasts
-from lit_attr.facts import read_facts
-from lit_attr.locate import Location, locate
-from lit_attr.models import DEMO_MODEL, Quantization, load_model, load_tokenizer
-from lit_attr.sources import open_rows
+from lit_attr.attribution.gradient import attribute_batch
+from lit_attr.facts.contrasts import Contrast, build_contrasts, collate_contrasts
+from lit_attr.facts.rows import read_facts
+from lit_attr.facts.sources import open_rows
+from lit_attr.models.loading import DEMO_MODEL, Quantization, load_model, load_tokenizer
+from lit_attr.models.location import Location, locate
 
 SHAPES = {
     "tiny": {"n_layer": 4, "n_embd": 128, "n_head": 4},

@@ -5,7 +5,7 @@ exact effects are compared with the naive ones before anything is timed. Inseq c
 
     gradient     lit-attr's gradient x activation
     norm-secant  the same with the norms' exact changes
-    exact        every layer and token taken out, as `lit_attr.ablation` does it
+    exact        every layer and token taken out, as `lit_attr.attribution.exact_effects` does it
     naive        the same with a whole forward of all rows for each layer and token
     inseq        Inseq's gradient x activation as in its documentation: a row and a layer at a time
 """
@@ -24,15 +24,15 @@ from jsonargparse import auto_cli
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lit_attr.ablation import exact_effects_BLT
-from lit_attr.attribution import attribute_batch, last_logits_BV, only_last_logits, pick
-from lit_attr.contrasts import ContrastBatch, build_contrasts, collate_contrasts
-from lit_attr.facts import read_facts
-from lit_attr.hooks import undisturbed
-from lit_attr.locate import locate
-from lit_attr.models import DEMO_MODEL, load_model, load_tokenizer
-from lit_attr.rules import find_rule
-from lit_attr.sources import open_rows
+from lit_attr.attribution.exact_effects import exact_effects_BLT
+from lit_attr.attribution.gradient import attribute_batch, last_logits_BV, only_last_logits, pick
+from lit_attr.attribution.rules import find_rule
+from lit_attr.facts.contrasts import ContrastBatch, build_contrasts, collate_contrasts
+from lit_attr.facts.rows import read_facts
+from lit_attr.facts.sources import open_rows
+from lit_attr.models.hooks import undisturbed
+from lit_attr.models.loading import DEMO_MODEL, load_model, load_tokenizer
+from lit_attr.models.location import locate
 
 
 @torch.no_grad()

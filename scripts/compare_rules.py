@@ -20,9 +20,9 @@ import lightning.pytorch as pl
 from jsonargparse import auto_cli
 
 from lit_attr import AttributionModule, AttributionWriter, CounterfactDataModule
-from lit_attr.models import DEMO_MODEL
-from lit_attr.records import read_json
-from lit_attr.sources import SAMPLE
+from lit_attr.facts.sources import SAMPLE
+from lit_attr.models.loading import DEMO_MODEL
+from lit_attr.records.encoding import read_json
 
 # Each with the options it is tried with, and how many backward passes a batch it takes in a model of L layers.
 RULES: tuple[tuple[dict[str, Any], str], ...] = (

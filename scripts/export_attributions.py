@@ -33,8 +33,8 @@ import pyarrow.parquet as pq
 import torch
 
 from lit_attr import UserError, load_attributions
-from lit_attr.pictures import safe_tag
-from lit_attr.records import read_json
+from lit_attr.records.encoding import read_json
+from lit_attr.views.pictures import safe_tag
 
 PROGRAM = "export_attributions.py"
 OUTPUTS = {"parquet": "attributions.parquet", "csv": "attributions.csv", "inseq": "inseq"}

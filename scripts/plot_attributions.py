@@ -35,10 +35,10 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from lit_attr import UserError, load_attributions
-from lit_attr.contrasts import ROLES, role_mask_BRT
-from lit_attr.heatmaps import TABLE
-from lit_attr.labels import drawable, token_label, wrap
-from lit_attr.records import read_json
+from lit_attr.facts.contrasts import ROLES, role_mask_BRT
+from lit_attr.records.encoding import read_json
+from lit_attr.views.heatmaps import TABLE
+from lit_attr.views.labels import drawable, token_label, wrap
 
 WIDTH = 7.0  # inches, of every figure: two columns of a journal
 POINTS, SMALL = 72, 7  # of an inch; of the smaller font

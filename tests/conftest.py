@@ -4,37 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_attr.attribution import AttributionBatch, attribute_batch
-from lit_attr.contrasts import Contrast, build_contrasts, collate_contrasts
-from lit_attr.facts import read_facts
-from lit_attr.locate import locate
-from lit_attr.models import DEMO_MODEL, load_model, load_tokenizer
-from lit_attr.sources import SAMPLE, open_rows
-from lit_attr.writer import AttributionWriter
-
-REPOSITORY = Path(__file__).parent.parent
-SHARED_DATA = REPOSITORY.parent / "shared" / "data"
-COUNTERFACT = SHARED_DATA / "counterfact-tracing-10k.parquet"
-
-
-def writing_trainer(folder: Path, *, logger: Any = False, **writer: Any) -> pl.Trainer:
-    """A stranger's Trainer with the writer in it, and no bars."""
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=logger,
-        callbacks=[AttributionWriter(str(folder), **writer)],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
+from lit_attr.facts.contrasts import Contrast, build_contrasts, collate_contrasts
+from lit_attr.facts.rows import read_facts
+from lit_attr.facts.sources import SAMPLE, open_rows
+from lit_attr.models.loading import DEMO_MODEL, load_model, load_tokenizer
+from lit_attr.models.location import locate
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import COUNTERFACT, REPOSITORY, SHARED_DATA
+from project import COUNTERFACT, REPOSITORY, SHARED_DATA
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast, PreTrainedTokenizerBase
 
 from lit_attr.cli import main

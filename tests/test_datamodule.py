@@ -12,9 +12,9 @@ from datasets import Dataset
 from toys import word_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from lit_attr.contrasts import ContrastBatch
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import UserError
+from lit_attr.facts.contrasts import ContrastBatch
 from lit_attr.module import AttributionModule
 
 ROWS = [

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from lit_attr.contrasts import build_contrasts, collate_contrasts
 from lit_attr.errors import UserError
-from lit_attr.facts import read_facts
-from lit_attr.models import load_tokenizer
+from lit_attr.facts.contrasts import build_contrasts, collate_contrasts
+from lit_attr.facts.rows import read_facts
+from lit_attr.facts.sources import SAMPLE, open_rows
+from lit_attr.models.loading import load_tokenizer
 from lit_attr.module import AttributionModule
-from lit_attr.sources import SAMPLE, open_rows
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits memory as Linux does")
 

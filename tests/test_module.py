@@ -27,11 +27,11 @@ from transformers import (
 )
 
 from lit_attr import models
-from lit_attr.attribution import AttributionBatch, attribute_batch
-from lit_attr.contrasts import Contrast, collate_contrasts
+from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
 from lit_attr.errors import UserError
-from lit_attr.locate import locate
-from lit_attr.models import DEMO_MODEL, Dtype, is_spread, load_model
+from lit_attr.facts.contrasts import Contrast, collate_contrasts
+from lit_attr.models.loading import DEMO_MODEL, Dtype, is_spread, load_model
+from lit_attr.models.location import locate
 from lit_attr.module import AttributionModule
 
 QUIET = {
@@ -151,7 +151,7 @@ def test_refuses_a_trainer_that_would_put_other_layers_into_the_model(
 def warned(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """What lit-attr has warned of in this test, which begins like a new process."""
     monkeypatch.setattr(models, "_logged", set())
-    return lambda: [record.getMessage() for record in caplog.records if record.name == "lit_attr.models"]
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "lit_attr.models.loading"]
 
 
 @pytest.mark.parametrize("loaded", [False, True])

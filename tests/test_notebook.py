@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import writing_trainer
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from project import writing_trainer
 from strangers import StrangersModule, state
 from torch import nn
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
@@ -24,11 +24,11 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 import lit_attr
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import UserError
-from lit_attr.models import load_model
+from lit_attr.facts.sources import SAMPLE, open_rows
+from lit_attr.models.loading import load_model
 from lit_attr.module import AttributionModule
 from lit_attr.notebook import FIRST_FEW, Attribution, Attributions, attribute
-from lit_attr.pictures import fact_image
-from lit_attr.sources import SAMPLE, open_rows
+from lit_attr.views.pictures import fact_image
 
 ROWS = [*open_rows(SAMPLE)][:12]
 

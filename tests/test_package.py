@@ -13,10 +13,10 @@ from email.message import Message
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
+from project import REPOSITORY
 
 import lit_attr
 
@@ -103,7 +103,7 @@ def test_the_constraints_are_within_the_bounds(requirements: dict[str, Requireme
 def test_every_extra_that_a_user_is_told_of_exists(metadata: Message):
     extras = set(metadata.get_all("Provides-Extra", []))
     assert extras == {"adapters", "peers", "test"}
-    told = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("scripts/*"), *REPOSITORY.glob("lit_attr/*.py")]
+    told = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("scripts/*"), *REPOSITORY.glob("lit_attr/**/*.py")]
     words = " ".join(path.read_text() for path in told if path.is_file())
     named = re.findall(r"install\s+'(?:lit-attr|\.)\[([a-z,]+)\]'", words)
     assert named
@@ -180,8 +180,8 @@ from lit_attr import (
     collate_contrasts,
     load_attributions,
 )
-from lit_attr.facts import read_facts
-from lit_attr.locate import locate
+from lit_attr.facts.rows import read_facts
+from lit_attr.models.location import locate
 
 
 class Theirs(pl.LightningModule):

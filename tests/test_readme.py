@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from project import REPOSITORY
 
 from lit_attr.cli import main
 

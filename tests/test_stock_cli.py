@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from lit_attr.models import DEMO_MODEL
-from lit_attr.sources import SAMPLE, open_rows
+from lit_attr.facts.sources import SAMPLE, open_rows
+from lit_attr.models.loading import DEMO_MODEL
 
 ROWS = [*open_rows(SAMPLE)][:12]
 

@@ -1,0 +1,1 @@
+"""How facts are scored: gradient × activation, further rules, exact effects."""

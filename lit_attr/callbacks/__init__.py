@@ -1,0 +1,1 @@
+"""When things happen in a Trainer: writing, monitoring, logging, signals."""

@@ -1,0 +1,1 @@
+"""What records mean: agreement, faithfulness, means by role and layer, the run summary."""

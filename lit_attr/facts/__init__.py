@@ -1,0 +1,1 @@
+"""What is asked: templates, sources, facts, contrasts and batches of them."""

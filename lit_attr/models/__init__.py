@@ -1,0 +1,1 @@
+"""What answers: loading, checkpoints, identity, hooks and the residual writes of a model."""

@@ -1,0 +1,186 @@
+"""What the MLPs of a model do between their projections: activation functions and gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from lit_attr.errors import UserError
+from lit_attr.models.hooks import calling, first_tensor
+from lit_attr.models.selftest import noise, short_input_BT
+
+# What an MLP without its activation functions may differ by from a line or a parabola, relative to its output.
+FLOAT32_TOLERANCE, COARSE_TOLERANCE = 1e-3, 0.1
+SMALL = 1e-6
+
+
+class Nonlinearities(NamedTuple):
+    """What of MLPs is not linear.
+
+    Attributes:
+        activations: The modules that are a function of single numbers.
+        gated: The MLPs that multiply two projections with each other.
+    """
+
+    activations: tuple[nn.Module, ...]
+    gated: tuple[nn.Module, ...]
+
+    @contextmanager
+    def linearised(self) -> Iterator[None]:
+        """In the backward pass, an activation f(x) is x times the constant f(x)/x, and a gate has half of it each.
+
+        The forward pass is what it was.
+        """
+        with ExitStack() as stack:
+            for module in self.activations:
+                stack.enter_context(calling(module, _as_factor(module.forward)))
+            for mlp in self.gated:
+                # Both factors of the product get their gradient through the MLP's input.
+                stack.callback(mlp.register_forward_pre_hook(_halve_gradient, with_kwargs=True).remove)
+            yield
+
+
+def find_nonlinearities(model: PreTrainedModel, mlps: Sequence[tuple[str, nn.Module]]) -> Nonlinearities:
+    """Finds activation functions and gates by trying.
+
+    Args:
+        model: A causal language model, in eval mode.
+        mlps: The MLPs and their paths.
+
+    Raises:
+        UserError: There is no MLP, or one that is neither linear nor a product of two projections without its
+            activation functions.
+    """
+    if not mlps:
+        raise UserError(
+            f"model.rule: no MLP of {type(model).__name__} is a module of its own, which linearised needs; take "
+            "frozen-norm or norm-secant"
+        )
+    calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    with ExitStack() as hooks, torch.no_grad():
+        for _, mlp in mlps:
+            hooks.callback(mlp.register_forward_pre_hook(_keep_in(calls), with_kwargs=True).remove)
+        model(input_ids=short_input_BT(model), use_cache=False)
+    activations: list[nn.Module] = []
+    gated: list[nn.Module] = []
+    for name, mlp in mlps:
+        found = [module for module in mlp.modules() if _is_elementwise(module)]
+        only_projections = all(
+            "linear" in type(module).__name__.lower() or isinstance(module, Conv1D)
+            for module in mlp.modules()
+            if not [*module.children()] and [*module.parameters()]
+        )
+        degree = _degree(mlp, found, *calls[mlp]) if only_projections and mlp in calls else None
+        if degree is None:
+            raise UserError(
+                f"model.rule: {name} ({type(mlp).__name__}) is no MLP that linearised understands; take "
+                "frozen-norm or norm-secant"
+            )
+        activations += found
+        if degree == 2:
+            gated.append(mlp)
+    # Blocks may share a module.
+    return Nonlinearities(tuple(dict.fromkeys(activations)), tuple(dict.fromkeys(gated)))
+
+
+def _keep_in(calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]) -> Callable[..., None]:
+    def keep(mlp: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls[mlp] = args, kwargs
+
+    return keep
+
+
+@torch.no_grad()
+def _is_elementwise(module: nn.Module) -> bool:
+    """Whether a module without parameters makes each number of one number, and nothing of zero."""
+    if [*module.children(), *module.parameters()]:
+        return False
+    values = torch.linspace(-2, 2, 8)
+    try:
+        output = module(values.clone())
+        alone = torch.stack([module(value[None])[0] for value in values])
+        nothing = module(torch.zeros(1))
+    except Exception:  # a module that takes something else
+        return False
+    return bool(output.shape == values.shape and torch.allclose(output, alone) and nothing.abs().max() < SMALL)
+
+
+@torch.no_grad()
+def _degree(
+    mlp: nn.Module, activations: Sequence[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> int | None:
+    """The degree in its input, 1 or 2, of an MLP without its activation functions; None if neither."""
+    given = args[0] if args else kwargs["hidden_states"]
+    start, step = noise(given), noise(given.flip(0)).flip(-1)
+
+    def run(steps: int) -> Tensor:
+        hidden = start + steps * step
+        output = mlp(hidden, *args[1:], **kwargs) if args else mlp(**{**kwargs, "hidden_states": hidden})
+        return first_tensor(output).to(torch.promote_types(given.dtype, torch.float32))
+
+    with ExitStack() as stack:
+        for module in activations:
+            stack.enter_context(calling(module, lambda values, *_, **__: values))
+        values = [run(steps) for steps in range(4)]
+    size = max(value.abs().max() for value in values)
+    # Quantised weights round what they are given.
+    is_precise = all(tensor.dtype in (torch.float32, torch.float64) for tensor in (given, *mlp.parameters()))
+    tolerance = FLOAT32_TOLERANCE if is_precise else COARSE_TOLERANCE
+    for degree in (1, 2):
+        values = [after - before for before, after in pairwise(values)]
+        bend = max((after - before).abs().max() for before, after in pairwise(values))
+        if bend <= tolerance * size:
+            return degree
+    return None
+
+
+def _as_factor(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(values: Tensor) -> Tensor:
+        factored: Tensor = _Factor.apply(values, forward)  # type: ignore[no-untyped-call]
+        return factored
+
+    return run
+
+
+class _Factor(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, forward: Callable[..., Tensor]) -> Tensor:
+        # Some write into what they are given.
+        output = forward(values.clone())
+        is_zero = values.abs() < SMALL
+        ctx.save_for_backward(
+            torch.where(is_zero, forward(torch.full_like(values, SMALL)) / SMALL, output / values)
+            if is_zero.any()
+            else output / values
+        )
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (factor,) = ctx.saved_tensors
+        return gradients[0] * factor, None
+
+
+class _Half(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] / 2
+
+
+def _halve_gradient(
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    given = args[0] if args else kwargs["hidden_states"]
+    halved = _Half.apply(given)  # type: ignore[no-untyped-call]
+    return ((halved, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": halved})

@@ -1,0 +1,187 @@
+"""The self-test of a model: whether what a module gives out is what its block adds to the residual stream.
+
+Axes: B rows and T tokens of the short input, H width of the residual stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lit_attr.models.hooks import at_last_tokens, first_tensor, replace_first
+
+ROWS, TOKENS = 2, 5
+# How far what is tried stands above what else is in the block, which a smaller one could be hidden by.
+LARGE = 64.0
+
+
+class BlockCall(NamedTuple):
+    """A decoder block with the arguments of one call, to run it again on another input.
+
+    Attributes:
+        block: The block.
+        args: Its positional arguments, without the hidden states.
+        kwargs: Its keyword arguments, without the hidden states.
+        hidden_BTH: The hidden states it was called with.
+        writers: The modules in it that gave out as many numbers as it did, in the order in which they finished.
+    """
+
+    block: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    hidden_BTH: Tensor
+    writers: list[nn.Module]
+
+    def output_BTH(self, hidden_BTH: Tensor, writes: Mapping[nn.Module, Tensor | None]) -> Tensor:
+        """What the block makes of other hidden states, with other outputs of some of its modules.
+
+        Args:
+            hidden_BTH: The hidden states.
+            writes: What each of these modules gives out; zeros where None.
+        """
+
+        def write(module: nn.Module, _: Any, output: Any) -> Any:
+            # Its own tensor, since some blocks add the residual to what they get in place.
+            written = torch.zeros_like(first_tensor(output))
+            if (wanted := writes[module]) is not None:
+                written.copy_(wanted.reshape(written.shape))
+            return replace_first(output, written)
+
+        with ExitStack() as hooks:
+            for module in writes:
+                hooks.callback(module.register_forward_hook(write).remove)
+            return first_tensor(self.block(hidden_BTH.clone(), *self.args, **self.kwargs))
+
+
+class Recording(NamedTuple):
+    """What a model did with the short input.
+
+    Attributes:
+        calls: The calls of the decoder blocks, in the order in which they ran.
+        shapes: The shapes of the tensors that each module gave out, one for each time it ran.
+        looks_ahead: Whether a later token changes the logits after an earlier one.
+    """
+
+    calls: tuple[BlockCall, ...]
+    shapes: dict[nn.Module, list[tuple[int, ...]]]
+    looks_ahead: bool
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def record(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Recording:
+    """Runs a model over a short input, forward and backward, and keeps what its decoder blocks were called with.
+
+    Args:
+        model: A causal language model, in eval mode and without gradients for its parameters.
+        blocks: The blocks whose calls are kept.
+    """
+    embedding = cast(nn.Embedding, model.get_input_embeddings())
+    calls: list[BlockCall] = []
+    finished: list[tuple[nn.Module, int]] = []
+    shapes: dict[nn.Module, list[tuple[int, ...]]] = {}
+    embedded: list[Tensor] = []
+
+    def start_tape(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[0].clone()  # some models scale it in place
+
+    def start_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        finished.clear()
+        kept = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        hidden_BTH = (args or (kwargs["hidden_states"],))[0].detach().clone()
+        calls.append(BlockCall(block, args[1:], kept, hidden_BTH, []))
+
+    def end_module(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(hidden := first_tensor(output), Tensor) and hidden.is_floating_point():
+            finished.append((module, hidden.numel()))
+            shapes.setdefault(module, []).append(tuple(hidden.shape))
+
+    def end_block(_: nn.Module, __: Any, output: Any) -> None:
+        calls[-1].writers.extend(module for module, size in finished if size == first_tensor(output).numel())
+
+    with ExitStack() as hooks:
+        hooks.callback(embedding.register_forward_hook(start_tape).remove)
+        for module in model.modules():
+            hooks.callback(module.register_forward_hook(end_module).remove)
+        for block in blocks:
+            hooks.callback(block.register_forward_pre_hook(start_block, with_kwargs=True).remove)
+            hooks.callback(block.register_forward_hook(end_block).remove)
+        earlier_BTV = model(input_ids=short_input_BT(model), use_cache=False).logits[:, -TOKENS:-1]
+        # What is masked has a gradient of exactly zero, in every number format; NaN tells nothing.
+        (gradient_BTH,) = torch.autograd.grad((earlier_BTV * noise(earlier_BTV)).sum(), embedded)
+    return Recording(tuple(calls), shapes, bool(gradient_BTH[:, -1].nan_to_num().any()))
+
+
+@torch.no_grad()
+def is_added(call: BlockCall, module: nn.Module, silent: Sequence[nn.Module]) -> bool:
+    """Whether a module's output is what is added to the residual stream, up to a constant factor.
+
+    Another output in its place must then change the block's output by just the difference, whatever the size
+    of its rows (after a norm it would not), and without it the block must still hand on its own input (where the
+    module has added that itself, it would not). A constant factor leaves gradient × activation as it is.
+
+    Args:
+        call: The block's call.
+        module: A module of the block.
+        silent: Modules that write zero meanwhile, since they would answer to what this one writes.
+    """
+    nothing: dict[nn.Module, Tensor | None] = dict.fromkeys([*silent, module])
+    hidden_BTH = call.hidden_BTH / call.hidden_BTH.abs().max()
+    without_BTH = call.output_BTH(hidden_BTH, nothing)
+    size = without_BTH.abs().max().clamp(min=1)
+    larger_BTH = LARGE * size * hidden_BTH
+    handed_on_BTH = call.output_BTH(larger_BTH, nothing)
+    if not (handed_on_BTH - larger_BTH).abs().max() < 0.5 * larger_BTH.abs().max():
+        return False
+    noise_BTH = noise(without_BTH) * torch.arange(1, 1 + without_BTH.shape[-2]).to(without_BTH)[:, None]
+    for scale in (LARGE, 1.0):
+        probe_BTH = noise_BTH * (scale * size / noise_BTH.abs().max())
+        change_BTH = call.output_BTH(hidden_BTH, {**nothing, module: probe_BTH}) - without_BTH
+        change_BTH, probe_BTH = change_BTH.cpu().double(), probe_BTH.cpu().double()
+        factor = (change_BTH * probe_BTH).sum() / probe_BTH.square().sum()
+        rounding = 8 * torch.finfo(without_BTH.dtype).eps * (factor.abs() * scale + 1) * size.cpu()
+        if factor.abs() * LARGE < 1 or (change_BTH - factor * probe_BTH).abs().max() > rounding:
+            return False
+    return True
+
+
+@torch.no_grad()
+def are_all(call: BlockCall, modules: Sequence[nn.Module]) -> bool:
+    """Whether these modules are all that write in a block: without them it gives out what it is given."""
+    output_BTH = call.output_BTH(call.hidden_BTH, dict.fromkeys(modules))
+    rounding = 8 * torch.finfo(output_BTH.dtype).eps
+    return bool((output_BTH - call.hidden_BTH).abs().max() <= rounding * call.hidden_BTH.abs().max())
+
+
+@torch.no_grad()
+def is_needed_last_only(model: PreTrainedModel, module: nn.Module) -> bool:
+    """Whether a module of the last block can be run at the last token alone, for the logits after that token."""
+    ids_BT = short_input_BT(model)
+    expected_BV = model(input_ids=ids_BT, use_cache=False).logits[:, -1]
+    with at_last_tokens(module, torch.full((ROWS,), TOKENS - 1)):
+        try:
+            found_BV = model(input_ids=ids_BT, use_cache=False).logits[:, -1]
+        except (IndexError, RuntimeError, TypeError):  # it wants all tokens
+            return False
+    rounding = 8 * torch.finfo(expected_BV.dtype).eps
+    return bool((found_BV - expected_BV).abs().max() <= rounding * expected_BV.abs().max())
+
+
+def short_input_BT(model: PreTrainedModel) -> Tensor:
+    """Token ids to try things with."""
+    embedding = cast(nn.Embedding, model.get_input_embeddings())
+    device = embedding.weight.device if not embedding.weight.is_meta else None
+    return torch.arange(1, 1 + ROWS * TOKENS, device=device).reshape(ROWS, TOKENS) % len(embedding.weight)
+
+
+def noise(like: Tensor) -> Tensor:
+    """Random numbers, always the same, in the shape and format of a tensor and on its device."""
+    # Not a seed that a model's own weights may have been drawn with.
+    generator = torch.Generator().manual_seed(8_675_309)
+    return torch.randn(like.shape, generator=generator, device="cpu").to(like)

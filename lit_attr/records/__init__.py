@@ -1,0 +1,1 @@
+"""What is kept: the record format, the run folder and its lock, reading and exports."""

@@ -1,0 +1,184 @@
+"""The lock that keeps a folder to one run, be it of one process or of many."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import orjson
+from filelock import FileLock, Timeout
+
+from lit_attr.errors import ToldError, UserError
+from lit_attr.records.encoding import read_json, write_json
+
+# A killed process's data loader workers, which share its lock, look for their parent every five seconds.
+PATIENCE_SECONDS = 10.0
+POLL_SECONDS = 0.05
+# How long the end of another process may go unnoticed by the first.
+CHECK_SECONDS = 1.0
+
+
+class RunLock:
+    """Held by a run's first process, and in parts of their own by its others; a dead process holds nothing.
+
+    The others' parts outlive the first process: where it was killed alone, nobody starts anew while one of them
+    may still be writing. By the same locks the processes of a run know of each other's end.
+
+    Args:
+        folder: What is locked. It has to exist once the lock is asked for.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._holder = folder / ".running"
+        # Made when they are asked for: a lock cannot go to another process.
+        self._first: FileLock | None = None
+        self._own: FileLock | None = None
+        self._rank, self._processes = 0, 1
+        self._checked = 0.0
+
+    def acquire(self) -> str:
+        """Makes this the first process of the only run, and returns the run's name for `join`.
+
+        Raises:
+            UserError: Another run is at work.
+        """
+        self._rank, self._processes = 0, 1
+        self._first = _lock(self._folder / ".lock")
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not _try(self._first):
+            holder = self._read_holder()
+            if _is_alive(holder) or time.monotonic() > deadline:
+                raise self._refusal(holder)
+            time.sleep(POLL_SECONDS)
+        run = uuid.uuid4().hex
+        write_json(self._holder, {"pid": os.getpid(), "host": platform.node(), "run": run})
+        for path in self._folder.glob(".process-*.lock"):
+            other = _lock(path)
+            while not _try(other):
+                if time.monotonic() > deadline:
+                    self.release()
+                    raise self._refusal(orjson.loads(path.read_bytes() or b"{}"))
+                time.sleep(POLL_SECONDS)
+            path.unlink()
+            other.release()
+        for path in self._folder.glob(".finished-*"):
+            path.unlink()
+        return run
+
+    def join(self, run: str, rank: int) -> None:
+        """Makes this one of the other processes of a run.
+
+        Raises:
+            UserError: The run's first process is gone.
+        """
+        self._rank, self._first, self._own = rank, _lock(self._folder / ".lock"), _lock(self._part(rank))
+        self._own.acquire()
+        self._part(rank).write_bytes(orjson.dumps({"pid": os.getpid(), "host": platform.node()}))
+        # In this order: a new run either finds this process's lock, or has put its own name here before.
+        if self._read_holder().get("run") != run:
+            self.release()
+            raise UserError(_gone(0))
+
+    def expect(self, processes: int) -> None:
+        """Tells that so many processes are in the run, itself among them. All have joined by now."""
+        self._processes = processes
+
+    def check(self) -> None:
+        """Makes sure that the others live: in the first process all, once a second at most; in them the first.
+
+        Raises:
+            UserError: One is gone before it was done.
+        """
+        if self._own is not None:
+            assert self._first is not None
+            if _try(self._first):
+                # One that was not killed has said itself why it ended, and has taken its name away.
+                has_told = not self._holder.exists()
+                self.release()
+                raise (ToldError if has_told else UserError)(_gone(0))
+            return
+        if self._processes == 1 or time.monotonic() - self._checked < CHECK_SECONDS:
+            return
+        self._checked = time.monotonic()
+        for rank in range(1, self._processes):
+            if not self._finished(rank).exists() and _try(part := _lock(self._part(rank))):
+                self._part(rank).unlink()
+                part.release()
+                raise UserError(_gone(rank))
+
+    def finish(self) -> None:
+        """Waits, for as long as it takes, until every process of the run has come here.
+
+        Raises:
+            UserError: One is gone before it was done.
+        """
+        if self._processes == 1:
+            return
+        self._finished(self._rank).touch()
+        while not all(self._finished(rank).exists() for rank in range(self._processes)):
+            self.check()
+            time.sleep(POLL_SECONDS)
+
+    def release(self) -> None:
+        """Lets other runs in."""
+        if self._own is not None:
+            self._part(self._rank).unlink(missing_ok=True)
+            self._own.release()
+            self._own = None
+        if self._first is not None and self._first.is_locked:
+            for path in (self._holder, *self._folder.glob(".finished-*")):
+                path.unlink(missing_ok=True)
+            self._first.release()
+
+    def _part(self, rank: int) -> Path:
+        return self._folder / f".process-{rank}.lock"
+
+    def _finished(self, rank: int) -> Path:
+        return self._folder / f".finished-{rank}"
+
+    def _read_holder(self) -> dict[str, Any]:
+        try:
+            return read_json(self._holder)
+        except FileNotFoundError:
+            return {}
+
+    def _refusal(self, holder: dict[str, Any]) -> UserError:
+        who = f"process {holder.get('pid')} on {holder.get('host')}"
+        return UserError(
+            f"writer.output_dir: {who} is writing to {self._folder}; wait for it, or give another folder"
+        )
+
+
+def _lock(path: Path) -> FileLock:
+    # One lock for all threads: records are written in one of their own.
+    return FileLock(path, blocking=False, thread_local=False)
+
+
+def _try(lock: FileLock) -> bool:
+    try:
+        lock.acquire()
+    except Timeout:
+        return False
+    return True
+
+
+def _is_alive(holder: dict[str, Any]) -> bool:
+    pid = holder.get("pid")
+    if holder.get("host") != platform.node() or not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _gone(rank: int) -> str:
+    return f"process {rank} of the run has ended before all was done; the same command goes on where it stopped"

@@ -1,0 +1,326 @@
+"""Exact effects against whole forwards, one for each row, layer and token, with a hook of the test's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from architectures import CONFIGS, contrast_of, random_contrasts, tiny_model
+from torch import Tensor
+from toys import ToyModel
+from transformers import GPT2LMHeadModel, PreTrainedModel
+
+from lit_attr import ablation
+from lit_attr.attribution.exact_effects import exact_effects_BLT, mean_writes_LH
+from lit_attr.attribution.gradient import attribute_batch
+from lit_attr.errors import UserError
+from lit_attr.facts.contrasts import Contrast, ContrastBatch, collate_contrasts
+from lit_attr.models.location import Location, locate
+
+# They take masks or biases for as many rows as the model was called with: a whole forward for each cell.
+SLOW = {"bloom", "gpt_bigcode", "xglm"}
+MAIN = ["gpt2", "llama", "gpt_neox", "gemma2"]
+LENGTHS = (9, 3, 6, 1, 9)
+
+
+@pytest.fixture(autouse=True)
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was warned of: nothing where the fast way was taken."""
+    messages: list[str] = []
+    monkeypatch.setattr(ablation, "warn_once", messages.append)
+    return messages
+
+
+def batch_of(lengths: tuple[int, ...] = LENGTHS) -> ContrastBatch:
+    return collate_contrasts(random_contrasts(lengths))
+
+
+@torch.no_grad()
+def logit_difference(model: PreTrainedModel, contrast: Contrast) -> float:
+    logits_V = model(torch.tensor([contrast.token_ids]), use_cache=False).logits[0, -1]
+    return (logits_V[contrast.true_token_id] - logits_V[contrast.false_token_id]).item()
+
+
+def expected_effects(
+    model: PreTrainedModel, location: Location, contrast: Contrast, writes_LTH: Tensor | None = None
+) -> Tensor:
+    """Each row by itself, the cell set in the module's own output."""
+    length = len(contrast.token_ids)
+    effects_LT = torch.zeros(len(location.layers), length)
+    clean = logit_difference(model, contrast)
+    for place, module in enumerate(location.modules):
+        for token in range(length):
+
+            def replace(_, __, output, place=place, token=token):
+                hidden = (output[0] if isinstance(output, tuple) else output).clone()
+                hidden.view(length, -1)[token] = 0 if writes_LTH is None else writes_LTH[place, token]
+                return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+            handle = module.register_forward_hook(replace)
+            effects_LT[place, token] = clean - logit_difference(model, contrast)
+            handle.remove()
+    return effects_LT
+
+
+def assert_exact(
+    effects_BLT: Tensor,
+    model: PreTrainedModel,
+    location: Location,
+    batch: ContrastBatch,
+    writes_BLTH: Tensor | None = None,
+) -> None:
+    assert effects_BLT.dtype == torch.float32
+    for row, contrast in enumerate(batch.contrasts):
+        length = len(contrast.token_ids)
+        expected_LT = expected_effects(
+            model, location, contrast, None if writes_BLTH is None else writes_BLTH[row]
+        )
+        size = expected_LT.abs().max().item()
+        assert size > 1e-3
+        torch.testing.assert_close(effects_BLT[row, :, :length], expected_LT, rtol=0, atol=1e-5 * size)
+        assert not effects_BLT[row, :, length:].any()
+
+
+def test_equals_a_network_computed_by_hand(warnings: list[str]):
+    """The toy of test_attribution: logit_true − logit_false is 506 − 144 = 362.
+
+    Without block 1's write at the last token the stream ends at (22, 8): 22 − 16 = 6. Without block 0's at the
+    last token, block 1 takes in (2, 6) + (4, 1) and hands on (42, 56): 42 − 112 = −70. Without its write at the
+    first, block 1 takes in (1, 2) + (20, 2) and hands on (462, 20): 462 − 40 = 422. The toy has no cache.
+    """
+    model = ToyModel()
+    location = Location((0, 1), tuple(block.mlp for block in model.blocks), ("blocks.0.mlp", "blocks.1.mlp"))
+    batch = collate_contrasts([contrast_of(ids, true_token_id=0, false_token_id=1) for ids in ((0, 1), (0,))])
+    effects_BLT = exact_effects_BLT(model, location, batch)
+    assert effects_BLT[0].tolist() == [[362 - 422, 362 + 70], [0, 362 - 6]]
+    assert effects_BLT[1, :, 1].tolist() == [0, 0]
+    assert "a whole forward for every layer and token" in warnings[0]
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_every_architecture_equals_whole_forwards(model_type: str, warnings: list[str]):
+    # XGLM puts the least float64 into a float32 tensor.
+    model = tiny_model(model_type, torch.float32 if model_type == "xglm" else torch.float64)
+    location, batch = locate(model), batch_of()
+    assert_exact(exact_effects_BLT(model, location, batch), model, location, batch)
+    assert bool(warnings) == (model_type in SLOW)
+
+
+@pytest.mark.parametrize("component", ["attention", "block"])
+@pytest.mark.parametrize("model_type", [*MAIN, "opt", "bloom", "mixtral"])
+def test_every_component_equals_whole_forwards(model_type: str, component: str, warnings: list[str]):
+    model = tiny_model(model_type, torch.float64)
+    location, batch = locate(model, component=component), batch_of()
+    assert_exact(exact_effects_BLT(model, location, batch), model, location, batch)
+    assert bool(warnings) == (model_type in SLOW)
+
+
+@pytest.mark.parametrize("model_type", [*MAIN, "bloom", "opt"])
+def test_mean_and_donor_writes_take_the_place_of_the_write(model_type: str):
+    model = tiny_model(model_type, torch.float64)
+    location, batch = locate(model), batch_of()
+    mean_LH = mean_writes_LH(model, location, [batch])
+    everywhere_BLTH = mean_LH[None, :, None].expand(len(LENGTHS), -1, max(LENGTHS), -1)
+    assert_exact(exact_effects_BLT(model, location, batch, mean_LH), model, location, batch, everywhere_BLTH)
+    donor_BLTH = torch.randn(everywhere_BLTH.shape, generator=torch.Generator().manual_seed(3))
+    assert_exact(exact_effects_BLT(model, location, batch, donor_BLTH), model, location, batch, donor_BLTH)
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "mistral"])
+def test_a_window_shorter_than_the_prompt(model_type: str, warnings: list[str]):
+    model = tiny_model(model_type, torch.float64, sliding_window=3)
+    location, batch = locate(model), batch_of()
+    assert_exact(exact_effects_BLT(model, location, batch), model, location, batch)
+    assert not warnings
+
+
+def test_more_layers_than_two(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]):
+    random_model.double()
+    location, batch = locate(random_model), collate_contrasts(sample_contrasts[:4])
+    assert_exact(exact_effects_BLT(random_model, location, batch), random_model, location, batch)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_every_kind_of_attention(attention: str, warnings: list[str]):
+    model = tiny_model("llama", torch.float64)
+    model.set_attn_implementation(attention)
+    location, batch = locate(model), batch_of()
+    assert_exact(exact_effects_BLT(model, location, batch), model, location, batch)
+    assert not warnings
+
+
+@pytest.mark.parametrize("model_type", [*MAIN, "bloom"])
+def test_a_padded_batch_has_the_effects_of_its_rows_alone(model_type: str):
+    model = tiny_model(model_type, torch.float64)
+    location, batch = locate(model), batch_of()
+    together_BLT = exact_effects_BLT(model, location, batch)
+    for row, contrast in enumerate(batch.contrasts):
+        alone_LT = exact_effects_BLT(model, location, collate_contrasts([contrast]))[0]
+        few_LT = together_BLT[row, :, : len(contrast.token_ids)]
+        torch.testing.assert_close(few_LT, alone_LT, rtol=0, atol=1e-6 * alone_LT.abs().max().item())
+
+
+def test_some_layers_have_the_effects_they_have_among_all(
+    random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]
+):
+    batch = collate_contrasts(sample_contrasts[:4])
+    every_BLT = exact_effects_BLT(random_model, locate(random_model), batch)
+    for layers in ([2], [0, 2], -2):
+        location = locate(random_model, layers=layers)
+        some_BLT = exact_effects_BLT(random_model, location, batch)
+        expected_BLT = every_BLT[:, location.layers]
+        torch.testing.assert_close(some_BLT, expected_BLT, rtol=0, atol=1e-5 * every_BLT.abs().max().item())
+
+
+@pytest.mark.parametrize("model_type", MAIN)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_number_formats_are_close_to_float64(model_type: str, dtype: torch.dtype, warnings: list[str]):
+    model = tiny_model(model_type, dtype)
+    location, batch = locate(model), batch_of()
+    effects_BLT = exact_effects_BLT(model, location, batch)
+    exact_BLT = exact_effects_BLT(model.double(), location, batch)
+    rounding = torch.finfo(dtype).eps * 16
+    torch.testing.assert_close(effects_BLT, exact_BLT, rtol=0, atol=rounding * exact_BLT.abs().max().item())
+    assert not warnings
+
+
+def test_an_activation_inside_the_mlp_takes_the_fast_way(random_model: GPT2LMHeadModel, warnings: list[str]):
+    random_model.double()
+    location = locate(random_model, component="transformer.h.{layer}.mlp.act")
+    batch = collate_contrasts([contrast_of(tuple(range(length))) for length in (5, 3)])
+    assert_exact(exact_effects_BLT(random_model, location, batch), random_model, location, batch)
+    assert not warnings
+
+
+def test_what_reaches_other_tokens_within_its_block_takes_the_slow_way(warnings: list[str]):
+    model = tiny_model("gpt2", torch.float64)
+    location, batch = locate(model, component="transformer.h.{layer}.attn.c_attn"), batch_of()
+    assert_exact(exact_effects_BLT(model, location, batch), model, location, batch)
+    assert "a write changes what its own block gives out at other tokens" in warnings[0]
+
+
+def test_blocks_that_are_given_more_of_each_row_take_the_slow_way(warnings: list[str]):
+    model = tiny_model("gpt2", torch.float64)
+    location, batch = locate(model), batch_of((5, 5))
+
+    def give_more(_, args, kwargs):
+        return args, {**kwargs, "more": batch.token_ids_BT}
+
+    handle = model.transformer.h[0].register_forward_pre_hook(give_more, with_kwargs=True)
+    effects_BLT = exact_effects_BLT(model, location, batch)
+    handle.remove()
+    assert_exact(effects_BLT, model, location, batch)
+    assert "a block is given more of each row than its hidden states" in warnings[0]
+
+
+def test_a_model_that_forgets_its_past_takes_the_slow_way(warnings: list[str]):
+    """Only the comparison with a whole forward can tell that positions are wrong."""
+    model = tiny_model("llama", torch.float64)
+    location, batch = locate(model), batch_of()
+
+    def positions_from_0(_, args, kwargs):
+        return args, {**kwargs, "position_ids": torch.arange(kwargs["input_ids"].shape[1])[None] ** 2}
+
+    handle = model.model.register_forward_pre_hook(positions_from_0, with_kwargs=True)
+    assert_exact(exact_effects_BLT(model, location, batch), model, location, batch)
+    handle.remove()
+    assert "the effects come out differently" in warnings[0]
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2 * 3 * 9])
+def test_no_more_tokens_go_through_a_layer_than_allowed(max_tokens: int):
+    model = tiny_model("gpt2")
+    location, batch = locate(model), batch_of()
+    expected_BLT = exact_effects_BLT(model, location, batch)
+    tokens: list[int] = []
+    for block in model.transformer.h:
+        block.register_forward_pre_hook(lambda _, args: tokens.append(args[0].shape[0] * args[0].shape[1]))
+    effects_BLT = exact_effects_BLT(model, location, batch, max_tokens=max_tokens)
+    assert max(tokens) <= max(max_tokens, 2 * 9)
+    torch.testing.assert_close(effects_BLT, expected_BLT, rtol=0, atol=1e-5 * expected_BLT.abs().max().item())
+
+
+def test_costs_less_than_two_fifths_of_a_forward_a_cell():
+    model = tiny_model("gpt2", n_layer=12)
+    location, batch = locate(model), batch_of((9, 10) * 4)
+    tokens: list[int] = []
+    for module in location.modules:
+        module.register_forward_hook(lambda _, __, output: tokens.append(output.shape[0] * output.shape[1]))
+    exact_effects_BLT(model, location, batch)
+    assert sum(tokens) < 0.3 * (12 * 10) * (12 * 8 * 10)
+
+
+def test_leaves_the_model_as_it_was(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]):
+    location, batch = locate(random_model), collate_contrasts(sample_contrasts[:3])
+    expected_BLT = exact_effects_BLT(random_model, location, batch)
+    random_model.train()
+    random_model.transformer.h[1].eval()
+    random_model.transformer.wpe.weight.requires_grad_(False)
+    modes = [module.training for module in random_model.modules()]
+    trainable = [parameter.requires_grad for parameter in random_model.parameters()]
+
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    effects_BLT = exact_effects_BLT(random_model, location, batch)
+    mean_writes_LH(random_model, location, [batch])
+    handle = random_model.transformer.h[1].register_forward_hook(fail)
+    for run in (exact_effects_BLT, lambda *args: mean_writes_LH(*args[:2], [batch])):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            run(random_model, location, batch)
+    handle.remove()
+    torch.testing.assert_close(effects_BLT, expected_BLT, rtol=0, atol=0)
+    assert [module.training for module in random_model.modules()] == modes
+    assert [parameter.requires_grad for parameter in random_model.parameters()] == trainable
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in random_model.modules())
+    assert not any("forward" in vars(module) for module in random_model.modules())
+
+
+def test_a_trainers_modes_change_nothing(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]):
+    location, batch = locate(random_model), collate_contrasts(sample_contrasts[:3])
+    expected_BLT = exact_effects_BLT(random_model, location, batch)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        effects_BLT = exact_effects_BLT(random_model, location, batch.clone())
+    torch.testing.assert_close(effects_BLT, expected_BLT, rtol=0, atol=0)
+
+
+def test_the_last_layers_effects_are_near_its_scores(
+    demo_model: PreTrainedModel, sample_contrasts: list[Contrast]
+):
+    """Only a norm stands between the last write and the logits: the first order says most of it."""
+    location, batch = locate(demo_model, layers=-1), collate_contrasts(sample_contrasts[:64])
+    effects_BLT = exact_effects_BLT(demo_model, location, batch)
+    scores_BLT = attribute_batch(demo_model, location, batch).scores_sum_BLT
+    assert torch.corrcoef(torch.stack([effects_BLT.flatten(), scores_BLT.flatten()]))[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "opt"])
+def test_the_mean_write_is_over_all_tokens_and_no_padding(model_type: str):
+    model = tiny_model(model_type, torch.float64)
+    location = locate(model)
+    contrasts = random_contrasts((5, 2, 7))
+    writes: list[list[Tensor]] = [[] for _ in location.modules]
+    for place, module in enumerate(location.modules):
+        module.register_forward_hook(lambda _, __, out, place=place: writes[place].append(out.reshape(-1, 32)))
+    batches = [collate_contrasts(contrasts[:2]), collate_contrasts(contrasts[2:])]
+    mean_LH = mean_writes_LH(model, location, batches)
+    for written in writes:
+        written.clear()
+    for contrast in contrasts:
+        with torch.no_grad():
+            model(torch.tensor([contrast.token_ids]), use_cache=False)
+    expected_LH = torch.stack([torch.cat(written).mean(0) for written in writes]).float()
+    assert mean_LH.dtype == torch.float32
+    torch.testing.assert_close(mean_LH, expected_LH)
+
+
+def test_refuses_what_it_cannot_take():
+    model = tiny_model("gpt2")
+    location, batch = locate(model), batch_of()
+    with pytest.raises(UserError, match=r"replacement: its shape \[3, 32\] is neither 2 layers × width nor 5 "):
+        exact_effects_BLT(model, location, batch, torch.zeros(3, 32))
+    with pytest.raises(UserError, match="replacement: its shape"):
+        exact_effects_BLT(model, location, batch, torch.zeros(5, 2, 8, 32))
+    with pytest.raises(UserError, match="there is no contrast to take the mean write of"):
+        mean_writes_LH(model, location, [])
+    with pytest.raises(UserError, match="token id 67 has no embedding"):
+        exact_effects_BLT(model, location, collate_contrasts([contrast_of((1, 67))]))

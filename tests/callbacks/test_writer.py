@@ -1,0 +1,213 @@
+"""The writer under real Trainers, its files and event files read back."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from PIL import Image
+from project import writing_trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
+from transformers import GPT2LMHeadModel
+
+from lit_attr.callbacks.writer import AttributionWriter, _spread
+from lit_attr.datamodule import CounterfactDataModule
+from lit_attr.errors import UserError
+from lit_attr.facts.contrasts import Contrast, collate_contrasts
+from lit_attr.facts.sources import SAMPLE, open_rows
+from lit_attr.models.loading import DEMO_MODEL
+from lit_attr.module import AttributionModule
+
+ROWS = [*open_rows(SAMPLE)][::11]
+
+
+def run(
+    folder: Path, *, logger: Any = False, rows: list[Any] = ROWS, module: dict[str, Any] | None = None, **writer
+):
+    trainer = writing_trainer(folder, logger=logger, **writer)
+    data = CounterfactDataModule(rows, batch_size=8)
+    trainer.predict(AttributionModule(**(module or {})), datamodule=data, return_predictions=False)
+
+
+def examples(folder: Path) -> list[dict[str, Any]]:
+    return [
+        example for path in folder.glob("batches/*.json") for example in json.loads(path.read_text())["examples"]
+    ]
+
+
+def images(folder: Path) -> dict[str, np.ndarray]:
+    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    return {
+        tag: np.asarray(Image.open(io.BytesIO(accumulator.Images(tag)[0].encoded_image_string)))
+        for tag in accumulator.Tags()["images"]
+    }
+
+
+def test_every_fact_has_one_record(tmp_path: Path):
+    run(tmp_path)
+    assert sorted(example["id"] for example in examples(tmp_path)) == list(range(len(ROWS)))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        ".lock",
+        "batches",
+        "figures",
+        "manifest.json",
+        "rejected.jsonl",
+        "summary.json",
+    }
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    preferred = [example["logit_true"] > example["logit_false"] for example in examples(tmp_path)]
+    assert summary["contrasts"] == len(ROWS)
+    assert summary["contrast_accuracy"] == sum(preferred) / len(ROWS)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["model"]["dtype"] == "float32"
+    assert manifest["data"]["contrasts"] == len(ROWS)
+    assert manifest["libraries"]["torch"].startswith("2.")
+
+
+def test_a_second_run_does_what_is_missing(tmp_path: Path):
+    run(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("batches/*.json")}
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    lost, *kept = sorted(before)
+    lost.unlink()
+    run(tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in kept} == {path: before[path] for path in kept}
+    assert sorted(example["id"] for example in examples(tmp_path)) == list(range(len(ROWS)))
+    again = json.loads((tmp_path / "summary.json").read_text())
+    assert again["resumed"] == sum(len(json.loads(path.read_text())["examples"]) for path in kept)
+    assert np.array(again["profile"]["mean_score"], float) == pytest.approx(
+        np.array(summary["profile"]["mean_score"], float), nan_ok=True
+    )
+    for name in ("contrasts", "contrast_accuracy", "known", "rejected"):
+        assert again[name] == summary[name]
+
+
+def test_a_run_with_nothing_left_to_do_still_sums_up(tmp_path: Path):
+    run(tmp_path)
+    (tmp_path / "summary.json").unlink()
+    run(tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text())["resumed"] == len(ROWS)
+
+
+def test_another_setting_is_refused_and_overwrite_moves_aside(tmp_path: Path):
+    run(tmp_path)
+    with pytest.raises(UserError, match=r"was written with model.component 'mlp', this run has 'attention'"):
+        run(tmp_path, module={"component": "attention"})
+    run(tmp_path, module={"component": "attention"}, overwrite=True)
+    assert len(examples(tmp_path)) == len(ROWS)
+    (aside,) = tmp_path.glob("replaced-*")
+    assert len(examples(aside)) == len(ROWS)
+
+
+def test_heatmaps_are_in_the_event_file(tmp_path: Path):
+    run(tmp_path, logger=TensorBoardLogger(str(tmp_path), name="", version=""), max_heatmaps=6)
+    found = images(tmp_path)
+    facts = {tag for tag in found if tag.startswith("facts/")}
+    assert len(facts) == 6
+    others = set(found) - facts
+    relations = {tag for tag in others if tag.startswith("relations/")}
+    assert others - relations == {"profile/role_by_layer", "profile/role_by_layer_known", "trust/exact_effects"}
+    counts = Counter(row["relation_id"] for row in ROWS)
+    assert {tag.removeprefix("relations/") for tag in relations} <= set(counts)
+    assert len(relations) == 6
+    for pixels in found.values():
+        assert pixels.shape[0] > 200
+        assert pixels.shape[1] >= 480
+        assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 20
+
+
+@pytest.mark.parametrize(("total", "places"), [(32, 13), (32, 100), (3, 3), (0, 5), (5, 1)])
+def test_heatmaps_are_dealt_out_evenly(total: int, places: int):
+    shares = [_spread(total, place, places) for place in range(places)]
+    assert sum(shares) == total
+    assert max(shares) - min(shares) <= 1
+
+
+@pytest.mark.parametrize("logger", ["none", "csv", "both"])
+def test_works_with_any_logger(tmp_path: Path, logger: str):
+    loggers = {"none": False, "csv": CSVLogger(str(tmp_path / "csv"))}
+    loggers["both"] = [loggers["csv"], TensorBoardLogger(str(tmp_path / "tensorboard"), name="", version="")]
+    run(tmp_path / "out", logger=loggers[logger])
+    assert len(examples(tmp_path / "out")) == len(ROWS)
+    assert (tmp_path / "tensorboard").exists() == (logger == "both")
+
+
+def test_refused_rows_are_on_disk(tmp_path: Path):
+    run(tmp_path, rows=[*ROWS, {**ROWS[0], "subject": None}])
+    (line,) = (tmp_path / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"row": len(ROWS), "id": len(ROWS), "reason": "'subject' is missing"}
+    assert json.loads((tmp_path / "summary.json").read_text())["rejected"] == 1
+
+
+def test_all_steps_have_a_record_each(tmp_path: Path):
+    run(tmp_path, module={"step": "all"})
+    keys = [(example["id"], example["step"]) for example in examples(tmp_path)]
+    assert len(keys) == len(set(keys)) > len(ROWS)
+    assert {fact_id for fact_id, _ in keys} == set(range(len(ROWS)))
+
+
+def test_a_data_module_is_whole_again_without_the_writer(tmp_path: Path):
+    data = CounterfactDataModule(ROWS)
+    for _ in range(2):
+        trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[AttributionWriter(str(tmp_path))])
+        trainer.predict(AttributionModule(), datamodule=data, return_predictions=False)
+    batches = pl.Trainer(accelerator="cpu", logger=False).predict(AttributionModule(), datamodule=data)
+    assert sum(len(batch.contrasts) for batch in batches) == len(ROWS)
+
+
+def test_an_id_that_comes_twice_stops_the_run(tmp_path: Path, sample_contrasts: list[Contrast]):
+    loader = DataLoader([sample_contrasts[0]] * 2, collate_fn=collate_contrasts)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[AttributionWriter(str(tmp_path))])
+    with pytest.raises(UserError, match="id 0, step 0, came twice in one run"):
+        trainer.predict(AttributionModule(), loader)
+    assert len(examples(tmp_path)) == 1
+
+
+def test_a_strangers_loader_is_gone_on_with_as_well(tmp_path: Path, sample_contrasts: list[Contrast]):
+    for contrasts in (sample_contrasts[:3], sample_contrasts[:5]):
+        loader = DataLoader(contrasts, batch_size=2, collate_fn=collate_contrasts)
+        trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[AttributionWriter(str(tmp_path))])
+        trainer.predict(AttributionModule(), loader)
+    assert sorted(example["id"] for example in examples(tmp_path)) == [0, 1, 2, 3, 4]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["contrasts"], summary["resumed"]) == (5, 3)
+
+
+def test_numbers_that_are_not_finite_are_refused_and_the_run_goes_on(
+    tmp_path: Path, random_model: GPT2LMHeadModel
+):
+    torch.nn.init.constant_(random_model.transformer.ln_f.weight, float("nan"))
+    trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[AttributionWriter(str(tmp_path))])
+    data = CounterfactDataModule(ROWS, DEMO_MODEL)
+    trainer.predict(AttributionModule(model=random_model), datamodule=data, return_predictions=False)
+    assert examples(tmp_path) == []
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["contrasts"], summary["rejected"]) == (0, len(ROWS))
+
+
+class StrangersModule(pl.LightningModule):
+    def predict_step(self, batch: Any, batch_idx: int) -> int:
+        return 3
+
+
+def test_refuses_predictions_that_are_not_attributions(tmp_path: Path):
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, callbacks=[AttributionWriter(str(tmp_path))], enable_progress_bar=False
+    )
+    with pytest.raises(UserError, match="StrangersModule's predict_step returns int"):
+        trainer.predict(StrangersModule(), [1, 2])
+
+
+def test_nothing_is_made_before_a_run_can_start(tmp_path: Path):
+    with pytest.raises(UserError, match="there is no layer 99"):
+        run(tmp_path / "out", module={"layers": [99]})
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,34 @@
+"""Batches by length, and their sharing out."""
+
+from __future__ import annotations
+
+import pytest
+
+from lit_attr.facts.buckets import RankSampler, bucket_by_length
+
+
+def test_sorts_by_length_the_longest_first():
+    assert bucket_by_length([3, 9, 3, 5], max_rows=2) == [[1, 3], [0, 2]]
+
+
+def test_counts_padding_into_the_token_bound():
+    # Two rows of 9 would take 18 tokens; 5 and 3 are padded to 5 each.
+    assert bucket_by_length([3, 9, 9, 5], max_rows=8, max_padded_tokens=12) == [[1], [2], [3, 0]]
+
+
+def test_a_row_longer_than_the_bound_is_a_batch_of_its_own():
+    assert bucket_by_length([40, 2], max_rows=8, max_padded_tokens=10) == [[0], [1]]
+
+
+def test_no_rows_make_no_batches():
+    assert bucket_by_length([], max_rows=4) == []
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 7, 100, 101])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_processes_share_every_row_exactly_once(rows: int, world_size: int):
+    batches = bucket_by_length([1 + row % 5 for row in range(rows)], max_rows=4, max_padded_tokens=11)
+    samplers = [RankSampler(batches, rank=rank, world_size=world_size) for rank in range(world_size)]
+    seen = [row for sampler in samplers for place in sampler for row in batches[place]]
+    assert sorted(seen) == list(range(rows))
+    assert sum(len(sampler) for sampler in samplers) == len(batches)

@@ -1,0 +1,299 @@
+"""Weights out of the checkpoints of modules that are not ours."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from project import writing_trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+
+from lit_attr import models
+from lit_attr.cli import main
+from lit_attr.datamodule import CounterfactDataModule
+from lit_attr.errors import UserError
+from lit_attr.facts.contrasts import Contrast, collate_contrasts
+from lit_attr.models.checkpoints import load_weights
+from lit_attr.module import AttributionModule
+
+LIMIT = 20
+
+
+def tiny(**config: Any) -> GPT2LMHeadModel:
+    small = {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 64, "vocab_size": 2048}
+    return GPT2LMHeadModel(GPT2Config(**{**small, "initializer_range": 0.3, **config}))
+
+
+class StrangersModule(pl.LightningModule):
+    """A language model two attributes deep beside another net; two of its settings are called as ours are."""
+
+    def __init__(self, layers: int = 77, component: Any = "decoder") -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.ModuleDict({"decoder": tiny()})
+        self.critic = nn.Linear(3, 3)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.net["decoder"](input_ids=batch, labels=batch).loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+
+@pytest.fixture(scope="module")
+def base(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the model as it is before it is trained."""
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    tiny().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[StrangersModule, str]:
+    """A module after an epoch, and the checkpoint that Lightning has written of it."""
+    module = StrangersModule()
+    module.net["decoder"] = GPT2LMHeadModel.from_pretrained(base)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, default_root_dir=tmp_path_factory.mktemp("fit"), **quiet)
+    trainer.fit(module, DataLoader(torch.randint(2000, (16, 8)), batch_size=4))
+    return module, trainer.checkpoint_callback.best_model_path
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Everything is run from an empty folder, and warned of as in a new process."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["lit-attr"])
+    monkeypatch.setattr(models, "_logged", set())
+    return folder
+
+
+@pytest.fixture
+def warned(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "lit_attr.models.loading"]
+
+
+def predict(*words: object) -> None:
+    quiet = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
+    main(["predict", *quiet, "--data.limit", str(LIMIT), *map(str, words)])
+
+
+def records(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The examples and what the manifest says of the model."""
+    examples = [
+        each for path in folder.glob("batches/*.json") for each in json.loads(path.read_text())["examples"]
+    ]
+    assert len(examples) == LIMIT
+    return examples, json.loads((folder / "manifest.json").read_text())["model"]
+
+
+def test_the_command_line_scores_as_the_model_in_memory(
+    base: Path, trained: tuple[StrangersModule, str], warned: Callable[[], list[str]]
+):
+    module, checkpoint = trained
+    predict("--model.model_name", base, "--ckpt_path", checkpoint, "--writer.output_dir", "loaded")
+    assert warned() == ["ckpt_path: 2 tensors of other parts are left out, those of critic"]
+    ours = AttributionModule(model=module.net["decoder"], tokenizer=str(base))
+    writing_trainer(Path("memory")).predict(ours, datamodule=CounterfactDataModule(limit=LIMIT))
+    (found, told), (expected, identity) = records(Path("loaded")), records(Path("memory"))
+    assert found == expected
+    assert told["weights"] == identity["weights"]
+    assert told["layers"] == [0, 1]
+    predict("--model.model_name", base, "--writer.output_dir", "untrained")
+    untrained, other = records(Path("untrained"))
+    assert untrained != found
+    assert other["weights"] != told["weights"]
+    # The saved settings do the same run again.
+    predict("--config", "loaded/config.yaml", "--writer.output_dir", "again")
+    assert records(Path("again")) == (found, told)
+
+
+def test_a_run_of_other_weights_does_not_go_on_in_the_same_folder(
+    base: Path, trained: tuple[StrangersModule, str], capfd: pytest.CaptureFixture[str]
+):
+    predict("--model.model_name", base, "--writer.output_dir", "out")
+    with pytest.raises(SystemExit) as stopped:
+        predict("--model.model_name", base, "--ckpt_path", trained[1], "--writer.output_dir", "out")
+    assert stopped.value.code == 1
+    assert "writer.output_dir: out was written with model.weights" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("rule", ["gradient", "norm-secant"])
+def test_a_trainer_in_python_takes_it_too(
+    base: Path, trained: tuple[StrangersModule, str], sample_contrasts: list[Contrast], rule: str, tmp_path: Path
+):
+    module, checkpoint = trained
+    # A final norm of other weights, of which that rule keeps a copy.
+    changed = torch.load(checkpoint)
+    changed["state_dict"]["net.decoder.transformer.ln_f.weight"] *= 3
+    torch.save(changed, tmp_path / "changed.ckpt")
+    memory = tiny()
+    memory.load_state_dict(module.net["decoder"].state_dict())
+    memory.transformer.ln_f.weight.data *= 3
+    loader = DataLoader(sample_contrasts[:4], batch_size=4, collate_fn=collate_contrasts)
+    ours = AttributionModule(str(base), rule=rule)
+    (found,) = writing_trainer(tmp_path / "a").predict(ours, loader, ckpt_path=tmp_path / "changed.ckpt")
+    (expected,) = writing_trainer(tmp_path / "b").predict(AttributionModule(model=memory, rule=rule), loader)
+    assert torch.equal(found.scores_sum_BLT, expected.scores_sum_BLT)
+    weights = [json.loads((tmp_path / name / "manifest.json").read_text())["model"]["weights"] for name in "ab"]
+    assert weights[0] == weights[1] != AttributionModule(str(base)).identity()["weights"]
+
+
+def refusal(capfd: pytest.CaptureFixture[str], *words: object) -> str:
+    """The one line a mistake is told in. It leaves no file behind."""
+    with pytest.raises(SystemExit) as stopped:
+        predict(*words)
+    error = capfd.readouterr().err
+    assert stopped.value.code == 1
+    assert "Traceback" not in error
+    (line,) = (line for line in error.splitlines() if "lit-attr: error: " in line)
+    assert list(Path.cwd().iterdir()) == []
+    return line.removeprefix("lit-attr: error: ")
+
+
+def test_a_checkpoint_of_another_model_is_told_in_one_line(
+    trained: tuple[StrangersModule, str], capfd: pytest.CaptureFixture[str]
+):
+    told = refusal(capfd, "--ckpt_path", trained[1])
+    assert "the weights under net.decoder are not those of" in told
+    assert "it lacks 72 of them, transformer.h.2.ln_1.weight, transformer.h.2.ln_1.bias" in told
+    assert told.endswith("and 69 more; name the model that was trained by model.model_name")
+
+
+def test_files_that_are_no_checkpoints_are_told_in_one_line(
+    base: Path, trained: tuple[StrangersModule, str], capfd: pytest.CaptureFixture[str], tmp_path: Path
+):
+    whole = Path(trained[1]).read_bytes()
+    (tmp_path / "short.ckpt").write_bytes(whole[: len(whole) // 2])
+    # A zip file's directory is at its end: here what it points to is not there.
+    (tmp_path / "hole.ckpt").write_bytes(whole[:60] + bytes(2000) + whole[2060:])
+    torch.save(tiny().state_dict(), tmp_path / "bare.ckpt")
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    for path, message in (
+        (tmp_path / "none.ckpt", "there is no file"),
+        (tmp_path, "is a folder, as of a sharded checkpoint; make one file of it"),
+        (
+            Path(__file__),
+            "is cut short, or no checkpoint at all; give a file that Lightning's ModelCheckpoint has",
+        ),
+        (tmp_path / "short.ckpt", "is cut short, or no checkpoint at all; give"),
+        (tmp_path / "hole.ckpt", "cannot be read ("),
+        (tmp_path / "bare.ckpt", "has no state_dict in it; give a file that Lightning's"),
+        (tmp_path / "list.ckpt", "has no state_dict in it; give a file that Lightning's"),
+    ):
+        told = refusal(capfd, "--model.model_name", base, "--ckpt_path", path)
+        assert told.startswith("ckpt_path: ") and str(path) in told and message in told
+
+
+def test_objects_in_a_checkpoint_are_read_only_where_asked_to(
+    base: Path, trained: tuple[StrangersModule, str], capfd: pytest.CaptureFixture[str], tmp_path: Path
+):
+    checkpoint = torch.load(trained[1])
+    checkpoint["hyper_parameters"]["component"] = nn.Linear(1, 1)
+    torch.save(checkpoint, tmp_path / "objects.ckpt")
+    words = ["--model.model_name", base, "--ckpt_path", tmp_path / "objects.ckpt"]
+    told = refusal(capfd, *words)
+    assert "objects.ckpt holds more than weights, such as torch.nn.modules.linear.Linear; if it is from" in told
+    predict(*words, "--weights_only", "false")
+    assert len(records(Path("lit_attr_output"))[0]) == LIMIT
+
+
+@pytest.mark.parametrize("words", [["--model.quantization", "8bit"], ["--model.device_map", '{"": "disk"}']])
+def test_a_placed_model_takes_no_checkpoint(
+    base: Path, trained: tuple[StrangersModule, str], capfd: pytest.CaptureFixture[str], words: list[str]
+):
+    told = refusal(capfd, "--model.model_name", base, "--ckpt_path", trained[1], *words)
+    assert told.startswith("ckpt_path: its weights cannot go into a model that is quantised or has a device_map")
+
+
+def saved(**parts: nn.Module) -> dict[str, Tensor]:
+    return dict(nn.ModuleDict(parts).state_dict())
+
+
+def assert_loaded(state: dict[str, Tensor], source: nn.Module) -> None:
+    model = tiny()
+    load_weights(model, state, "tiny")
+    for weight, expected in zip(model.parameters(), source.parameters(), strict=True):
+        assert torch.equal(weight, expected)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "net.decoder.", "model._orig_mod."])
+def test_the_prefix_is_found(prefix: str):
+    source = tiny()
+    assert_loaded({f"{prefix}{name}": weight for name, weight in source.state_dict().items()}, source)
+
+
+def test_of_tied_weights_one_is_enough():
+    source = tiny()
+    for left_out in ("lm_head.weight", "transformer.wte.weight"):
+        assert_loaded({name: each for name, each in source.state_dict().items() if name != left_out}, source)
+
+
+def test_a_model_under_two_names_is_one(warned: Callable[[], list[str]]):
+    source = tiny()
+    assert_loaded(saved(a=source, z=nn.Linear(2, 2), compiled=source), source)
+    assert warned() == ["ckpt_path: 2 tensors of other parts are left out, those of z"]
+
+
+def test_other_parts_are_left_out_and_named(warned: Callable[[], list[str]]):
+    source, teacher = tiny(), tiny(n_layer=3)
+    rest = nn.ModuleDict({name: nn.Linear(2, 2, bias=False) for name in ("f", "g", "h")})
+    state = saved(net=nn.ModuleDict({"student": source, "teacher": teacher}), **rest)
+    # What older versions of transformers saved with a GPT-2.
+    state["net.student.transformer.h.0.attn.bias"] = torch.ones(1, 1, 64, 64, dtype=torch.bool)
+    state["net.student.transformer.h.0.attn.masked_bias"] = torch.tensor(-1e4)
+    state["net.student.value.weight"] = torch.ones(2)
+    assert_loaded(state, source)
+    count = len(teacher.state_dict()) + 4
+    assert warned() == [f"ckpt_path: {count} tensors of other parts are left out, those of f, g, h and 2 more"]
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (
+            saved(student=tiny(), teacher=tiny()),
+            "2 models in it fit tiny, under student, under teacher; in Python, AttributionModule.from_lightning",
+        ),
+        (
+            saved(f=nn.Linear(2, 2)),
+            "no weight in it is one of tiny, a GPT2LMHeadModel; it has f.weight, f.bias; name",
+        ),
+        ({}, "no weight in it is one of tiny"),
+        (
+            saved(m=tiny(n_layer=1)),
+            "under m are not those of tiny: it lacks 12 of them, transformer.h.1.ln_1.weight",
+        ),
+        (saved(m=tiny(n_layer=3)), "not those of tiny: there are 12 more, transformer.h.2.ln_1.weight"),
+        (saved(m=tiny(vocab_size=9)), "tiny: transformer.wte.weight is of 9 × 16, not 2048 × 16; name the model"),
+        (
+            saved(m=tiny(tie_word_embeddings=False)),
+            "transformer.wte.weight and lm_head.weight are one in the model; its config needs tie_word_embeddings",
+        ),
+        (
+            saved(m=get_peft_model(tiny(), LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True))),
+            "under m.base_model.model are not those of tiny: an adapter is among them, transformer.h.0.attn.",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(state: dict[str, Tensor], message: str):
+    model = tiny()
+    before = [weight.clone() for weight in model.parameters()]
+    with pytest.raises(UserError) as raised:
+        load_weights(model, state, "tiny")
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert all(torch.equal(weight, old) for weight, old in zip(model.parameters(), before, strict=True))

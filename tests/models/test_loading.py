@@ -1,0 +1,183 @@
+"""Loading, by name, folder and number format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2LMHeadModel
+
+from lit_attr import models
+from lit_attr.attribution.gradient import attribute_batch
+from lit_attr.errors import UserError
+from lit_attr.facts.contrasts import Contrast, collate_contrasts
+from lit_attr.models.loading import (
+    DEMO_MODEL,
+    Quantization,
+    accept,
+    fingerprint,
+    is_placed,
+    load_model,
+    load_tokenizer,
+    quantization_settings,
+)
+from lit_attr.models.location import locate
+
+
+def test_loads_a_folder_in_eval_mode(model_folder: Path, random_model: GPT2LMHeadModel):
+    model = load_model(str(model_folder))
+    assert not model.training
+    assert model.dtype == torch.float32
+    torch.testing.assert_close(model.state_dict(), random_model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_loads_in_half_precision(model_folder: Path, dtype: str):
+    assert load_model(str(model_folder), dtype=dtype).dtype == getattr(torch, dtype)
+
+
+def test_auto_takes_the_dtype_of_the_checkpoint(random_model: GPT2LMHeadModel, tmp_path: Path):
+    random_model.to(torch.bfloat16).save_pretrained(tmp_path)
+    assert load_model(str(tmp_path), dtype="auto").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("quantization", "layer"), [("8bit", "Linear8bitLt"), ("4bit", "Linear4bit")])
+def test_loads_quantised(quantization: Quantization, layer: str):
+    model = load_model(DEMO_MODEL, quantization=quantization)
+    # Four in each of eight blocks.
+    assert sum(type(module).__name__ == layer for module in model.modules()) == 32
+    assert is_placed(model)
+    assert not is_placed(load_model(DEMO_MODEL))
+
+
+def test_a_checkpoint_that_is_quantised_keeps_its_settings(tmp_path: Path):
+    saved = load_model(DEMO_MODEL, quantization="8bit")
+    saved.save_pretrained(tmp_path)
+    assert quantization_settings(load_model(str(tmp_path))) == quantization_settings(saved)
+    with pytest.raises(UserError, match=r"model.quantization: .* is already quantised, with 8bit; leave it out"):
+        load_model(str(tmp_path), quantization="4bit")
+    with pytest.raises(UserError, match=r"model.llm_int8_threshold: .* is already quantised, with 6.0; leave"):
+        load_model(str(tmp_path), quantization="8bit", llm_int8_threshold=0)
+
+
+def test_bitsandbytes_warns_once(
+    sample_contrasts: list[Contrast], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(models, "_logged", set())
+    for _ in range(2):
+        model = load_model(DEMO_MODEL, quantization="8bit")
+        for start in (0, 4):
+            attribute_batch(model, locate(model), collate_contrasts(sample_contrasts[start : start + 4]))
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("bitsandbytes")] == [
+        "MatMul8bitLt: inputs will be cast from torch.float32 to float16 during quantization"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"llm_int8_threshold": 0.0}, "model.llm_int8_threshold: it is for model.quantization: 8bit; set"),
+        ({"llm_int8_threshold": 0.0, "quantization": "4bit"}, "model.llm_int8_threshold: it is for"),
+        ({"llm_int8_threshold": -1.0, "quantization": "8bit"}, "model.llm_int8_threshold: -1.0 is less than 0"),
+        (
+            {"device_map": {"": "disk"}, "quantization": "8bit"},
+            "model.device_map: a quantised model cannot be off",
+        ),
+        (
+            {"device_map": {"transformer": "cpu", "lm_head": 0}, "quantization": "4bit"},
+            "model.device_map: a quantised model cannot be off",
+        ),
+        ({"device_map": "nowhere"}, "model.device_map: 'nowhere' cannot be used .*; change it or leave it out"),
+    ],
+)
+def test_refuses_settings_that_do_not_go_together(settings: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        load_model(DEMO_MODEL, **settings)
+
+
+def test_refuses_a_model_that_only_says_it_is_quantised():
+    config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_enable_fp32_cpu_offload=True)
+    model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, device_map={"": "disk"}, quantization_config=config)
+    with pytest.raises(UserError, match="model: it says 8bit, but no layer of it is quantised; load it without"):
+        accept(model)
+
+
+def test_weights_that_cannot_stay_in_their_file_are_offloaded_to_a_folder(
+    random_model: GPT2LMHeadModel, tmp_path: Path
+):
+    random_model.config.save_pretrained(tmp_path)
+    torch.save(random_model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"model.device_map: .* cannot be used .*; set model.offload_folder"):
+        load_model(str(tmp_path), device_map={"": "disk"}, use_safetensors=False)
+    options = {"device_map": {"": "disk"}, "offload_folder": str(tmp_path / "offloaded")}
+    model = load_model(str(tmp_path), use_safetensors=False, **options)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert fingerprint(model) == fingerprint(random_model)
+
+
+def test_names_a_folder_that_is_not_there(tmp_path: Path):
+    missing = str(tmp_path / "none")
+    with pytest.raises(UserError, match=f"model.model_name: there is no folder {missing}; check the path"):
+        load_model(missing)
+    with pytest.raises(UserError, match=f"data.tokenizer: there is no folder {missing}; check the path"):
+        load_tokenizer(missing)
+
+
+def test_refuses_a_checkpoint_that_lacks_weights(random_model: GPT2LMHeadModel, tmp_path: Path):
+    random_model.save_pretrained(tmp_path)
+    config = random_model.config
+    config.n_layer = 4
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"lacks 12 weights of its config, such as transformer.h.3"):
+        load_model(str(tmp_path))
+
+
+def test_refuses_a_revision_of_a_folder(model_folder: Path):
+    with pytest.raises(UserError, match="model.revision: 'v2' is for models on the hub"):
+        load_model(str(model_folder), revision="v2")
+
+
+def test_names_a_folder_that_holds_no_tokenizer(random_model: GPT2LMHeadModel, tmp_path: Path):
+    random_model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"data.tokenizer: "):
+        load_tokenizer(str(tmp_path))
+
+
+def test_names_a_folder_that_holds_no_model(tmp_path: Path):
+    with pytest.raises(UserError, match=r"model.model_name: no model .* could be loaded .*save_pretrained"):
+        load_model(str(tmp_path))
+
+
+def test_names_a_hub_model_that_cannot_be_had():
+    with pytest.raises(UserError, match=r"model.model_name: no model 'nobody/nothing' could be loaded .*network"):
+        load_model("nobody/nothing")
+
+
+def test_fingerprint_knows_a_model_again_and_another_from_it(random_model: GPT2LMHeadModel, model_folder: Path):
+    before = fingerprint(random_model)
+    assert fingerprint(load_model(str(model_folder))) == before
+    with torch.no_grad():
+        random_model.transformer.h[1].mlp.c_fc.bias += 0.01
+    assert fingerprint(random_model) != before
+
+
+class Code:
+    """What would run where a pickle is read whole."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, ("raise SystemExit('code of a checkpoint has run')",)
+
+
+def test_reads_pickled_weights_only_when_asked_and_never_code(demo_model: Any, tmp_path: Path):
+    demo_model.config.save_pretrained(tmp_path)
+    torch.save(demo_model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="has no safetensors files; false reads pickled ones"):
+        load_model(str(tmp_path))
+    read = load_model(str(tmp_path), use_safetensors=False).state_dict()
+    for name, weights in demo_model.state_dict().items():
+        assert torch.equal(read[name], weights)
+    torch.save({"transformer.wte.weight": Code()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="could be loaded"):
+        load_model(str(tmp_path), use_safetensors=False)

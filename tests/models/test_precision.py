@@ -1,0 +1,187 @@
+"""How far the scores of each number format are from those in float32, and how far they depend on the batch.
+
+`python tests/models/test_precision.py` prints the README's table and the dependence on the batch. Axes: B contrasts,
+L layers, T tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from project import REPOSITORY
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lit_attr.attribution.gradient import attribute_batch
+from lit_attr.facts.contrasts import Contrast, build_contrasts, collate_contrasts
+from lit_attr.facts.rows import read_facts
+from lit_attr.facts.sources import SAMPLE, open_rows
+from lit_attr.models.loading import DEMO_MODEL, load_model, load_tokenizer
+from lit_attr.models.location import locate
+
+FORMATS: dict[str, dict[str, Any]] = {
+    "bfloat16": {"dtype": "bfloat16"},
+    "float16": {"dtype": "float16"},
+    "8-bit": {"quantization": "8bit"},
+    "4-bit (NF4)": {"quantization": "4bit"},
+}
+
+
+class Agreement(NamedTuple):
+    """How scores in a number format agree with those in float32.
+
+    Attributes:
+        pearson: Correlation over all contrasts, layers and tokens.
+        norm_ratio: Their l2 norm over that of the scores in float32.
+        largest_error: The largest difference, relative to the contrast's largest score.
+        largest_error_in_layer: The same, relative to the largest score of the contrast in that layer; it says
+            little, since a layer may score next to nothing.
+    """
+
+    pearson: float
+    norm_ratio: float
+    largest_error: float
+    largest_error_in_layer: float
+
+
+# Several times what was measured, since kernels differ between processors.
+WORST = {
+    "bfloat16": Agreement(0.9995, 0.01, 0.2, 4),
+    "float16": Agreement(0.99995, 0.001, 0.02, 0.5),
+    "8-bit": Agreement(0.9995, 0.01, 0.2, 5),
+    "4-bit (NF4)": Agreement(0.97, 0.05, 1.0, 50),
+}
+
+
+def sample() -> list[Contrast]:
+    """Every fourth fact of the shipped sample."""
+    facts = read_facts(open_rows(SAMPLE)).facts
+    return build_contrasts(facts, load_tokenizer(DEMO_MODEL))[0][::4]
+
+
+def mixed_lengths() -> list[Contrast]:
+    """A batch with much padding in it: attention takes another kernel where rows are longer."""
+    return sorted(sample(), key=lambda contrast: -len(contrast.token_ids))[::4]
+
+
+def scores_BLT(model: PreTrainedModel, contrasts: list[Contrast]) -> Tensor:
+    return attribute_batch(model, locate(model), collate_contrasts(contrasts)).scores_sum_BLT
+
+
+def measure() -> dict[str, Agreement]:
+    """The demo model's agreement in each format."""
+    contrasts = sample()
+    exact_BLT = scores_BLT(load_model(DEMO_MODEL), contrasts)
+    largest_BL = exact_BLT.abs().amax(2)
+    agreements = {}
+    for name, settings in FORMATS.items():
+        other_BLT = scores_BLT(load_model(DEMO_MODEL, **settings), contrasts)
+        error_BL = (other_BLT - exact_BLT).abs().amax(2)
+        agreements[name] = Agreement(
+            pearson=float(torch.corrcoef(torch.stack([exact_BLT.flatten(), other_BLT.flatten()]))[0, 1]),
+            norm_ratio=float(other_BLT.norm() / exact_BLT.norm()),
+            largest_error=float((error_BL.amax(1) / largest_BL.amax(1)).max()),
+            largest_error_in_layer=float((error_BL / largest_BL).max()),
+        )
+    return agreements
+
+
+def batch_errors_B(model: PreTrainedModel, contrasts: list[Contrast]) -> Tensor:
+    """How far a row's scores in a batch are from those of the row alone, relative to its largest score."""
+    location = locate(model)
+    together_BLT = attribute_batch(model, location, collate_contrasts(contrasts)).scores_sum_BLT
+    errors = []
+    for row_LT, contrast in zip(together_BLT, contrasts, strict=True):
+        (alone_LT,) = attribute_batch(model, location, collate_contrasts([contrast])).scores_sum_BLT
+        errors.append((row_LT[:, : alone_LT.shape[1]] - alone_LT).abs().max() / alone_LT.abs().max())
+    return torch.stack(errors)
+
+
+def save_with_outliers(folder: Path) -> str:
+    """The demo model with a few features far larger than the others, as large language models have them."""
+    model = load_model(DEMO_MODEL)
+    with torch.no_grad():
+        for block in model.transformer.h:
+            block.ln_1.weight[:4] *= 8
+            block.ln_2.weight[:4] *= 8
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def agreements() -> dict[str, Agreement]:
+    return measure()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats_agree_with_float32(agreements: dict[str, Agreement], name: str):
+    found, worst = agreements[name], WORST[name]
+    assert worst.pearson < found.pearson < 1
+    assert abs(found.norm_ratio - 1) < worst.norm_ratio
+    assert 0 < found.largest_error < worst.largest_error
+    assert found.largest_error_in_layer < worst.largest_error_in_layer
+
+
+def test_the_readmes_table_holds(agreements: dict[str, Agreement]):
+    sections = re.split(r"^#+ (.*)$", (REPOSITORY / "README.md").read_text(), flags=re.M)
+    (section,) = (
+        text for title, text in zip(sections[1::2], sections[2::2], strict=True) if "number formats" in title
+    )
+    rows = re.findall(r"^\| *([^|]+?) *\| *([\d.]+) *\| *([\d.]+) *\| *([\d.]+)% *\|$", section, flags=re.M)
+    assert [name for name, *_ in rows] == list(FORMATS)
+    for name, pearson, norm_ratio, largest_error in rows:
+        found, worst = agreements[name], WORST[name]
+        assert float(pearson) == pytest.approx(found.pearson, abs=(1 - worst.pearson) / 2)
+        assert float(norm_ratio) == pytest.approx(found.norm_ratio, abs=worst.norm_ratio)
+        assert found.largest_error / 3 < float(largest_error) / 100 < found.largest_error * 3
+
+
+def test_a_row_does_not_depend_on_its_batch_in_float32(demo_model: PreTrainedModel):
+    assert batch_errors_B(demo_model, mixed_lengths()).max() < 1e-4
+
+
+def test_a_row_depends_no_more_than_a_little_on_its_batch_in_bfloat16():
+    errors_B = batch_errors_B(load_model(DEMO_MODEL, dtype="bfloat16"), mixed_lengths())
+    assert errors_B.median() < 0.05
+    assert errors_B.max() < 0.3
+
+
+def test_a_threshold_of_0_makes_8bit_rows_independent_of_their_batch(tmp_path: Path):
+    folder, contrasts = save_with_outliers(tmp_path), mixed_lengths()
+    split_B, whole_B = (
+        batch_errors_B(load_model(folder, quantization="8bit", llm_int8_threshold=threshold), contrasts)
+        for threshold in (None, 0)
+    )
+    assert split_B.median() > 0.005
+    # A feature on the border between two of its 255 steps may still fall to either side, in a row or two.
+    assert whole_B.median() < 1e-4
+    assert whole_B.max() < split_B.median() * 5
+
+
+def print_table() -> None:
+    """The README's table, and what it does not hold."""
+    print("| format | Pearson | norm ratio | largest relative error |\n| --- | --- | --- | --- |")
+    measured = measure()
+    for name, found in measured.items():
+        print(f"| {name} | {found.pearson:.4f} | {found.norm_ratio:.3f} | {found.largest_error:.1%} |")
+    print("\nlargest relative error within a layer:")
+    print(", ".join(f"{name} {found.largest_error_in_layer:.2g}" for name, found in measured.items()))
+    print("\na row in a batch against the row alone:")
+    whole = {"quantization": "8bit", "llm_int8_threshold": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (DEMO_MODEL, save_with_outliers(Path(folder))):
+            for settings in ({}, *FORMATS.values(), whole, {**whole, "dtype": "bfloat16"}):
+                errors_B = batch_errors_B(load_model(name, **settings), mixed_lengths())
+                which = "demo" if name == DEMO_MODEL else "demo with outliers"
+                print(f"{which} {settings}: median {errors_B.median():.2g}, largest {errors_B.max():.2g}")
+
+
+if __name__ == "__main__":
+    logging.disable(logging.WARNING)
+    print_table()

@@ -1,0 +1,93 @@
+"""Runs killed with SIGKILL and started again: every row once, and to the bit an uninterrupted run's numbers.
+
+KILLS in the environment is how often the run of one process is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import count_batches, finish, launch, predict, read_whole, start, wait_until
+
+from lit_attr.facts.sources import SAMPLE, open_rows
+
+KILLS = int(os.environ.get("KILLS", "10"))
+ROWS = 1000
+BATCHES = 250
+
+pytestmark = pytest.mark.slow
+
+
+def command(rows: Path, folder: Path, processes: int = 1) -> list[str]:
+    strategy = ["--trainer.strategy", "ddp", "--trainer.devices", processes] if processes > 1 else []
+    words = ["--data.source", rows, "--data.batch_size", ROWS // BATCHES, "--trainer.logger", "false", *strategy]
+    return predict(folder, *words)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample's facts, some of them several times, with ids of their own."""
+    sample = [*open_rows(SAMPLE)]
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    with path.open("w") as stream:
+        stream.writelines(json.dumps({**sample[row % len(sample)], "id": row}) + "\n" for row in range(ROWS))
+    return path
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, dict[str, Any]]:
+    """The examples of a run that nobody kills, by id."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    assert finish(start(command(rows, folder / "out"), folder / "log")) == 0
+    return read_whole(folder / "out", ROWS)
+
+
+def test_killed_at_random_moments(rows: Path, uninterrupted: dict[Any, Any], tmp_path: Path):
+    chance = random.Random(0)
+    killed_after: list[int] = []
+    whole = 0
+    while len(killed_after) < KILLS:
+        folder = tmp_path / str(whole)
+        process = start(command(rows, folder), tmp_path / "log")
+        # Also before the first batch, while the folder is made ready.
+        if finish(process, seconds=chance.uniform(0, 3)) is None:
+            process.kill()
+            finish(process)
+            killed_after.append(count_batches(folder))
+        else:
+            assert process.exitcode == 0
+            assert read_whole(folder, ROWS) == uninterrupted
+            whole += 1
+    assert finish(start(command(rows, folder), tmp_path / "log")) == 0
+    assert read_whole(folder, ROWS) == uninterrupted
+    assert any(0 < batches < BATCHES for batches in killed_after)
+    print(f"killed when there were so many batches: {killed_after}; whole runs: {whole + 1}")
+
+
+def test_two_processes_killed_then_one_and_three(rows: Path, uninterrupted: dict[Any, Any], tmp_path: Path):
+    chance = random.Random(1)
+    folder, log = tmp_path / "killed", tmp_path / "log"
+    for victims in ("both", "first", "other"):
+        until = count_batches(folder) + chance.randint(1, 40)
+        with launch(["-m", "lit_attr", *command(rows, folder, 2)], log) as run:
+            wait_until(lambda: count_batches(folder) >= until)  # noqa: B023  # called at once
+            others = [json.loads(path.read_text())["pid"] for path in folder.glob(".process-*.lock")]
+            if victims != "other":
+                run.kill()
+            for process in others if victims != "first" else ():
+                os.kill(process, signal.SIGKILL)
+            assert run.wait(60) != 0, log.read_text()
+        assert count_batches(folder) < BATCHES
+    for processes in (1, 3):
+        resumed = tmp_path / str(processes)
+        shutil.copytree(folder, resumed)
+        with launch(["-m", "lit_attr", *command(rows, resumed, processes)], log) as run:
+            assert run.wait(120) == 0, log.read_text()
+        assert read_whole(resumed, ROWS) == uninterrupted
