@@ -1,45 +1,129 @@
-"""What went wrong, in the user's words."""
+"""What a user did wrong, in one line, and the package's logger."""
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import MappingProxyType
+from typing import NamedTuple
 
-AS_THEY_ARE: Mapping[str, str] = MappingProxyType({})
+logger = logging.getLogger("lit_attr")
+
+UNCHANGED: Mapping[str, str] = MappingProxyType({})
+# Where launchers put the rank of a process; Lightning reads the same variables in the same order.
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+MAX_SHOWN_CHARACTERS = 100
 
 
 class UserError(Exception):
-    """A mistake in a setting, a file or a model, told in one line that names it and the mend.
+    """A mistake in a setting, a file or a model: one line that names it, what is wrong, and the fix.
 
     The command line prints the line and exits with status 1, without a traceback.
     """
 
 
-class ToldError(UserError):
-    """A mistake that another process of the run has told of already."""
+class ArgumentError(UserError):
+    """A mistake in one argument of a function or one setting of a class.
+
+    Functions name their own argument; the caller adds its own name for it with :func:`arguments_of`.
+
+    Args:
+        argument: The argument's name, dotted where it is nested in another.
+        reason: What is wrong with it, and the fix.
+        owner: Whose argument it is, such as `model` for `--model.layers`.
+    """
+
+    def __init__(self, argument: str, reason: str, owner: str | None = None) -> None:
+        super().__init__(f"{_qualified(argument, owner)}: {reason}")
+        self.argument = argument
+        self.reason = reason
+
+
+class ReportedError(UserError):
+    """A mistake that another process of the run has reported already."""
 
 
 class RowError(Exception):
     """Why one row cannot become a record. The run goes on without that row."""
 
 
-def shown(text: str) -> str:
-    """A text in quotes, no longer than fits into a message."""
-    return repr(text) if len(text) <= 100 else f"{text[:100]!r}..."
+class _Owner(NamedTuple):
+    name: str
+    renamed: Mapping[str, str]
+
+
+_owner: ContextVar[_Owner | None] = ContextVar("owner", default=None)
 
 
 @contextmanager
-def told_of(owner: str, renamed: Mapping[str, str] = AS_THEY_ARE) -> Iterator[None]:
-    """Tells a mistake as one in a setting of `owner`, by the owner's name of the setting.
+def arguments_of(owner: str, renamed: Mapping[str, str] = UNCHANGED) -> Iterator[None]:
+    """Re-raises an `ArgumentError` under the caller's name for the argument; warnings get that name as well.
+
+    Nested contexts rename from the inside out, and the outermost owner is the one that is named.
 
     Args:
-        owner: What has the settings.
-        renamed: Our names of settings to the owner's, for those that differ.
+        owner: Whose settings they are: a group of the command line, or a class or function.
+        renamed: Argument names to the owner's names, for those that differ.
+
+    Raises:
+        ArgumentError: The error under its new name.
     """
+    outer = _owner.get()
+    # The outermost owner is the one that the user called.
+    token = _owner.set(_Owner(owner, renamed) if outer is None else outer)
     try:
         yield
-    except UserError as error:
-        setting, _, reason = str(error).partition(":")
-        name = setting.rpartition(".")[2]
-        raise UserError(f"{owner}.{renamed.get(name, name)}:{reason}") from error
+    except ArgumentError as error:
+        raise ArgumentError(renamed.get(error.argument, error.argument), error.reason, owner) from error
+    finally:
+        _owner.reset(token)
+
+
+def warn_about(argument: str, message: str) -> None:
+    """Logs a warning about an argument, once a process, under the name that :func:`arguments_of` gives it."""
+    owner = _owner.get()
+    if owner is not None:
+        argument = _qualified(owner.renamed.get(argument, argument), owner.name)
+    warn_once(f"{argument}: {message}")
+
+
+def warn_once(message: str) -> None:
+    """Logs a warning once a process, in the first process of a run only."""
+    if process_rank() == 0:
+        logger.addFilter(is_first_time)
+        logger.warning(message)
+
+
+_logged: set[str] = set()
+
+
+def is_first_time(record: logging.LogRecord) -> bool:
+    """A filter for loggers: lets each message pass once a process."""
+    message = record.getMessage()
+    if message in _logged:
+        return False
+    _logged.add(message)
+    return True
+
+
+def process_rank() -> int:
+    """The rank of this process in its run, 0 where there is only one; known before there is a Trainer."""
+    ranks = (os.environ.get(name) for name in RANK_VARIABLES)
+    return next((int(rank) for rank in ranks if rank is not None and rank.isdigit()), 0)
+
+
+def shown(text: str) -> str:
+    """A text in quotes, cut to what fits into a message."""
+    return repr(text) if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]!r}..."
+
+
+def one_line(error: BaseException, length: int = 200) -> str:
+    """An error's message in one line, cut to `length` characters; its type where it has no message."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:length]
+
+
+def _qualified(argument: str, owner: str | None) -> str:
+    return argument if owner is None else f"{owner}.{argument}"
