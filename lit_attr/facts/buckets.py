@@ -1,4 +1,4 @@
-"""Batches of rows of like length, shared out among processes."""
+"""Batches of contrasts of similar length, divided among processes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import cast
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-# Of a batch's tokens under a token bound, how much may be padding: a share of them, or a few in a small batch.
-MOST_PADDING = 0.02
-FEW_TOKENS = 8
+from lit_attr.facts.contrasts import Contrast
+
+# How much of a batch under a token bound may be padding: this share of its tokens, or a few in a small batch.
+MAX_PADDING_SHARE = 0.02
+MIN_PADDING_TOKENS = 8
 
 
 def bucket_by_length(
@@ -18,15 +20,18 @@ def bucket_by_length(
 ) -> list[list[int]]:
     """Sorts rows by length and cuts them into batches, the longest first.
 
-    Sorting keeps padding small, and the batch that needs the most memory comes first, where its failing costs
-    least. The same lengths always give the same batches.
+    Sorting keeps padding small, and the batch that needs the most memory comes first, where running out of it
+    costs the least work. The same lengths always give the same batches.
 
     Args:
-        lengths: Tokens of each row.
-        max_rows: Rows a batch may have; no such bound where None.
-        max_padded_tokens: Rows × longest row a batch may have; no such bound where None. A row longer than
-            this is a batch of its own. Under this bound, a batch also ends where shorter rows would be padded
-            by more than 2% of its tokens.
+        lengths: The number of tokens of each row.
+        max_rows: The most rows in a batch; None for no such bound.
+        max_padded_tokens: The most tokens in a batch, rows × longest row; None for no such bound. A row longer
+            than this is a batch of its own. Under this bound, a batch also ends before a row whose padding would
+            make up more than 2% of its tokens.
+
+    Returns:
+        The indices into `lengths` of each batch.
     """
     batches: list[list[int]] = []
     width = tokens = 0
@@ -36,7 +41,7 @@ def bucket_by_length(
         full = max_rows is not None and rows > max_rows
         if max_padded_tokens is not None:
             padding = padded - tokens - lengths[row]
-            full |= padded > max_padded_tokens or padding > max(MOST_PADDING * padded, FEW_TOKENS)
+            full |= padded > max_padded_tokens or padding > max(MAX_PADDING_SHARE * padded, MIN_PADDING_TOKENS)
         if full or not batches:
             batches.append([])
             width, tokens = lengths[row], 0
@@ -45,16 +50,31 @@ def bucket_by_length(
     return batches
 
 
-class RankSampler(DistributedSampler[int]):
-    """Gives each process its share of the batches: every `world_size`-th, from its rank on.
+def in_batches(
+    contrasts: Sequence[Contrast], *, max_rows: int | None = None, max_tokens: int | None = None
+) -> list[list[Contrast]]:
+    """Cuts contrasts into batches of similar length, the longest first.
 
-    Nothing is repeated or left out, and a process may get nothing. A Trainer replaces any other sampler than a
-    `DistributedSampler` by its own, which would share out the shares once more.
+    Args:
+        contrasts: The contrasts, in any order.
+        max_rows: The most contrasts in a batch; None for no such bound.
+        max_tokens: The most tokens in a batch with its padding, see :func:`bucket_by_length`; None for no bound.
+    """
+    lengths = [len(contrast.token_ids) for contrast in contrasts]
+    batches = bucket_by_length(lengths, max_rows=max_rows, max_padded_tokens=max_tokens)
+    return [[contrasts[row] for row in rows] for rows in batches]
+
+
+class RankSampler(DistributedSampler[int]):
+    """Gives each process its share of the batches: every `world_size`-th, starting at its rank.
+
+    No batch is repeated or left out, and a process may get none. A Trainer replaces every sampler that is not a
+    `DistributedSampler` with one of its own, which would divide the shares again.
 
     Args:
         batches: All batches, the same in every process; the samples are their indices.
-        rank: Which process this is.
-        world_size: How many there are.
+        rank: The rank of this process.
+        world_size: The number of processes.
     """
 
     def __init__(self, batches: Sequence[object], *, rank: int = 0, world_size: int = 1) -> None:

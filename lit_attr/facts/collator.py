@@ -1,4 +1,4 @@
-"""From the rows of other people's loaders to batches of contrasts."""
+"""The collate function for other people's data loaders: rows in, batches of contrasts out."""
 
 from __future__ import annotations
 
@@ -7,33 +7,35 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lit_attr.errors import UserError, told_of
-from lit_attr.facts.contrasts import ContrastBatch, Step, build_contrasts, collate_contrasts
+from lit_attr.errors import ArgumentError, UserError, arguments_of
+from lit_attr.facts.batches import ContrastBatch, collate_contrasts
+from lit_attr.facts.contrasts import Contrast, Step
 from lit_attr.facts.rows import read_facts
 from lit_attr.facts.templates import parse_template
+from lit_attr.facts.tokenization import build_contrasts
 from lit_attr.models.loading import load_tokenizer
 
-MOST_SHOWN = 200
+MAX_ROW_CHARACTERS = 200
 
 
 class ContrastCollator:
     """The `collate_fn` of a `torch.utils.data.DataLoader` over rows: dicts, such as those of a `datasets.Dataset`.
 
-    A row that cannot be used stops the loader: a collator has nowhere to put it. `CounterfactDataModule` goes on
-    without such rows.
+    An invalid row stops the loader, since a collator has no other way to report it; `CounterfactDataModule`
+    leaves such rows out and goes on.
 
-    A fact's id, by which the records know it again, is its row's `id` or `case_id`. A row with neither gets a hash
-    of the fact, which stays the same whatever the order of the rows: the same fact twice in a data set is then one
+    A fact's id, by which records identify it, is its row's `id` or `case_id`. A row with neither gets a hash of
+    the fact, which does not depend on the order of the rows. The same fact twice in a data set then has the same
     id twice, which `AttributionWriter` refuses.
 
-    It can be sent to the loader's worker processes.
+    The collator can be pickled, so loaders with worker processes can use it.
 
     Args:
-        tokenizer: A fast tokenizer, the model's own, or the name or folder of one.
-        columns: Column names that differ: ours to yours, such as `{target_true: answer}`.
+        tokenizer: The model's own fast tokenizer, or its name or folder.
+        columns: Our column name to yours, for columns whose names differ, such as `{target_true: answer}`.
         template: A prompt of your own, as in `CounterfactDataModule`.
         step: `divergence` or `all`, see `build_contrasts`; with `all`, a batch has more contrasts than rows.
-        add_bos_token: Whether the beginning-of-sequence token goes before each prompt, see `build_contrasts`.
+        add_bos_token: Whether to put the beginning-of-sequence token before each prompt, see `build_contrasts`.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class ContrastCollator:
         step: Step = "divergence",
         add_bos_token: bool | None = None,
     ) -> None:
-        with told_of("ContrastCollator"):
+        with arguments_of("ContrastCollator", {"name": "tokenizer", "model_name": "tokenizer"}):
             self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
             self.template = None if template is None else parse_template(template)
         self.columns = columns
@@ -55,22 +57,29 @@ class ContrastCollator:
         """Makes a batch of some rows.
 
         Raises:
-            UserError: A row cannot be used, or two have the same id.
+            UserError: A row is invalid, or two have the same id.
         """
-        with told_of("ContrastCollator", {"source": "rows"}):
-            table = read_facts(rows, columns=self.columns, template=self.template, numbered=False)
-            for refused in table.rejected:
-                raise _refusal(rows[refused.row], refused.reason)
-            contrasts, rejected = build_contrasts(
-                table.facts, self.tokenizer, step=self.step, add_bos_token=self.add_bos_token
-            )
-            ids = [fact.id for fact in table.facts]
-            for refused in rejected:
-                raise _refusal(rows[ids.index(refused.id)], refused.reason)
-        return collate_contrasts(contrasts)
+        try:
+            with arguments_of("ContrastCollator"):
+                return collate_contrasts(self._contrasts_of(rows))
+        except ArgumentError as error:
+            # A loader's worker process can hand over only errors that are made from their message alone.
+            raise UserError(str(error)) from error
+
+    def _contrasts_of(self, rows: Sequence[Mapping[str, Any]]) -> list[Contrast]:
+        table = read_facts(rows, columns=self.columns, template=self.template, numbered=False)
+        for refused in table.rejected:
+            raise _refusal(rows[refused.row], refused.reason)
+        contrasts, rejected = build_contrasts(
+            table.facts, self.tokenizer, step=self.step, add_bos_token=self.add_bos_token
+        )
+        ids = [fact.id for fact in table.facts]
+        for refused in rejected:
+            raise _refusal(rows[ids.index(refused.id)], refused.reason)
+        return contrasts
 
 
-def _refusal(row: Any, reason: str) -> UserError:
-    told = str(row)
-    told = told if len(told) <= MOST_SHOWN else f"{told[:MOST_SHOWN]}..."
-    return UserError(f"rows: {reason}; mend this row, or leave it out of the data set: {told}")
+def _refusal(row: Any, reason: str) -> ArgumentError:
+    content = str(row)
+    content = content if len(content) <= MAX_ROW_CHARACTERS else f"{content[:MAX_ROW_CHARACTERS]}..."
+    return ArgumentError("rows", f"{reason}; fix this row, or leave it out of the data set: {content}")

@@ -1,36 +1,30 @@
-"""A fact: one validated row in the columns of `NeelNanda/counterfact-tracing`."""
+"""Facts: validated rows in the columns of `NeelNanda/counterfact-tracing`."""
 
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections.abc import Collection, Iterable, Mapping
-from numbers import Integral
 from typing import Any, NamedTuple
 
-from lit_attr.errors import RowError, UserError, shown
-from lit_attr.facts.templates import Template
-
-# Longer ones are broken rows: no fact takes so much, and a tokenizer would take minutes.
-MAX_CHARACTERS = 100_000
-# Of an id, as text or in digits.
-MAX_ID_CHARACTERS = 1_000
+from lit_attr.errors import ArgumentError, RowError, shown
+from lit_attr.facts.cells import ID_COLUMNS, relation_id_of, required_text, row_id, shown_id
+from lit_attr.facts.templates import Template, prompt_of
 
 COLUMNS = ("prompt", "relation", "relation_id", "subject", "target_true", "target_false", "id")
-ID_COLUMNS = ("id", "case_id")
+MAX_LISTED_CHARACTERS = 500
 
 
 class Fact(NamedTuple):
     """One fact as Meng et al. (2022, arXiv:2202.05262) state it in CounterFact.
 
     Attributes:
-        row: The row's number in its source, from 0; -1 where that is not known.
-        id: The row's own `id` or `case_id`; where it has none, its row number in the source, or a hash of the fact
-            where that is not known.
-        prompt: The text the model continues.
+        row: The row's number in its source, from 0; -1 where it is not known.
+        id: The row's own `id` or `case_id`. Without one, its row number in the source, or a hash of the fact where
+            the number is not known.
+        prompt: The text that the model continues.
         subject: What the prompt is about, as it stands in the prompt, without spaces around it.
-        subject_start: Where the subject begins in the prompt, in characters. Where it occurs more than once,
-            the place the `relation` template gives it; without a template, the first where it is a whole word.
+        subject_start: The character at which the subject begins in the prompt. Where it occurs more than once, the
+            position that the `relation` template gives it; without a template, the first as a whole word.
         target_true: The true answer as it continues the prompt: with its leading space, and none after it.
         target_false: The false answer, likewise.
         relation_id: Wikidata property such as `P36`, or empty.
@@ -47,15 +41,23 @@ class Fact(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """A row, by its number in its source (from 0) and its id, and why there is no record of it."""
+    """A row that has no record, or one contrast of a row.
+
+    Attributes:
+        row: The row's number in its source, from 0; -1 where it is not known.
+        id: The row's id.
+        reason: Why there is no record.
+        step: The step of a contrast that was refused while the model ran; None for a row refused before.
+    """
 
     row: int
     id: int | str
     reason: str
+    step: int | None = None
 
 
 class FactTable(NamedTuple):
-    """What became of a source's rows.
+    """The rows of a source, validated.
 
     Attributes:
         facts: The rows that are facts, in the order of the source.
@@ -72,27 +74,28 @@ def parse_fact(row: Mapping[str, Any], row_number: int | None, template: Templat
     """Validates one row, flat as in `counterfact-tracing` or nested as in the raw CounterFact file.
 
     Args:
-        row: Column name to value. `prompt` may be missing where `relation` (with `{}` for the subject) stands.
-        row_number: The row's place in its source, from 0; its id where it brings none. None where it is not known.
-        template: What makes the prompt of the row's columns, in place of the row's own prompt.
+        row: Column name to value. `prompt` may be missing where there is a `relation` with `{}` for the subject.
+        row_number: The row's number in its source, from 0, which is its id where it has none; None where the
+            number is not known.
+        template: Makes the prompt from the row's columns, in place of the row's own prompt.
 
     Raises:
-        RowError: It is no row of named columns, a field is missing, empty or not text, the answers are equal, or
-            the subject is not in the prompt.
+        RowError: The row does not map column names to values, a field is missing, empty or not text, the answers
+            are equal, or the subject is not in the prompt.
     """
     flat = _flat(row, {})
-    subject = _text(flat, "subject")
-    prompt, subject_start = _own_prompt(flat, subject) if template is None else _made(template, flat, subject)
+    subject = required_text(flat, "subject")
+    prompt, subject_start = prompt_of(flat, subject, template)
     if subject_start < 0:
         raise RowError(f"the subject {shown(subject)} is not in the prompt {shown(prompt)}")
-    target_true = continuation(prompt, _text(flat, "target_true"))
-    target_false = continuation(prompt, _text(flat, "target_false"))
+    target_true = continuation(prompt, required_text(flat, "target_true"))
+    target_false = continuation(prompt, required_text(flat, "target_false"))
     if target_true.strip() == target_false.strip():
         raise RowError(f"the true and the false answer are both {shown(target_true)}")
-    told = prompt, subject.strip(), subject_start, target_true, target_false, _relation_id(flat)
+    content = prompt, subject.strip(), subject_start, target_true, target_false, relation_id_of(flat)
     if row_number is None:
-        return Fact(-1, row_id(flat, hashlib.sha256(repr(told).encode()).hexdigest()[:16]), *told)
-    return Fact(row_number, row_id(flat, row_number), *told)
+        return Fact(-1, row_id(flat, hashlib.sha256(repr(content).encode()).hexdigest()[:16]), *content)
+    return Fact(row_number, row_id(flat, row_number), *content)
 
 
 def read_facts(
@@ -104,18 +107,18 @@ def read_facts(
     template: Template | None = None,
     numbered: bool = True,
 ) -> FactTable:
-    """Turns rows into facts and reasons.
+    """Validates rows; each becomes a fact, or is rejected with a reason.
 
     Args:
-        rows: Rows as `parse_fact` takes them. Whatever else is among them is refused like a row that is no fact.
-        relation_ids: Keep only rows of these relations; all where None.
-        limit: Take the first so many of the kept rows; all where None.
-        columns: Our column name to the name it has in the rows, for those that differ.
-        template: What makes the prompts of the rows' columns, by our names or theirs.
-        numbered: Whether a row without an id has its number for one; else it is a hash of the fact.
+        rows: Rows as `parse_fact` takes them. Anything else among them is rejected like an invalid row.
+        relation_ids: Keep only rows of these relations; None keeps all.
+        limit: Take only the first so many of the kept rows; None takes all.
+        columns: Our column name to the name in the rows, for columns whose names differ.
+        template: Makes the prompts from the rows' columns, by our names or theirs.
+        numbered: Whether the id of a row without one is its number; otherwise it is a hash of the fact.
 
     Raises:
-        UserError: A column that every fact or the template needs is in no row at all, or no row is left.
+        ArgumentError: No row has a column that every fact or the template needs, or no row is left.
     """
     table = FactTable([], [], 0)
     seen_columns: set[str] = set()
@@ -128,14 +131,15 @@ def read_facts(
         try:
             flat = _flat(row, columns or {})
             seen_columns.update(flat)
-            if relation_ids is not None and _relation_id(flat) not in relation_ids:
+            if relation_ids is not None and relation_id_of(flat) not in relation_ids:
                 continue
             fact = parse_fact(flat, row_number if numbered else None, template)
             if fact.id in seen_ids:
-                named = shown(fact.id) if isinstance(fact.id, str) else fact.id
-                raise RowError(f"the id {named} stands in an earlier row")
+                raise RowError(
+                    f"an earlier row has the id {shown(fact.id) if isinstance(fact.id, str) else fact.id}"
+                )
         except RowError as error:
-            table.rejected.append(Rejected(row_number, _id_told(flat, row_number), str(error)))
+            table.rejected.append(Rejected(row_number, shown_id(flat, row_number), str(error)))
             continue
         seen_ids.add(fact.id)
         table.facts.append(fact)
@@ -146,14 +150,14 @@ def read_facts(
     _require_columns(seen_columns, columns or {}, template)
     if not table.facts and not table.rejected:
         wanted = f" with relation_id in {sorted(relation_ids)}" if relation_ids is not None else ""
-        raise UserError(f"data.source: there are no rows{wanted}; give a source that has some")
+        raise ArgumentError("rows", f"there are no rows{wanted}; give a source that has some")
     return table._replace(spaces_added=spaces_added)
 
 
 def flatten_counterfact(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Lifts the nested `requested_rewrite` of the raw CounterFact file into flat columns; others pass as is.
+    """Moves the nested `requested_rewrite` of the raw CounterFact file into flat columns; other rows pass as is.
 
-    There `prompt` is the template, `target_true` the true and `target_new` the false answer.
+    In that file `prompt` is the relation template, `target_true` the true and `target_new` the false answer.
     """
     rewrite = row.get("requested_rewrite")
     if not isinstance(rewrite, Mapping):
@@ -168,160 +172,20 @@ def flatten_counterfact(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def continuation(prompt: str, answer: str) -> str:
-    """The answer as it continues the prompt: a space between the two, whichever brings it, and none at the end."""
+    """The answer as it continues the prompt: with a space between the two, and none at the end."""
     answer = answer.rstrip()
     if prompt[-1:].isspace():
         return answer.lstrip()
     return answer if answer[:1].isspace() else f" {answer}"
 
 
-def row_id(row: Mapping[str, Any], other: int | str) -> int | str:
-    """The id a row brings (`id`, else `case_id`), else another. Digits written as text become a number.
-
-    Raises:
-        RowError: The id is neither a whole number nor text, or too long.
-    """
-    for column in ID_COLUMNS:
-        value = row.get(column)
-        if _is_empty_cell(value):
-            continue
-        number = _whole_number(value, column)
-        if number is not None:
-            # JSON readers hold whole numbers in 64 bits.
-            return number if abs(number) < 2**63 else str(number)
-        if not isinstance(value, str):
-            raise RowError(f"{column!r} is {type(value).__name__}, not a whole number or text")
-        text = _unicode(value, column, MAX_ID_CHARACTERS)
-        digits = text.isascii() and text.isdigit() and len(text) < 19 and str(int(text)) == text
-        return int(text) if digits else text
-    return other
-
-
-def _own_prompt(row: Mapping[str, Any], subject: str) -> tuple[str, int]:
-    """A row's prompt, or the one its `relation` makes, and where the subject is in it, or -1."""
-    relation = "" if _is_empty_cell(row.get("relation")) else _text(row, "relation")
-    places = relation.count("{}")
-    if row.get("prompt") is not None:
-        prompt = _text(row, "prompt")
-    elif not relation:
-        raise RowError("'prompt' is missing, and so is 'relation' to build it from")
-    elif places != 1:
-        raise RowError(f"'relation' has {places or 'no'} {{}} for the subject, not one, and 'prompt' is missing")
-    else:
-        prompt = _unicode(relation.replace("{}", subject), "prompt")
-    if places == 1 and prompt == relation.replace("{}", subject):
-        return prompt, relation.index("{}") + len(subject) - len(subject.lstrip())
-    return prompt, _find_word(subject.strip(), prompt)
-
-
-def _made(template: Template, row: Mapping[str, Any], subject: str) -> tuple[str, int]:
-    """The prompt that a template makes, and where the subject is in it, or -1."""
-    values: dict[str, str] = {}
-    places: dict[str, int] = {}
-    for column in template.columns:
-        if column == "prompt":
-            values[column], places[column] = _own_prompt(row, subject)
-        elif column == "relation":
-            relation = _text(row, column)
-            values[column], places[column] = relation.replace("{}", subject.strip()), relation.find("{}")
-        elif column == "subject":
-            values[column], places[column] = subject.strip(), 0
-        else:
-            number = _whole_number(row.get(column), column)
-            values[column] = _text(row, column) if number is None else str(number)
-    prompt, begins = template.fill(values)
-    # Where the subject comes several times, a sentence about it is the place.
-    for column in ("prompt", "relation", "subject"):
-        if places.get(column, -1) >= 0:
-            return _unicode(prompt, "prompt"), begins[column] + places[column]
-    return _unicode(prompt, "prompt"), _find_word(subject.strip(), prompt)
-
-
-def _id_told(row: Mapping[str, Any], row_number: int) -> int | str:
-    """The id a refused row is told by: one that cannot be used as far as it can be shown."""
-    try:
-        return row_id(row, row_number)
-    except RowError:
-        texts = [row[column] for column in ID_COLUMNS if isinstance(row.get(column), str)]
-        return texts[0][:100] if texts else row_number
-
-
 def _flat(row: object, columns: Mapping[str, str]) -> Mapping[str, Any]:
-    # Whoever hands rows over from Python, or as lines of JSON, can hand over anything.
+    # Rows from Python or from lines of JSON can be anything.
     if not isinstance(row, Mapping):
         raise RowError(f"a {type(row).__name__}, not a row of named columns")
-    if None in row:  # where csv puts them
+    if None in row:  # where csv puts surplus cells
         raise RowError("it has more cells than there are columns; a text with a comma in it needs quotes")
     return flatten_counterfact(_rename(row, columns) if columns else row)
-
-
-def _is_empty_cell(value: Any) -> bool:
-    # NaN is what tables have in an empty cell.
-    return value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and value != value)
-
-
-def _whole_number(value: Any, column: str) -> int | None:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # as tables with empty cells have whole numbers
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        return None
-    number = int(value)
-    if abs(number) >= 10**MAX_ID_CHARACTERS:
-        raise RowError(f"{column!r} has more than {MAX_ID_CHARACTERS:,} digits")
-    return number
-
-
-def _text(row: Mapping[str, Any], column: str) -> str:
-    value = row.get(column)
-    if value is None:
-        raise RowError(f"{column!r} is missing")
-    if not isinstance(value, str):
-        raise RowError(f"{column!r} is {type(value).__name__}, not text")
-    if not value.strip():
-        raise RowError(f"{column!r} is empty")
-    return _unicode(value, column)
-
-
-def _unicode(value: str, column: str, most: int = MAX_CHARACTERS) -> str:
-    if len(value) > most:
-        raise RowError(f"{column!r} has {len(value):,} characters, more than {most:,}")
-    for character in value:
-        category = unicodedata.category(character)
-        if category == "Cs":
-            raise RowError(f"{column!r} is not Unicode text (surrogates not allowed)")
-        if category == "Cc" and character not in "\t\n\r":
-            raise RowError(f"{column!r} has the control character U+{ord(character):04X}")
-    return value
-
-
-def _relation_id(row: Mapping[str, Any]) -> str:
-    value = row.get("relation_id")
-    if _is_empty_cell(value):
-        return ""
-    number = _whole_number(value, "relation_id")
-    return str(number) if number is not None else _text(row, "relation_id")
-
-
-def _find_word(word: str, text: str) -> int:
-    """Where the word first stands by itself in the text; else where it first stands at all; else -1."""
-    start = first = text.find(word)
-    while start >= 0:
-        end = start + len(word)
-        if not any(map(_is_in_word, text[:start][-1:] + text[end : end + 1])):
-            return start
-        start = text.find(word, start + 1)
-    return first
-
-
-def _is_in_word(character: str) -> bool:
-    # Marks too: the vowel signs of many scripts are letters of their words, and \w does not match them.
-    return character.isalnum() or character == "_" or unicodedata.category(character).startswith("M")
-
-
-def _listed(names: set[str]) -> str:
-    # A file that is not what it says can have anything for the names of its columns.
-    listed = ", ".join(sorted(str(name) if str(name).isprintable() else repr(name) for name in names))
-    return listed if len(listed) <= 500 else f"{listed[:500]}..."
 
 
 def _rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
@@ -331,19 +195,24 @@ def _rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, 
 def _require_columns(present: set[str], columns: Mapping[str, str], template: Template | None) -> None:
     if not present:
         return
+    listed = f"the columns are {_listed(present)}"
     for ours, theirs in columns.items():
         if ours not in COLUMNS:
-            raise UserError(f"data.columns: {ours!r} is none of {', '.join(COLUMNS)}")
+            raise ArgumentError("columns", f"{ours!r} is none of {', '.join(COLUMNS)}")
         if ours not in present:
-            raise UserError(f"data.columns: there is no column {theirs!r}; the columns are {_listed(present)}")
+            raise ArgumentError("columns", f"there is no column {theirs!r}; {listed}")
     for column in template.columns if template is not None else ():
         if column != "prompt" and column not in present:
-            raise UserError(f"data.template: there is no column {column!r}; the columns are {_listed(present)}")
+            raise ArgumentError("template", f"there is no column {column!r}; {listed}")
     missing = sorted({"subject", "target_true", "target_false"} - present)
     if (template is None or "prompt" in template.columns) and not {"prompt", "relation"} & present:
         missing.append("prompt")
     if missing:
-        raise UserError(
-            f"data.source: no column {', '.join(missing)}; the columns are {_listed(present)}; "
-            f"name yours with --data.columns '{{{missing[0]}: NAME}}'"
-        )
+        fix = f"name yours with columns={{{missing[0]!r}: NAME}}"
+        raise ArgumentError("rows", f"no column {', '.join(missing)}; {listed}; {fix}")
+
+
+def _listed(names: set[str]) -> str:
+    # The column names of a file that is not what its suffix says can be anything.
+    listed = ", ".join(sorted(str(name) if str(name).isprintable() else repr(name) for name in names))
+    return listed if len(listed) <= MAX_LISTED_CHARACTERS else f"{listed[:MAX_LISTED_CHARACTERS]}..."

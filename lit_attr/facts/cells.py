@@ -1,0 +1,115 @@
+"""Cells of a row: text, whole numbers and ids, checked before anything else reads them."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from numbers import Integral
+from typing import Any
+
+from lit_attr.errors import RowError
+
+ID_COLUMNS = ("id", "case_id")
+# Longer texts come from broken rows: no fact needs them, and a tokenizer would take minutes.
+MAX_CHARACTERS = 100_000
+# Of an id, as text or in digits.
+MAX_ID_CHARACTERS = 1_000
+MAX_SHOWN_ID_CHARACTERS = 100
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a cell is empty: None, empty text, or the NaN that tables put there."""
+    return value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and value != value)
+
+
+def whole_number(value: Any, column: str) -> int | None:
+    """A cell's whole number, or None where the cell holds something else.
+
+    Raises:
+        RowError: The number is too long.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # tables with empty cells store whole numbers as floats
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return None
+    number = int(value)
+    if abs(number) >= 10**MAX_ID_CHARACTERS:
+        raise RowError(f"{column!r} has more than {MAX_ID_CHARACTERS:,} digits")
+    return number
+
+
+def required_text(row: Mapping[str, Any], column: str) -> str:
+    """A cell's text.
+
+    Raises:
+        RowError: The cell is missing, blank, or not text.
+    """
+    value = row.get(column)
+    if value is None:
+        raise RowError(f"{column!r} is missing")
+    if not isinstance(value, str):
+        raise RowError(f"{column!r} is {type(value).__name__}, not text")
+    if not value.strip():
+        raise RowError(f"{column!r} is empty")
+    return checked_text(value, column)
+
+
+def checked_text(value: str, column: str, most: int = MAX_CHARACTERS) -> str:
+    """The text itself, if it is at most `most` characters long and of characters that can be printed.
+
+    Raises:
+        RowError: It is longer, or has a surrogate or a control character in it.
+    """
+    if len(value) > most:
+        raise RowError(f"{column!r} has {len(value):,} characters, more than {most:,}")
+    for character in value:
+        category = unicodedata.category(character)
+        if category == "Cs":
+            raise RowError(f"{column!r} is not Unicode text (surrogates not allowed)")
+        if category == "Cc" and character not in "\t\n\r":
+            raise RowError(f"{column!r} has the control character U+{ord(character):04X}")
+    return value
+
+
+def row_id(row: Mapping[str, Any], default: int | str) -> int | str:
+    """A row's own id: its `id`, else its `case_id`, else `default`. Digits written as text become a number.
+
+    Raises:
+        RowError: The id is neither a whole number nor text, or too long.
+    """
+    for column in ID_COLUMNS:
+        value = row.get(column)
+        if is_empty(value):
+            continue
+        number = whole_number(value, column)
+        if number is not None:
+            # JSON readers hold whole numbers in 64 bits.
+            return number if abs(number) < 2**63 else str(number)
+        if not isinstance(value, str):
+            raise RowError(f"{column!r} is {type(value).__name__}, not a whole number or text")
+        text = checked_text(value, column, MAX_ID_CHARACTERS)
+        digits = text.isascii() and text.isdigit() and len(text) < 19 and str(int(text)) == text
+        return int(text) if digits else text
+    return default
+
+
+def shown_id(row: Mapping[str, Any], row_number: int) -> int | str:
+    """The id under which a refused row is reported; an invalid one as far as it can be shown."""
+    try:
+        return row_id(row, row_number)
+    except RowError:
+        texts = [row[column] for column in ID_COLUMNS if isinstance(row.get(column), str)]
+        return texts[0][:MAX_SHOWN_ID_CHARACTERS] if texts else row_number
+
+
+def relation_id_of(row: Mapping[str, Any]) -> str:
+    """A row's `relation_id` as text, empty where it has none.
+
+    Raises:
+        RowError: It is neither a whole number nor text.
+    """
+    value = row.get("relation_id")
+    if is_empty(value):
+        return ""
+    number = whole_number(value, "relation_id")
+    return str(number) if number is not None else required_text(row, "relation_id")
