@@ -1,1 +1,1 @@
-"""What answers: loading, checkpoints, identity, hooks and the residual writes of a model."""
+"""Causal language models: loading, limits, identity, hooks, and where their components write."""

@@ -1,4 +1,4 @@
-"""A language model's weights, out of the checkpoint of a Lightning module that it was part of."""
+"""The weights of a language model from the checkpoint of a Lightning module that contains it."""
 
 from __future__ import annotations
 
@@ -12,97 +12,97 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_attr.errors import UserError
-from lit_attr.models.loading import warn_once
+from lit_attr.errors import ArgumentError, UserError, one_line, warn_about
 
 # How many names a message lists.
 LISTED = 3
-NAME_IT = "name the model that was trained by model.model_name"
-GIVE_ONE = "give a file that Lightning's ModelCheckpoint has written"
+NAME_IT = "give the model that was trained"
+GIVE_ONE = "give a file that Lightning's ModelCheckpoint wrote"
 
 
 def read_checkpoint(path: str | Path, *, weights_only: bool = True) -> dict[str, Any]:
-    """Reads a checkpoint file, onto the CPU.
+    """Reads a checkpoint file onto the CPU.
 
     Args:
         path: The file.
-        weights_only: Refuse a file that holds other objects than tensors, numbers and texts in lists and dicts.
+        weights_only: Whether to refuse a file with other objects than tensors, numbers and strings in lists and
+            dicts.
 
     Raises:
-        UserError: There is no such file, or it is no checkpoint.
+        UserError: There is no such file, or it is not a checkpoint.
     """
     if not Path(path).is_file():
         if Path(path).is_dir():
-            raise UserError(f"ckpt_path: {path} is a folder, as of a sharded checkpoint; make one file of it")
-        raise UserError(f"ckpt_path: there is no file {path}; check the path")
+            raise UserError(f"{path}: it is a folder, as of a sharded checkpoint; convert it to one file")
+        raise UserError(f"{path}: there is no such file; check the path")
     if not zipfile.is_zipfile(path):
-        raise UserError(f"ckpt_path: {path} is cut short, or no checkpoint at all; {GIVE_ONE}")
+        raise UserError(f"{path}: it is truncated, or not a checkpoint; {GIVE_ONE}")
     try:
-        # Mapped: what an optimizer keeps, often twice the weights, is never read then.
+        # Mapped, so that the optimizer's state, often twice the size of the weights, is never read.
         checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
-    except Exception as error:  # whatever reading a file of any kind may raise
+    except Exception as error:  # unpickling may raise anything
         kind = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if kind is not None:
             raise UserError(
-                f"ckpt_path: {path} holds more than weights, such as {kind[1]}; if it is from a source you trust, "
-                "--weights_only false reads it, and runs what code is in it"
+                f"{path}: it holds more than weights, such as {kind[1]}; if you trust its source, weights_only=False "
+                "reads it and runs the code in it"
             ) from error
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
-        raise UserError(f"ckpt_path: {path} cannot be read ({reason}); {GIVE_ONE}") from error
+        raise UserError(f"{path}: it cannot be read ({one_line(error, 100)}); {GIVE_ONE}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
-        raise UserError(f"ckpt_path: {path} has no state_dict in it; {GIVE_ONE}")
+        raise UserError(f"{path}: it contains no state_dict; {GIVE_ONE}")
     return checkpoint
 
 
 def load_weights(model: nn.Module, saved: Mapping[str, Any], name: str) -> None:
-    """Loads the weights of a model that was part of another module, whatever that called it.
+    """Loads the weights of a model from the state of a module that contains it under any attribute.
 
-    The part of the names before the model's own, such as `model.` or `net.decoder.`, is found by comparison. What
-    other parts of the module had is left out, with a warning.
+    The prefix of its names, such as `model.` or `net.decoder.`, is found by comparison with the model's own. The
+    weights of other parts of the module are left out, with a warning.
 
     Args:
         model: The model. It keeps its devices and its number format.
-        saved: Of the module: names to weights.
-        name: What messages call the model.
+        saved: The state dict of the module.
+        name: The model's name in messages.
 
     Raises:
-        UserError: Some of the model's weights are not there, or are of another shape; or those of several models
-            fit.
+        ArgumentError: Some of the model's weights are missing or have another shape, or several models fit.
     """
     tensors = {key: value for key, value in saved.items() if isinstance(value, Tensor)}
     wanted = model.state_dict(keep_vars=True)
     prefixes = {key.removesuffix(tail) for key in tensors for tail in _tails(key) if tail in wanted}
     if not prefixes:
-        raise UserError(
-            f"ckpt_path: no weight in it is one of {name}, a {type(model).__name__}; it has "
-            f"{_listed([*tensors])}; {NAME_IT}"
+        raise ArgumentError(
+            "saved",
+            f"none of its weights belongs to {name}, a {type(model).__name__}; it has {_listed([*tensors])}; "
+            f"{NAME_IT}",
         )
     parts = [_part(prefix, tensors, wanted) for prefix in sorted(prefixes)]
     fitting = [part for part in parts if part.misfit is None]
     if not fitting:
         part = max(parts, key=lambda part: len(part.weights))
-        raise UserError(f"ckpt_path: the weights {_under(part.prefix)} are not those of {name}: {part.misfit}")
-    # A module may hold one model under two names, such as a compiled one beside itself.
+        raise ArgumentError("saved", f"the weights {_under(part.prefix)} are not those of {name}: {part.misfit}")
+    # A module may hold the same model under two names, such as a compiled one beside the original.
     if any(not _are_equal(part.weights, fitting[0].weights) for part in fitting[1:]):
-        raise UserError(
-            f"ckpt_path: {len(fitting)} models in it fit {name}, {_listed([_under(p.prefix) for p in fitting])}; "
-            "in Python, AttributionModule.from_lightning takes the one you name"
+        raise ArgumentError(
+            "saved",
+            f"{len(fitting)} models in it fit {name}, {_listed([_under(p.prefix) for p in fitting])}; in Python, "
+            "AttributionModule.from_lightning takes the one that you name",
         )
     used = {f"{part.prefix}{weight}" for part in fitting for weight in (*part.weights, *part.buffers)}
     if others := [key for key in tensors if key not in used]:
         owners = sorted({_owner(key, fitting[0].prefix) for key in others})
-        warn_once(f"ckpt_path: {len(others)} tensors of other parts are left out, those of {_listed(owners)}")
+        warn_about("saved", f"{len(others)} tensors of other parts are left out, those of {_listed(owners)}")
     model.load_state_dict(fitting[0].weights, strict=False)
 
 
 class _Part(NamedTuple):
-    """What of a checkpoint has a prefix.
+    """The tensors of a checkpoint that share a prefix.
 
     Attributes:
         prefix: Empty, or with a dot at its end.
-        weights: The model's, by the model's own names.
-        buffers: What an older version of the model's code saved and nobody needs.
-        misfit: Why these are not the model's weights, and the mend; None where they are.
+        weights: The model's weights by the model's own names.
+        buffers: Tensors that an older version of the model's code saved and that nothing needs.
+        misfit: Why these are not the model's weights, and the fix; None where they are.
     """
 
     prefix: str
@@ -140,22 +140,22 @@ def _misfit(
     if any(".lora_" in weight or ".base_layer." in weight for weight in added):
         return f"an adapter is among them, {_listed(added)}; save it with save_pretrained and name its folder"
     if missing:
-        return f"it lacks {len(missing)} of them, {_listed(missing)}; {NAME_IT}"
+        return f"{len(missing)} are missing, {_listed(missing)}; {NAME_IT}"
     for weight, tensor in weights.items():
         if tensor.shape != wanted[weight].shape:
             sizes = [" × ".join(map(str, each.shape)) for each in (tensor, wanted[weight])]
-            return f"{weight} is of {sizes[0]}, not {sizes[1]}; {NAME_IT}"
+            return f"{weight} has the shape {sizes[0]}, not {sizes[1]}; {NAME_IT}"
     for names in tied:
-        there = [weight for weight in names if weight in weights]
-        if any(not torch.equal(weights[weight], weights[there[0]]) for weight in there[1:]):
-            return f"{' and '.join(there)} are one in the model; its config needs tie_word_embeddings: false"
+        present = [weight for weight in names if weight in weights]
+        if any(not torch.equal(weights[weight], weights[present[0]]) for weight in present[1:]):
+            return f"{' and '.join(present)} are tied in the model; its config needs tie_word_embeddings: false"
     if added:
-        return f"there are {len(added)} more, {_listed(added)}; {NAME_IT}"
+        return f"there are {len(added)} weights more, {_listed(added)}; {NAME_IT}"
     return None
 
 
 def _tails(key: str) -> Iterator[str]:
-    """The name itself, and what is left of it after each of its dots."""
+    """The name itself, and its remainder after each of its dots."""
     parts = key.split(".")
     return (".".join(parts[start:]) for start in range(len(parts)))
 
@@ -165,7 +165,7 @@ def _are_equal(weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> b
 
 
 def _owner(key: str, prefix: str) -> str:
-    """The outermost part of the module that a weight is of, and the language model is not."""
+    """The outermost part of the module that contains a weight and not the language model."""
     owner: list[str] = []
     for part in key.split("."):
         owner.append(part)

@@ -1,4 +1,4 @@
-"""What is done to a model while it is looked at, and undone afterwards, also after an error."""
+"""Temporary changes to a model: hooks, modes and replaced functions, undone also after an error."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 from transformers.activations import AccurateGELUActivation, FastGELUActivation, NewGELUActivation
 
-# bitsandbytes, on CPUs with bfloat16 instructions, then packs 4-bit weights for a kernel that cannot go backward.
+# In eval mode, on CPUs with bfloat16 instructions, bitsandbytes packs 4-bit weights for a kernel without backward.
 NO_GRADIENT_IN_EVAL_MODE = ("Linear4bit",)
-# One function to rounding, written out in six to eight elementwise operations.
+# The same function up to rounding, written out in six to eight elementwise operations.
 TANH_GELUS = (AccurateGELUActivation, FastGELUActivation, NewGELUActivation)
 
 
 @contextmanager
 def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """A model as it is used here: in eval mode, in its own number format whatever a Trainer has set, and fast.
+    """Puts a model into eval mode, its own number format whatever a Trainer's autocast, and fused GELUs.
 
     Args:
         model: The model.
-        device: Of its input.
+        device: The device of its input.
     """
     with ExitStack() as stack:
         devices = (device, *(parameter.device for parameter in model.parameters()))
@@ -37,7 +37,7 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode, where it has a gradient in it: dropout would make scores random."""
+    """Puts every module that has a gradient in eval mode there: dropout would make scores random."""
     modes = [(module, module.training) for module in model.modules()]
     for module, _ in modes:
         module.training = type(module).__name__ in NO_GRADIENT_IN_EVAL_MODE
@@ -50,7 +50,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No gradient for any parameter: only what lies above the lowest activation is put on the tape."""
+    """Turns off all parameter gradients: the tape then holds only what lies above the lowest activation."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)
@@ -63,7 +63,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def fused_gelus(model: nn.Module) -> Iterator[None]:
-    """GELUs of the tanh form by PyTorch's one kernel: a sixth of GPT-2's time on a CPU."""
+    """Runs tanh GELUs by PyTorch's fused kernel, which saves a sixth of GPT-2's time on a CPU."""
     with ExitStack() as stack:
         for module in model.modules():
             if isinstance(module, TANH_GELUS):
@@ -73,8 +73,8 @@ def fused_gelus(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def calling(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Another function in the place of a module's `forward`."""
-    # On the object, not the class; another library may have put its own there.
+    """Replaces a module's `forward` on the instance."""
+    # Another library may have put its own there already.
     before = vars(module).get("forward")
     vars(module)["forward"] = forward
     try:
@@ -87,11 +87,12 @@ def calling(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 @contextmanager
 def at_last_tokens(module: nn.Module, last_B: Tensor) -> Iterator[None]:
-    """Runs a module, which treats tokens one by one, at each row's last token only; elsewhere it gives out zeros.
+    """Runs a module at each row's last token only; its output is zero at all other tokens.
 
     Args:
-        module: It takes hidden states [B, T, H], and nothing else that has tokens.
-        last_B: Where each row's last token is.
+        module: A module that treats tokens independently: it takes hidden states [B, T, H], and no other tensor
+            with a token axis.
+        last_B: The position of each row's last token.
     """
     tokens: list[int] = []
 
@@ -124,7 +125,7 @@ def recorded(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     def record(place: int, output: Any) -> Any:
         hidden = first_tensor(output)
         outputs[place] = hidden if hidden.requires_grad else hidden.detach().requires_grad_()
-        # A copy goes on, since some blocks add the residual to what they get in place.
+        # The model gets a copy, since some blocks add the residual in place.
         return replace_first(output, outputs[place].clone())
 
     with outputs_changed(modules, record):
@@ -133,7 +134,7 @@ def recorded(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def inputs_recorded(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collects what the modules get, in the order given, apart from the tape."""
+    """Collects the detached inputs of the modules, in the order given."""
     inputs: list[Tensor] = [torch.empty(0)] * len(modules)
 
     def record(place: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -150,7 +151,7 @@ def inputs_recorded(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def outputs_changed(modules: Iterable[nn.Module], change: Callable[[int, Any], Any]) -> Iterator[None]:
-    """Lets `change(place, output)` put another output in the place of each module's own, where it returns one."""
+    """Replaces each module's output by `change(place, output)`, where that is not None."""
     with ExitStack() as hooks:
         for place, module in enumerate(modules):
             handle = module.register_forward_hook(lambda _, __, output, place=place: change(place, output))
@@ -165,19 +166,19 @@ def take_last(hidden_BTH: Tensor, last_B: Tensor) -> Tensor:
 
 
 def first_given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """What a module gets, by place or by name: the first of several."""
+    """A module's first input, positional or by name."""
     given: Tensor = next(iter((*args, *kwargs.values())))
     return given
 
 
 def first_tensor(output: Any) -> Tensor:
-    """What a module hands on: its output, or the first of several."""
+    """A module's output, or the first of several."""
     tensor: Tensor = output[0] if isinstance(output, (tuple, list)) else output
     return tensor
 
 
 def replace_first(output: Any, tensor: Tensor) -> Any:
-    """The same output with another tensor in that place."""
+    """The same output with another tensor in the place of its first."""
     if isinstance(output, list):
         return [tensor, *output[1:]]
     return (tensor, *output[1:]) if isinstance(output, tuple) else tensor

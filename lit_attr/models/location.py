@@ -1,6 +1,6 @@
-"""Where in a causal language model a component writes into the residual stream.
+"""The modules at which a component of a causal language model writes into the residual stream.
 
-No other file knows how an architecture names its parts.
+This is the only file that knows how architectures name their parts.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lit_attr.errors import UserError
+from lit_attr.errors import ArgumentError
 from lit_attr.models.hooks import evaluating, frozen
 from lit_attr.models.selftest import (
     ROWS,
@@ -25,7 +26,7 @@ from lit_attr.models.selftest import (
     record,
 )
 
-# What the field's implementations call the two sublayers of a decoder block.
+# The names that implementations give the two sublayers of a decoder block.
 COMPONENT_NAMES = {
     "mlp": ("mlp", "feed_forward", "ffn"),
     "attention": ("attn", "self_attn", "attention", "self_attention"),
@@ -33,14 +34,14 @@ COMPONENT_NAMES = {
 
 
 class Location(NamedTuple):
-    """The modules of a component, one a layer.
+    """The modules of a component, one for each layer.
 
     Attributes:
         layers: Layer indices from 0, in ascending order.
-        modules: The module of each of these layers whose output is the component's write.
+        modules: The module of each layer whose output is the component's write.
         paths: The dotted path of each of these modules from the model.
-        top_at_last_token: The highest of them is the last block's, and is needed at the last token only: what it
-            writes at the others, no logit after the last one sees.
+        top_at_last_token: Whether the highest module is in the last block and only needed at the last token: its
+            writes at other tokens do not reach the logits after the last one.
     """
 
     layers: tuple[int, ...]
@@ -50,7 +51,7 @@ class Location(NamedTuple):
 
     @property
     def template(self) -> str:
-        """The paths in one, with `{layer}` for the layer; several where the layers differ."""
+        """The common path, with `{layer}` for the layer; several paths where the layers differ."""
         paths = zip(self.layers, self.paths, strict=True)
         return ", ".join(dict.fromkeys(re.sub(rf"\b{layer}\b", "{layer}", path, count=1) for layer, path in paths))
 
@@ -62,41 +63,43 @@ def locate(
     component: str = "mlp",
     self_test: bool = True,
 ) -> Location:
-    """Finds the modules whose outputs are attributed to.
+    """Finds the modules whose outputs are scored.
 
-    The write of `mlp` or `attention` is what that part of a block adds to the residual stream. Where the output of
-    its module is something else, it is that of a module which runs after it (the norm in Gemma 2), or else of the
-    last one inside it (the projection in Bloom, which adds the residual itself). The first that passes the
-    self-test is taken.
+    The write of `mlp` or `attention` is what that part of a block adds to the residual stream. Where its module's
+    own output is something else, the write is the output of a module that runs after it (the norm in Gemma 2), or
+    of the last one inside it (the projection in Bloom, which adds the residual itself). The first candidate that
+    passes the self-test is taken.
 
     Args:
         model: A causal language model.
         layers: `all`, one layer or several; negative ones count from the top.
         component: `mlp`, `attention`, `block`, or a dotted path from the model with `{layer}` in it.
-        self_test: Whether to run the model over a few tokens, to find the write and to refuse what would give
-            wrong scores. Without it the component's module is taken as it stands.
+        self_test: Whether to run the model over a few tokens, to find the write and to refuse a module that would
+            give wrong scores. Without it the component's own module is taken.
 
     Raises:
-        UserError: A layer is out of range, the component is not found, or the self-test fails.
+        ArgumentError: A layer is out of range, the component is not found, or the self-test fails.
     """
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        raise UserError(
-            "model: its adapter puts something before every prompt (prompt or prefix tuning), which has no place "
-            "among the tokens that are scored; take the model without it"
+        raise ArgumentError(
+            "model",
+            "its adapter adds virtual tokens before every prompt (prompt or prefix tuning), which have no scores; use "
+            "the model without it",
         )
     by_path = "{layer}" in component
     if not by_path and component not in (*COMPONENT_NAMES, "block"):
         known = ", ".join((*COMPONENT_NAMES, "block"))
-        raise UserError(f"model.component: {component!r} is none of {known}, nor a path with {{layer}} in it")
+        raise ArgumentError("component", f"{component!r} is none of {known}, nor a path with {{layer}} in it")
     stack = component.partition(".{layer}")[0] if by_path else _decoder_stack(model)
     blocks = list(_submodule(model, stack).children())
     chosen = resolve_layers(layers, len(blocks))
     with evaluating(model), frozen(model):
         recording = record(model, [] if by_path else blocks) if self_test else None
         if recording is not None and recording.looks_ahead:
-            raise UserError(
-                "model.model_name: this model lets a token see those after it, so it is no causal language model, "
-                "and padding would change its scores; attribute to another one"
+            raise ArgumentError(
+                "model",
+                "its tokens attend to later ones, so it is not a causal language model, and padding would change "
+                "its scores; use another one",
             )
         if by_path:
             modules = [_submodule(model, component.replace("{layer}", str(layer))) for layer in chosen]
@@ -118,41 +121,54 @@ def locate(
 def resolve_layers(layers: Sequence[int] | int | str, count: int) -> tuple[int, ...]:
     """Layer indices in ascending order, each once, from `all`, an index or several; negatives count from the top.
 
+    Args:
+        layers: `all`, one index, or several.
+        count: How many layers the model has.
+
     Raises:
-        UserError: An index is out of range, or there is none.
+        ArgumentError: An index is out of range, or there is none.
     """
     if isinstance(layers, str) and layers != "all":
-        raise UserError(f"model.layers: {layers!r} is neither all, a layer, nor a list of layers")
+        raise ArgumentError("layers", f"{layers!r} is neither all, a layer, nor a list of layers")
     wanted = range(count) if isinstance(layers, str) else [layers] if isinstance(layers, int) else layers
     for layer in wanted:
         if not -count <= layer < count:
-            raise UserError(f"model.layers: there is no layer {layer}; this model has {count}, 0 to {count - 1}")
+            raise ArgumentError("layers", f"there is no layer {layer}; this model has {count}, 0 to {count - 1}")
     if not wanted:
-        raise UserError("model.layers: the list is empty; name a layer or say all")
+        raise ArgumentError("layers", "the list is empty; name a layer, or all")
     return tuple(sorted({layer % count for layer in wanted}))
 
 
 def named_mlps(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
-    """The MLP modules of all decoder blocks, with their paths; a block may have none of its own."""
-    names = {module: name for name, module in model.named_modules()}
-    blocks = _submodule(model, _decoder_stack(model)).children()
-    return [(names[mlp], mlp) for block in blocks for mlp in _named_children(block, "mlp")]
+    """The MLP modules of all decoder blocks, with their paths. A block may have none."""
+    return [named for block in _named_by_block(model, "mlp") for named in block]
+
+
+def attentions_by_block(model: PreTrainedModel) -> list[list[tuple[str, nn.Module]]]:
+    """The attention modules of each decoder block, with their paths. A block may have none."""
+    return _named_by_block(model, "attention")
 
 
 def token_embedding(model: PreTrainedModel) -> nn.Embedding:
-    """The module that turns token ids into hidden states."""
+    """The module that maps token ids to hidden states."""
     return cast(nn.Embedding, model.get_input_embeddings())
 
 
-def max_positions(model: PreTrainedModel) -> int | None:
-    """How many tokens a context may have, where the model has a bound."""
-    config = model.config.get_text_config()
-    bound: int | None = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-    return bound
+def input_device(model: PreTrainedModel) -> torch.device:
+    """The device of the model's input; the CPU where its embedding is offloaded to disk."""
+    device = token_embedding(model).weight.device
+    # accelerate moves the input of an offloaded model to where it runs.
+    return device if device.type != "meta" else torch.device("cpu")
+
+
+def _named_by_block(model: PreTrainedModel, component: str) -> list[list[tuple[str, nn.Module]]]:
+    names = {module: name for name, module in model.named_modules()}
+    blocks = _submodule(model, _decoder_stack(model)).children()
+    return [[(names[child], child) for child in _named_children(block, component)] for block in blocks]
 
 
 def _decoder_stack(model: PreTrainedModel) -> str:
-    """The path of the list of decoder blocks: the outermost one with as many items as the config says layers."""
+    """The path of the list of decoder blocks: the outermost list as long as the config's number of layers."""
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     stacks: dict[str, nn.ModuleList] = {
         name: module
@@ -165,16 +181,17 @@ def _decoder_stack(model: PreTrainedModel) -> str:
         if not any(name.startswith(f"{other}.") for other in stacks)
     }
     if len(outermost) > 1:
-        # Beside the text decoder, a tower for pictures or a list of norms can happen to be as long.
+        # A vision tower or a list of norms beside the text decoder can happen to be as long.
         outermost = {
             name: module
             for name, module in outermost.items()
             if all(_named_children(block, "attention") for block in module)
         }
     if len(outermost) != 1:
-        raise UserError(
-            f"model.component: {type(model).__name__} has {len(outermost)} lists of modules that could be its "
-            f"decoder blocks, not one; {_name_a_path(model)}"
+        raise ArgumentError(
+            "component",
+            f"{type(model).__name__} has {len(outermost)} lists of modules that could be its decoder blocks, not "
+            f"one; {_name_a_path(model)}",
         )
     (name,) = outermost
     return name
@@ -183,30 +200,31 @@ def _decoder_stack(model: PreTrainedModel) -> str:
 def _only_call(recording: Recording, block: nn.Module, layer: int) -> BlockCall:
     calls = [call for call in recording.calls if call.block is block]
     if len(calls) != 1:
-        raise UserError(f"model.layers: layer {layer} runs {len(calls)} times in a forward pass; leave it out")
+        raise ArgumentError("layers", f"layer {layer} runs {len(calls)} times in a forward pass; leave it out")
     if not calls[0].hidden_BTH.isfinite().all():
-        raise UserError(
-            f"model.dtype: layer {layer} gets numbers that are not finite; bfloat16 or float32 may mend it, else "
-            "the model's weights are broken"
+        raise ArgumentError(
+            "model",
+            f"layer {layer} gets numbers that are not finite; the dtype bfloat16 or float32 may fix it, otherwise "
+            "the model's weights are broken",
         )
     return calls[0]
 
 
 def _write(model: nn.Module, call: BlockCall, component: str) -> nn.Module:
-    """The module of a block whose output is what the component adds to the residual stream."""
+    """The module of a block whose output the component adds to the residual stream."""
     mlp = _mlp_write(call)
     write = mlp if component == "mlp" else _attention_write(call, mlp)
     if write is not None:
         return write
     why = (
-        f"neither the output of its {component} module nor any other's in its place is what it adds to the "
-        "residual stream, so scores would be wrong"
+        f"neither the output of its {component} module nor that of another module is what it adds to the residual "
+        "stream, so scores would be wrong"
         if _named_children(call.block, component)
         else f"none of its modules is known to be its {component}"
     )
-    raise UserError(
-        f"model.component: {type(call.block).__name__} is not understood: {why}; "
-        f"take block, or {_name_a_path(model, call.block)}"
+    raise ArgumentError(
+        "component",
+        f"{type(call.block).__name__} is not supported: {why}; choose block, or {_name_a_path(model, call.block)}",
     )
 
 
@@ -214,7 +232,7 @@ def _mlp_write(call: BlockCall) -> nn.Module | None:
     named = _named_children(call.block, "mlp")
     for module in _candidates(call, "mlp"):
         if is_added(call, module, silent=()):
-            # Any other than the MLP itself may be only a part of what it writes.
+            # Any module other than the MLP itself may be only a part of the write.
             attention = None if module in named else _attention_write(call, module)
             if module in named or (attention is not None and are_all(call, (module, attention))):
                 return module
@@ -223,7 +241,7 @@ def _mlp_write(call: BlockCall) -> nn.Module | None:
 
 def _attention_write(call: BlockCall, mlp: nn.Module | None) -> nn.Module | None:
     named = _named_children(call.block, "attention")
-    # An MLP that comes after answers to what attention writes.
+    # An MLP that comes after attention depends on what attention writes.
     silent = () if mlp is None else (mlp,)
     for module in _candidates(call, "attention"):
         if is_added(call, module, silent) and (module in named or are_all(call, (module, *silent))):
@@ -232,14 +250,14 @@ def _attention_write(call: BlockCall, mlp: nn.Module | None) -> nn.Module | None
 
 
 def _candidates(call: BlockCall, component: str) -> list[nn.Module]:
-    """The modules at which the write may be read, the likeliest first."""
+    """The modules whose output may be the write, the likeliest first."""
     named = _named_children(call.block, component)
     others = {
         child for other in COMPONENT_NAMES if other != component for child in _named_children(call.block, other)
     }
     children = [module for module in call.writers if module in set(call.block.children()) - others]
     if not named and component == "mlp":
-        # OPT's projections lie in the block itself. What writes last runs last.
+        # OPT's projections are children of the block itself. The last to run is the one that writes.
         return children[::-1]
     if len(named) != 1 or named[0] not in children:
         return []
@@ -254,8 +272,8 @@ def _named_children(block: nn.Module, component: str) -> list[nn.Module]:
 def _named_child(model: nn.Module, block: nn.Module, component: str) -> nn.Module:
     named = _named_children(block, component)
     if len(named) != 1:
-        what = f"{type(block).__name__} has no single {component} module"
-        raise UserError(f"model.component: {what}; {_name_a_path(model, block)}")
+        what = f"{type(block).__name__} has {len(named)} {component} modules, not one"
+        raise ArgumentError("component", f"{what}; {_name_a_path(model, block)}")
     return named[0]
 
 
@@ -263,11 +281,11 @@ def _submodule(model: nn.Module, path: str) -> nn.Module:
     try:
         return model.get_submodule(path)
     except AttributeError as error:
-        raise UserError(f"model.component: this model has no module {path}; {_name_a_path(model)}") from error
+        raise ArgumentError("component", f"this model has no module {path}; {_name_a_path(model)}") from error
 
 
 def _name_a_path(model: nn.Module, block: nn.Module | None = None) -> str:
-    """The mend where a component is not found: the paths there are, in a block or in the first of every list."""
+    """The fix for a component that is not found: the paths that exist, in a block or in the whole model."""
     inside = set(model.modules() if block is None else block.modules()) - {block}
     paths = (
         re.sub(r"(^|\.)\d+(?=\.|$)", r"\1{layer}", name)
@@ -275,21 +293,21 @@ def _name_a_path(model: nn.Module, block: nn.Module | None = None) -> str:
         if module in inside and len(re.findall(r"(?:^|\.)\d+(?=\.|$)", name)) == 1
     )
     listed = ", ".join(dict.fromkeys(paths))
-    return f"name a module by its path, as in --model.component 'PATH', of {listed}"
+    return f"name a module by its path, one of {listed}"
 
 
 def _refuse_unreadable(location: Location, recording: Recording) -> None:
-    """Refuses a module that does not give one vector for each token, once."""
+    """Refuses a module that does not run once, with one vector for each token."""
     for module, path in zip(location.modules, location.paths, strict=True):
         shapes = recording.shapes.get(module, [])
         if len(shapes) != 1:
-            raise UserError(
-                f"model.component: {path} gives out {len(shapes)} tensors in a forward pass, not one; "
-                "name a module that runs once"
+            raise ArgumentError(
+                "component",
+                f"{path} returns {len(shapes)} tensors in a forward pass, not one; name a module that runs once",
             )
         if shapes[0][:2] != (ROWS, TOKENS) and shapes[0][:1] != (ROWS * TOKENS,):
-            raise UserError(
-                f"model.component: the output of {path} is of shape {list(shapes[0])} for {ROWS} rows of {TOKENS} "
-                "tokens, not one vector for each token; name another module, or take the model without what adds "
-                "tokens to its input"
+            raise ArgumentError(
+                "component",
+                f"the output of {path} has the shape {list(shapes[0])} for {ROWS} rows of {TOKENS} tokens, not a "
+                "vector for each token; name another module, or use the model without an adapter that adds tokens",
             )

@@ -1,4 +1,4 @@
-"""What the MLPs of a model do between their projections: activation functions and gates."""
+"""Activation functions and gates of a model's MLPs, identified by their outputs."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from lit_attr.errors import UserError
+from lit_attr.errors import ArgumentError
 from lit_attr.models.hooks import calling, first_tensor
 from lit_attr.models.selftest import noise, short_input_BT
 
-# What an MLP without its activation functions may differ by from a line or a parabola, relative to its output.
+# How far an MLP without its activation functions may deviate from a polynomial, relative to its output.
 FLOAT32_TOLERANCE, COARSE_TOLERANCE = 1e-3, 0.1
 SMALL = 1e-6
 
 
 class Nonlinearities(NamedTuple):
-    """What of MLPs is not linear.
+    """The nonlinear parts of a model's MLPs.
 
     Attributes:
-        activations: The modules that are a function of single numbers.
+        activations: The modules that apply an elementwise function.
         gated: The MLPs that multiply two projections with each other.
     """
 
@@ -34,34 +34,35 @@ class Nonlinearities(NamedTuple):
 
     @contextmanager
     def linearised(self) -> Iterator[None]:
-        """In the backward pass, an activation f(x) is x times the constant f(x)/x, and a gate has half of it each.
+        """Treats an activation f(x) as x times the constant f(x)/x in the backward pass, and halves gates.
 
-        The forward pass is what it was.
+        Each factor of a gated product gets half of the gradient. The forward pass does not change.
         """
         with ExitStack() as stack:
             for module in self.activations:
                 stack.enter_context(calling(module, _as_factor(module.forward)))
             for mlp in self.gated:
-                # Both factors of the product get their gradient through the MLP's input.
+                # Both factors of the product send their gradient through the MLP's input.
                 stack.callback(mlp.register_forward_pre_hook(_halve_gradient, with_kwargs=True).remove)
             yield
 
 
 def find_nonlinearities(model: PreTrainedModel, mlps: Sequence[tuple[str, nn.Module]]) -> Nonlinearities:
-    """Finds activation functions and gates by trying.
+    """Finds activation functions and gates by the outputs for test inputs.
 
     Args:
         model: A causal language model, in eval mode.
         mlps: The MLPs and their paths.
 
     Raises:
-        UserError: There is no MLP, or one that is neither linear nor a product of two projections without its
-            activation functions.
+        ArgumentError: There is no MLP; or one, without its activation functions, is neither linear nor a product
+            of two projections.
     """
     if not mlps:
-        raise UserError(
-            f"model.rule: no MLP of {type(model).__name__} is a module of its own, which linearised needs; take "
-            "frozen-norm or norm-secant"
+        raise ArgumentError(
+            "rule",
+            f"no MLP of {type(model).__name__} is a module of its own, which linearised needs; choose frozen-norm "
+            "or norm-secant",
         )
     calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     with ExitStack() as hooks, torch.no_grad():
@@ -79,9 +80,10 @@ def find_nonlinearities(model: PreTrainedModel, mlps: Sequence[tuple[str, nn.Mod
         )
         degree = _degree(mlp, found, *calls[mlp]) if only_projections and mlp in calls else None
         if degree is None:
-            raise UserError(
-                f"model.rule: {name} ({type(mlp).__name__}) is no MLP that linearised understands; take "
-                "frozen-norm or norm-secant"
+            raise ArgumentError(
+                "rule",
+                f"{name} ({type(mlp).__name__}) is not an MLP that linearised supports; choose frozen-norm or "
+                "norm-secant",
             )
         activations += found
         if degree == 2:
@@ -99,7 +101,7 @@ def _keep_in(calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]) -> 
 
 @torch.no_grad()
 def _is_elementwise(module: nn.Module) -> bool:
-    """Whether a module without parameters makes each number of one number, and nothing of zero."""
+    """Whether a module without parameters maps each number by itself, and zero to zero."""
     if [*module.children(), *module.parameters()]:
         return False
     values = torch.linspace(-2, 2, 8)
@@ -107,7 +109,7 @@ def _is_elementwise(module: nn.Module) -> bool:
         output = module(values.clone())
         alone = torch.stack([module(value[None])[0] for value in values])
         nothing = module(torch.zeros(1))
-    except Exception:  # a module that takes something else
+    except Exception:  # a module with other inputs may raise anything
         return False
     return bool(output.shape == values.shape and torch.allclose(output, alone) and nothing.abs().max() < SMALL)
 
@@ -116,7 +118,7 @@ def _is_elementwise(module: nn.Module) -> bool:
 def _degree(
     mlp: nn.Module, activations: Sequence[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> int | None:
-    """The degree in its input, 1 or 2, of an MLP without its activation functions; None if neither."""
+    """The degree, 1 or 2, of an MLP without activation functions as a polynomial; None if neither."""
     given = args[0] if args else kwargs["hidden_states"]
     start, step = noise(given), noise(given.flip(0)).flip(-1)
 
@@ -130,7 +132,7 @@ def _degree(
             stack.enter_context(calling(module, lambda values, *_, **__: values))
         values = [run(steps) for steps in range(4)]
     size = max(value.abs().max() for value in values)
-    # Quantised weights round what they are given.
+    # Quantised layers round their input.
     is_precise = all(tensor.dtype in (torch.float32, torch.float64) for tensor in (given, *mlp.parameters()))
     tolerance = FLOAT32_TOLERANCE if is_precise else COARSE_TOLERANCE
     for degree in (1, 2):
@@ -152,7 +154,7 @@ def _as_factor(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 class _Factor(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, forward: Callable[..., Tensor]) -> Tensor:
-        # Some write into what they are given.
+        # Some activations write into their input.
         output = forward(values.clone())
         is_zero = values.abs() < SMALL
         ctx.save_for_backward(

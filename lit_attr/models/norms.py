@@ -1,6 +1,6 @@
-"""What the norms of a model do: standardise each vector, perhaps about its mean, then scale and shift it.
+"""LayerNorms and RMSNorms of a model, identified by their outputs.
 
-Axes: N vectors, H their width; whatever axes come before the width are left as they are.
+Axes: N vectors, H their width; axes before the width are arbitrary.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_attr.errors import UserError
+from lit_attr.errors import ArgumentError
 
-# What implementations call that which is added to the variance.
+# The names that implementations give the number added to the variance.
 EPSILONS = ("eps", "variance_epsilon", "epsilon")
 # In units of the number format's precision.
 ROUNDING = 16
@@ -22,13 +22,13 @@ ROUNDING = 16
 class Norm(NamedTuple):
     """A LayerNorm (Ba et al., 2016, arXiv:1607.06450) or an RMSNorm (Zhang & Sennrich, 2019, arXiv:1910.07467).
 
-    It gives out (x − mean) / √(variance + eps) · weight + bias. An RMSNorm takes no mean out, and its variance is
-    the mean square.
+    Its output is (x − mean) / √(variance + eps) · weight + bias. An RMSNorm does not subtract the mean, and its
+    variance is the mean square.
 
     Attributes:
-        weight_H: float32 at least.
-        eps: What is added to the variance.
-        centred: Whether the mean is taken out.
+        weight_H: In float32 at least.
+        eps: The number added to the variance.
+        centred: Whether the mean is subtracted.
     """
 
     weight_H: Tensor
@@ -36,7 +36,7 @@ class Norm(NamedTuple):
     centred: bool
 
     def centre(self, vectors_H: Tensor) -> Tensor:
-        """The vectors without their mean, where this norm takes it out."""
+        """The vectors without their mean, where this norm subtracts it."""
         return vectors_H - vectors_H.mean(-1, keepdim=True) if self.centred else vectors_H
 
     def scale(self, square_sum: Tensor) -> Tensor:
@@ -44,12 +44,12 @@ class Norm(NamedTuple):
         return torch.rsqrt(square_sum.clamp(min=0) / len(self.weight_H) + self.eps)
 
     def holding_denominators(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """`forward`, the norm's own, with a backward to which the denominators are constants."""
+        """The norm's own `forward` with a backward pass in which the denominators are constants."""
 
         def run(*args: Tensor | None, **kwargs: Tensor | None) -> Tensor:
             given = [value for value in (*args, *kwargs.values()) if value is not None]
             if len(given) != 1:
-                raise UserError("model.rule: a norm takes more than its vectors; take gradient or integrated")
+                raise ArgumentError("rule", "a norm takes more than its vectors; choose gradient or integrated")
             (vectors_H,) = given
             held: Tensor = _Held.apply(vectors_H, self, forward)  # type: ignore[no-untyped-call]
             return held
@@ -75,34 +75,35 @@ class _Held(torch.autograd.Function):
 
 @torch.no_grad()
 def read_norm(module: nn.Module, like_H: Tensor, name: str) -> Norm:
-    """What a norm does, found by trying.
+    """Identifies a norm by its outputs for test vectors.
 
     Args:
         module: The norm.
-        like_H: Vectors as it gets them: of its width and number format, and on its device.
+        like_H: Vectors of the width, number format and device of its input.
         name: Its path, for the error.
 
     Raises:
-        UserError: It does something else.
+        ArgumentError: It computes something else than a LayerNorm or RMSNorm.
     """
     eps = next((value for value in (getattr(module, key, None) for key in EPSILONS) if value is not None), None)
     wide = torch.promote_types(like_H.dtype, torch.float32)
-    # RMSNorms go through float32 also in a float64 model.
+    # RMSNorms compute in float32 also in a float64 model.
     precision = max(torch.finfo(like_H.dtype).eps, torch.finfo(torch.float32).eps)
-    # One vector to find the weight with, of mean zero and with no number near zero; another, of another mean and
-    # size, to try it on.
+    # The first vector, of mean zero and without numbers near zero, determines the weight. The second, of another
+    # mean and size, checks it.
     generator = torch.Generator().manual_seed(607_06450)
     sizes_H = (torch.rand(-(-like_H.shape[-1] // 2), generator=generator, device="cpu") + 0.5).repeat_interleave(2)
     first_H = (sizes_H * torch.tensor([1.0, -1.0], device="cpu").repeat(len(sizes_H) // 2))[: like_H.shape[-1]]
     second_H = 3 * torch.randn(first_H.shape, generator=generator, device="cpu") - 3
     probes_NH = torch.stack([first_H, second_H]).to(like_H)
-    refusal = UserError(
-        f"model.rule: {name} ({type(module).__name__}) is no LayerNorm or RMSNorm, so its denominator cannot be "
-        "told; take the rule gradient or integrated"
+    refusal = ArgumentError(
+        "rule",
+        f"{name} ({type(module).__name__}) is not a LayerNorm or RMSNorm, so its denominator is unknown; choose "
+        "gradient or integrated",
     )
     try:
         outputs_NH, mirrored_NH = module(probes_NH).to(wide), module(-probes_NH).to(wide)
-    except Exception as error:  # one that takes something else, whatever it may raise
+    except Exception as error:  # a module with other inputs may raise anything
         raise refusal from error
     for centred in (False, True):
         bare = Norm(outputs_NH[0], float(eps or 0), centred)
@@ -117,5 +118,5 @@ def read_norm(module: nn.Module, like_H: Tensor, name: str) -> Norm:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is called a norm, and holds no others."""
+    """Whether a module's class is called a norm, and it has no submodules."""
     return "norm" in type(module).__name__.lower() and not [*module.children()]

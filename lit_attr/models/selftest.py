@@ -1,4 +1,4 @@
-"""The self-test of a model: whether what a module gives out is what its block adds to the residual stream.
+"""The self-test of a model: whether a module's output is what its block adds to the residual stream.
 
 Axes: B rows and T tokens of the short input, H width of the residual stream.
 """
@@ -16,19 +16,20 @@ from transformers import PreTrainedModel
 from lit_attr.models.hooks import at_last_tokens, first_tensor, replace_first
 
 ROWS, TOKENS = 2, 5
-# How far what is tried stands above what else is in the block, which a smaller one could be hidden by.
+# The size of test outputs relative to everything else in the block, which would hide smaller ones.
 LARGE = 64.0
 
 
 class BlockCall(NamedTuple):
-    """A decoder block with the arguments of one call, to run it again on another input.
+    """A decoder block with the arguments of one call, to run it again on other inputs.
 
     Attributes:
         block: The block.
         args: Its positional arguments, without the hidden states.
         kwargs: Its keyword arguments, without the hidden states.
-        hidden_BTH: The hidden states it was called with.
-        writers: The modules in it that gave out as many numbers as it did, in the order in which they finished.
+        hidden_BTH: The hidden states of the call.
+        writers: The modules in it whose output has as many numbers as the block's, in the order in which they
+            finished.
     """
 
     block: nn.Module
@@ -38,15 +39,15 @@ class BlockCall(NamedTuple):
     writers: list[nn.Module]
 
     def output_BTH(self, hidden_BTH: Tensor, writes: Mapping[nn.Module, Tensor | None]) -> Tensor:
-        """What the block makes of other hidden states, with other outputs of some of its modules.
+        """The block's output for other hidden states, with the outputs of some of its modules replaced.
 
         Args:
             hidden_BTH: The hidden states.
-            writes: What each of these modules gives out; zeros where None.
+            writes: The output of each of these modules; zeros where None.
         """
 
         def write(module: nn.Module, _: Any, output: Any) -> Any:
-            # Its own tensor, since some blocks add the residual to what they get in place.
+            # A new tensor, since some blocks add the residual in place.
             written = torch.zeros_like(first_tensor(output))
             if (wanted := writes[module]) is not None:
                 written.copy_(wanted.reshape(written.shape))
@@ -59,11 +60,11 @@ class BlockCall(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """What a model did with the short input.
+    """One run of a model over the short input.
 
     Attributes:
         calls: The calls of the decoder blocks, in the order in which they ran.
-        shapes: The shapes of the tensors that each module gave out, one for each time it ran.
+        shapes: The shapes of each module's outputs, one for each time it ran.
         looks_ahead: Whether a later token changes the logits after an earlier one.
     """
 
@@ -75,11 +76,11 @@ class Recording(NamedTuple):
 @torch.inference_mode(False)
 @torch.enable_grad()
 def record(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Recording:
-    """Runs a model over a short input, forward and backward, and keeps what its decoder blocks were called with.
+    """Runs a model over a short input, forward and backward, and records the calls of its decoder blocks.
 
     Args:
         model: A causal language model, in eval mode and without gradients for its parameters.
-        blocks: The blocks whose calls are kept.
+        blocks: The blocks whose calls are recorded.
     """
     embedding = cast(nn.Embedding, model.get_input_embeddings())
     calls: list[BlockCall] = []
@@ -113,7 +114,7 @@ def record(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Recording:
             hooks.callback(block.register_forward_pre_hook(start_block, with_kwargs=True).remove)
             hooks.callback(block.register_forward_hook(end_block).remove)
         earlier_BTV = model(input_ids=short_input_BT(model), use_cache=False).logits[:, -TOKENS:-1]
-        # What is masked has a gradient of exactly zero, in every number format; NaN tells nothing.
+        # Masked positions have a gradient of exactly zero in every number format. NaN proves nothing.
         (gradient_BTH,) = torch.autograd.grad((earlier_BTV * noise(earlier_BTV)).sum(), embedded)
     return Recording(tuple(calls), shapes, bool(gradient_BTH[:, -1].nan_to_num().any()))
 
@@ -122,14 +123,15 @@ def record(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Recording:
 def is_added(call: BlockCall, module: nn.Module, silent: Sequence[nn.Module]) -> bool:
     """Whether a module's output is what is added to the residual stream, up to a constant factor.
 
-    Another output in its place must then change the block's output by just the difference, whatever the size
-    of its rows (after a norm it would not), and without it the block must still hand on its own input (where the
-    module has added that itself, it would not). A constant factor leaves gradient × activation as it is.
+    Two checks establish that. Replacing the module's output must change the block's output by exactly the
+    difference, whatever the size of its rows; it would not if a norm came after it. With a zero output the block
+    must still pass on its own input; it would not if the module added the residual itself. A constant factor does
+    not change gradient × activation.
 
     Args:
         call: The block's call.
         module: A module of the block.
-        silent: Modules that write zero meanwhile, since they would answer to what this one writes.
+        silent: Modules set to zero meanwhile, since they depend on what this one writes.
     """
     nothing: dict[nn.Module, Tensor | None] = dict.fromkeys([*silent, module])
     hidden_BTH = call.hidden_BTH / call.hidden_BTH.abs().max()
@@ -153,7 +155,7 @@ def is_added(call: BlockCall, module: nn.Module, silent: Sequence[nn.Module]) ->
 
 @torch.no_grad()
 def are_all(call: BlockCall, modules: Sequence[nn.Module]) -> bool:
-    """Whether these modules are all that write in a block: without them it gives out what it is given."""
+    """Whether a block writes nothing but these modules' outputs: without them it returns its input."""
     output_BTH = call.output_BTH(call.hidden_BTH, dict.fromkeys(modules))
     rounding = 8 * torch.finfo(output_BTH.dtype).eps
     return bool((output_BTH - call.hidden_BTH).abs().max() <= rounding * call.hidden_BTH.abs().max())
@@ -161,27 +163,27 @@ def are_all(call: BlockCall, modules: Sequence[nn.Module]) -> bool:
 
 @torch.no_grad()
 def is_needed_last_only(model: PreTrainedModel, module: nn.Module) -> bool:
-    """Whether a module of the last block can be run at the last token alone, for the logits after that token."""
+    """Whether running a module of the last block at the last token alone keeps the logits after that token."""
     ids_BT = short_input_BT(model)
     expected_BV = model(input_ids=ids_BT, use_cache=False).logits[:, -1]
     with at_last_tokens(module, torch.full((ROWS,), TOKENS - 1)):
         try:
             found_BV = model(input_ids=ids_BT, use_cache=False).logits[:, -1]
-        except (IndexError, RuntimeError, TypeError):  # it wants all tokens
+        except (IndexError, RuntimeError, TypeError):  # it needs all tokens
             return False
     rounding = 8 * torch.finfo(expected_BV.dtype).eps
     return bool((found_BV - expected_BV).abs().max() <= rounding * expected_BV.abs().max())
 
 
 def short_input_BT(model: PreTrainedModel) -> Tensor:
-    """Token ids to try things with."""
+    """The token ids of the short input."""
     embedding = cast(nn.Embedding, model.get_input_embeddings())
     device = embedding.weight.device if not embedding.weight.is_meta else None
     return torch.arange(1, 1 + ROWS * TOKENS, device=device).reshape(ROWS, TOKENS) % len(embedding.weight)
 
 
 def noise(like: Tensor) -> Tensor:
-    """Random numbers, always the same, in the shape and format of a tensor and on its device."""
-    # Not a seed that a model's own weights may have been drawn with.
+    """Reproducible random numbers in the shape and format of a tensor, on its device."""
+    # An unusual seed, so that the numbers are not a model's own random weights.
     generator = torch.Generator().manual_seed(8_675_309)
     return torch.randn(like.shape, generator=generator, device="cpu").to(like)

@@ -1,0 +1,52 @@
+"""What identifies a model: its weights and every setting that changes a number."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate.utils import align_module_device  # type: ignore[import-untyped]
+from transformers import PreTrainedModel
+
+from lit_attr.models.quantization import quantization_settings
+
+# The attributes of a PEFT layer that change its output, besides its weights.
+ADAPTER_STATE = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
+# How many numbers of each parameter the fingerprint samples.
+SAMPLED = 64
+
+
+def model_identity(model: PreTrainedModel) -> dict[str, Any]:
+    """Everything about a model in its present state that changes a number, in JSON types."""
+    config = model.config
+    adapters: Mapping[str, Any] = getattr(model, "peft_config", {})
+    return {
+        "commit": getattr(config, "_commit_hash", None),
+        "model_type": config.model_type,
+        "weights": fingerprint(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        **quantization_settings(model),
+        "adapters": {name: str(adapter.peft_type.value) for name, adapter in adapters.items()},
+        "attn_implementation": config._attn_implementation,
+    }
+
+
+@torch.no_grad()
+def fingerprint(model: PreTrainedModel) -> str:
+    """A short hash of a model's architecture and of a sample of every parameter.
+
+    It does not depend on where the weights are, on a device or on disk.
+    """
+    digest = hashlib.sha256(model.config.model_type.encode())
+    for path, module in model.named_modules():
+        if hasattr(module, "merged_adapters"):
+            digest.update(repr([getattr(module, name, None) for name in ADAPTER_STATE]).encode())
+        # Reads offloaded weights from disk for as long as the block lasts.
+        with align_module_device(module):
+            for name, parameter in module.named_parameters(recurse=False):
+                sample = parameter.detach().flatten()[:: max(1, parameter.numel() // SAMPLED)]
+                digest.update(f"{path}.{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+                digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()[:16]
