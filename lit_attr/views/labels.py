@@ -1,8 +1,10 @@
-r"""Text for pictures: what a font can draw, and honest escapes for what it cannot.
+r"""Text for pictures: characters that a font draws, and Python's escapes for the others.
 
-DejaVu comes as a file with matplotlib, so pictures look the same on every machine. What it lacks, such as Chinese,
-comes from a system font where one is found, and is written as ``\uXXXX`` where none is.
+DejaVu is a file of matplotlib's, so pictures look the same on every machine. What it lacks, such as Chinese, comes
+from a system font, or is written as ``\uXXXX`` where no font has it.
 """
+
+from __future__ import annotations
 
 import math
 import unicodedata
@@ -15,30 +17,30 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, features
 
-_MATPLOTLIB = find_spec("matplotlib")  # found, not imported: only its files are wanted
+_MATPLOTLIB = find_spec("matplotlib")  # not imported: only its files are needed
 if _MATPLOTLIB is None or _MATPLOTLIB.origin is None:
-    raise ImportError("matplotlib, which brings the fonts, is not installed")
+    raise ImportError("matplotlib is not installed; it contains the fonts")
 _FONTS = Path(_MATPLOTLIB.origin).parent / "mpl-data" / "fonts" / "ttf"
 REGULAR, BOLD = str(_FONTS / "DejaVuSans.ttf"), str(_FONTS / "DejaVuSans-Bold.ttf")
 SYSTEM_FONTS = ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "msyh.ttc", "seguisym.ttf")
 
 SPACE = "␣"
 MAX_LABEL_CHARS = 16
-# Drawn, a backslash would read as an escape, and U+FFFD as a font that failed rather than a token cut in two.
+# A plain backslash would read as an escape, and a plain U+FFFD as a missing glyph instead of a token cut in two.
 ESCAPED = "\\\ufffd"
-# Among right-to-left words, prompt → true / false keep that order and a leading ␣ stands where reading begins.
+# Between right-to-left words, prompt → true / false keep their order and a leading ␣ stands where reading starts.
 DIRECTIONS = str.maketrans({"→": "\u200e→\u200e", "/": "\u200e/\u200e", SPACE: f"\u200f{SPACE}\u200f"})
 ZOOM = 4
 
 
 def token_label(token: str) -> str:
-    r"""A token as an axis label: spaces as ``␣``, nothing invisible, nothing undrawable, 16 characters or so.
+    r"""A token as an axis label of about 16 drawable characters, spaces as ``␣``.
 
     Args:
-        token: the token's text as the tokenizer decodes it; ``" capital"`` becomes ``␣capital``.
+        token: The token's text as the tokenizer decodes it; ``" capital"`` becomes ``␣capital``.
 
     Returns:
-        Drawable text. Newlines, tabs and characters that no font here can draw are escaped as in Python
+        Drawable text. Newlines, tabs and characters that no font draws are escaped as in Python
         (``\n``, ``\u65e5``); a long label loses its middle to ``…``; the empty token is ``""`` with its quotes.
     """
     pieces = _pieces(token.replace(" ", SPACE))
@@ -51,17 +53,17 @@ def token_label(token: str) -> str:
 
 
 def drawable(text: str) -> str:
-    r"""Text for a title: as it stands, what no font here can draw escaped as in Python (``\u65e5``)."""
+    r"""Text for a title, with what no font draws escaped as in Python (``\u65e5``)."""
     return "".join(_pieces(text))
 
 
 def text_width(text: str, size: int, strong: bool = False) -> int:
-    """Width in pixels of drawable ``text`` at font size ``size``."""
+    """The width in pixels of drawable ``text`` at font size ``size``."""
     return math.ceil(sum(font.getlength(run) for run, font in _runs(text, size * ZOOM, strong)) / ZOOM)
 
 
 def line_height(size: int) -> int:
-    """Height in pixels of every mask that :func:`text_mask` returns for one line at font size ``size``."""
+    """The height in pixels of every mask that :func:`text_mask` returns at font size ``size``."""
     return round(1.45 * size)
 
 
@@ -69,20 +71,20 @@ def line_height(size: int) -> int:
 def text_mask(text: str, size: int, strong: bool = False) -> Image.Image:
     """One line of drawable text as a mask: mode ``L``, 255 where ink is, ``line_height(size)`` high.
 
-    Bold if ``strong``, with one pixel of air at either end. Cached: do not draw on it.
+    It is bold if ``strong`` and has one pixel of margin at either end. It is cached: do not draw on it.
     """
-    # Drawn large and reduced: letters then stand where they should, not at whole pixels.
+    # Drawn large and reduced, letters need not stand at whole pixels.
     zoomed = Image.new("L", ((text_width(text, size, strong) + 2) * ZOOM, line_height(size) * ZOOM))
     draw, x = ImageDraw.Draw(zoomed), float(ZOOM)
     for run, font in _runs(text, size * ZOOM, strong):
-        # A baseline for which capitals stand in the middle, and Vietnamese ones keep their accents.
+        # At this baseline capitals are vertically centred, and Vietnamese ones keep their accents.
         draw.text((x, 1.1 * size * ZOOM), run, fill=255, font=font, anchor="ls")
         x += font.getlength(run)
     return zoomed.reduce(ZOOM)
 
 
 def wrap(text: str, size: int, width: int) -> list[str]:
-    """Drawable text broken into lines of at most ``width`` pixels: at spaces, within a word only if it must be."""
+    """Drawable text in lines of at most ``width`` pixels, broken at spaces, or within a word that is too long."""
     lines = []
     while text_width(text, size) > width:
         end = bisect_right(range(len(text)), width, key=lambda last: text_width(text[: last + 1], size)) or 1
@@ -94,7 +96,7 @@ def wrap(text: str, size: int, width: int) -> list[str]:
 
 
 def _pieces(text: str) -> list[str]:
-    """The characters, drawable or escaped; a letter and the marks on it are one piece."""
+    """The characters, drawable or escaped; a letter and its combining marks are one piece."""
     pieces: list[str] = []
     for char in unicodedata.normalize("NFC", text):
         font, base = char not in ESCAPED and _source(char), pieces[-1][0] if pieces else ""
@@ -108,13 +110,13 @@ def _pieces(text: str) -> list[str]:
 
 
 def _needs_raqm(text: str) -> bool:
-    """Whether any of it is right-to-left or stands on another letter: without Raqm, backwards or astray."""
+    """Whether the text has right-to-left letters or combining marks, which only Raqm places correctly."""
     return any(unicodedata.bidirectional(c) in ("R", "AL") or unicodedata.category(c)[0] == "M" for c in text)
 
 
 @lru_cache(maxsize=4096)
 def _source(char: str, strong: bool = False) -> str | None:
-    """The first font that draws this character as something other than nothing or its box for missing ones."""
+    """The first font that has a glyph for this character."""
     if not char.isprintable() or (_needs_raqm(char) and not features.check("raqm")):
         return None
     for source in (*([BOLD] if strong else []), REGULAR, *SYSTEM_FONTS):
@@ -127,8 +129,8 @@ def _source(char: str, strong: bool = False) -> str | None:
 
 @lru_cache(maxsize=64)
 def _font(source: str, size: int, raqm: bool = False) -> ImageFont.FreeTypeFont | None:
-    """A font by its path, or a system font by its file name; None where the machine lacks it."""
-    # Raqm kerns, and not every machine has it: only what needs it gets it, so that the rest looks the same.
+    """A font by its path, or a system font by its file name; None where it is not installed."""
+    # Raqm kerns, and not every machine has it; used only where needed, it leaves other text the same everywhere.
     engine = ImageFont.Layout.RAQM if raqm else ImageFont.Layout.BASIC
     try:
         return ImageFont.truetype(source, size, layout_engine=engine)
@@ -137,7 +139,7 @@ def _font(source: str, size: int, raqm: bool = False) -> ImageFont.FreeTypeFont 
 
 
 def _runs(text: str, size: int, strong: bool) -> Iterator[tuple[str, ImageFont.FreeTypeFont]]:
-    """Drawable text in stretches of one font each, from left to right."""
+    """Drawable text in runs of one font each, from left to right."""
     for source, chars in groupby(text, lambda char: _source(char, strong) or REGULAR):
         run = "".join(chars)
         raqm = _needs_raqm(run)

@@ -1,18 +1,20 @@
-"""Estimated scores against exact effects, a point for each cell: how far the estimates can be trusted, to look at.
+"""Scatter plots of scores against the exact effects that they estimate, a point for each cell.
 
-In the look of the heatmaps, with Pillow alone.
+They look like the heatmaps, and Pillow alone draws them.
 
-Shape suffixes: N points, A the two axes (score to the right, effect upwards), C colour channels, Y and X pixels.
+Shape suffixes: N points, A the two axes (score to the right, effect upwards), C colour channels.
 """
 
+from __future__ import annotations
+
 import math
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from lit_attr.views.labels import line_height, text_mask
+from lit_attr.views.marks import SIDE, diagonal, draw_marks
 from lit_attr.views.sheet import (
     FRAME,
     GAP,
@@ -29,22 +31,18 @@ from lit_attr.views.sheet import (
     total_height,
 )
 
-SIDE = 441  # of the square, pixels; odd, so that zero is the middle of a pixel
 MIDDLE = SIDE // 2
 TICK = 5
 MIN_PITCH = 44  # of ticks: at most five on each side of zero
-ZERO = (208, 208, 208)  # the lines through it
+ZERO = (208, 208, 208)  # the lines through zero
 BAR_GAP, BAR_WIDTH, BAR_HEIGHT, STEP_HEIGHT = 22, 16, 240, 20
-MAX_NAMED = 12  # layers that each have their number beside the colour bar
+MAX_NAMED = 12  # up to so many layers are all numbered beside the colour bar
 
-# The scale takes in what is no larger than so many times this percentile of the magnitudes.
+# The scale includes what is at most REACH times this percentile of the magnitudes.
 PERCENTILE, REACH = 99, 1.5
 MARGIN = 1.05  # for the marks of the outermost points
-PARTS = 4  # places in a pixel, each way, at which marks can stand
-TRIANGLE_RADIUS, TRIANGLE_OPACITY = 2.5, 0.9
-DIAGONAL_OPACITY = 0.65
 
-# matplotlib's viridis, evenly lighter also for the colour-blind; without its last fifth, which is lost on white.
+# matplotlib's viridis, which colour-blind readers see as uniform too, without its last fifth, too pale on white.
 ANCHORS = ("440154", "482979", "3e4c8a", "306a8e", "24868e", "1fa187", "3dbc74", "7ad151")
 
 
@@ -56,29 +54,29 @@ def draw_scatter(
     title: str,
     subtitle: str,
 ) -> Image.Image:
-    """Scores to the right, exact effects upwards, on one linear scale: what is estimated well is on the diagonal.
+    """Draws scores to the right and exact effects upwards on one linear scale; exact scores lie on the diagonal.
 
-    The scale is symmetric and ends with the largest magnitude, of a score or an effect, that is at most 1.5 times
-    the 99th percentile of those other than 0: a few cells, such as those of an attention sink, are often many
-    times as large as the rest, and would leave nothing of it to be seen. Points beyond are triangles at the edge,
-    pointing outwards, with their number and the largest magnitude in a note. Of up to 50 points, too few for a
-    percentile to mean anything, all are within.
+    The scale is symmetric and ends at the largest magnitude, of a score or an effect, that is at most 1.5 times
+    the 99th percentile of the non-zero ones: a few cells, such as those of an attention sink, are often many times
+    as large as the rest and would leave no room for it. Points beyond the scale are triangles at the edge that
+    point outwards, with their number and the largest magnitude in a note. Up to 50 points, too few for a
+    percentile, are all within the scale.
 
-    Points are smaller and more transparent the more there are, so that where they are dense it is darker. They are
-    drawn in an order that mixes the layers, always the same: none lies on top of the others.
+    The more points there are, the smaller and more transparent they are, so that dense regions are darker. They
+    are drawn in a fixed random order, so that no layer lies on top of the others.
 
     Args:
-        scores_N: estimates in logits, finite; at least one.
-        effects_N: exact effects of the same cells in logits, finite.
-        layers_N: true layer indices of the same cells. Colours follow their order, whatever lies between them.
-        title: wrapped, never clipped.
-        subtitle: wrapped as well.
+        scores_N: Estimates in logits, finite; at least one.
+        effects_N: Exact effects of the same cells in logits, finite.
+        layers_N: True layer indices of the same cells. Colours follow their order and ignore gaps between them.
+        title: Wrapped, never clipped.
+        subtitle: Wrapped as well.
 
     Returns:
         Mode ``RGB``, deterministic; ``np.asarray`` of it is the HWC uint8 array that TensorBoard takes.
 
     Raises:
-        ValueError: if the shapes differ, there is no point, or a number is not finite.
+        ValueError: If the shapes differ, there is no point, or a number is not finite.
     """
     for name, values_N in (("scores_N", scores_N), ("effects_N", effects_N)):
         check_axes(values_N, name, layers_N=layers_N.tolist())
@@ -95,8 +93,8 @@ def draw_scatter(
     draw.line((0, MIDDLE, SIDE, MIDDLE), fill=ZERO)
     draw.line((MIDDLE, 0, MIDDLE, SIDE), fill=ZERO)
     colours_NC = _colours(len(layers))[rank_N]
-    _draw_marks(field, values_AN / limit, colours_NC)
-    field.paste(INK, mask=_diagonal())
+    draw_marks(field, values_AN / limit, colours_NC)
+    field.paste(INK, mask=diagonal())
 
     ticks = _ticks(limit)
     legend = _legend(layers)
@@ -134,8 +132,8 @@ def draw_scatter(
 
 
 def _limit(sizes_N: NDArray[np.floating]) -> float:
-    """Where the scale ends, given the larger magnitude of each point; 1 where all are 0."""
-    # Cells that can have no effect, such as those of the last layer at tokens before the last, say nothing.
+    """The end of the scale, given the larger magnitude of each point; 1 where all are 0."""
+    # Cells that cannot have an effect, such as the last layer's before the last token, would lower the percentile.
     sizes_N = sizes_N[sizes_N > 0]
     if not len(sizes_N):
         return 1.0
@@ -144,14 +142,14 @@ def _limit(sizes_N: NDArray[np.floating]) -> float:
 
 
 def _ticks(limit: float) -> dict[int, Image.Image]:
-    """Round numbers within the scale, as near to each other as their texts allow, by pixels from the middle."""
+    """Labels of round numbers, as dense as they fit, keyed by their distance from the middle in pixels."""
     exponent = math.floor(math.log10(limit)) - 1
     units = limit / 10.0**exponent
     for step in (5, 10, 20, 50):
         most = math.floor(units / step)
-        # Counted in whole units: multiples of 0.1 do not add up to 1.
+        # Whole units: multiples of 0.1 do not add up to 1.
         values = [float(f"{place * step}e{exponent}") for place in range(-most, most + 1)]
-        # The last digit that differs: of the whole units if the step is 5, of tens of them otherwise.
+        # The last digit that differs is that of the units if the step is 5, else that of the tens.
         form = f".{max(0, -exponent - (step > 5))}f" if 1e-3 <= limit < 1e5 else f".{int(step == 5)}e"
         masks = [text_mask(_tick_label(value, form), TEXT) for value in values]
         if step / units * SIDE / 2 >= max(MIN_PITCH, GAP + max(mask.width for mask in masks)):
@@ -160,74 +158,21 @@ def _ticks(limit: float) -> dict[int, Image.Image]:
 
 
 def _tick_label(value: float, form: str) -> str:
-    """As `short_number` writes, with a sign if negative."""
+    """A number as `short_number` writes it, with a sign if negative."""
     mantissa, *exponent = f"{value:{form}}".split("e")
     text = "e".join([mantissa, *(str(int(part)) for part in exponent)])
     return text.replace("-", "\N{MINUS SIGN}") if value else "0"
 
 
 def _colours(count: int) -> NDArray[np.uint8]:
-    """RGB for each of so many layers, from the first to the last."""
+    """RGB for each layer, from the first to the last."""
     anchors = np.array([list(bytes.fromhex(anchor)) for anchor in ANCHORS], dtype=float)
     at, stops = np.linspace(0, 1, count), np.linspace(0, 1, len(anchors))
     return np.stack([np.interp(at, stops, channel).round() for channel in anchors.T], axis=1).astype(np.uint8)
 
 
-def _draw_marks(field: Image.Image, places_AN: NDArray[np.floating], colours_NC: NDArray[np.uint8]) -> None:
-    """The points, given with the edges of the field at -1 and 1, and triangles for those beyond."""
-    count = places_AN.shape[1]
-    radius = max(4.4 - 0.65 * math.log10(count), 1.5)
-    opacity = max(0.95 - 0.1 * math.log10(count), 0.5)
-    outward_AN = np.where(np.abs(places_AN) > 1, np.sign(places_AN), 0)
-    # As far from the edge as a triangle's tip is from its centre.
-    room_N = np.where(outward_AN.any(0), 2 * TRIANGLE_RADIUS, 0)
-    pixels_AN = np.clip((1 + places_AN * [[1], [-1]]) * SIDE / 2, room_N, SIDE - room_N)
-    whole_AN, part_AN = np.divmod((pixels_AN * PARTS).round(), PARTS)
-    rows_N = np.concatenate([whole_AN, part_AN, outward_AN, colours_NC.T]).T.astype(int)
-    for x, y, part_x, part_y, right, up, *colour in np.random.default_rng(0).permutation(rows_N).tolist():
-        mark = _triangle(right, up, part_x, part_y) if right or up else _disc(radius, opacity, part_x, part_y)
-        field.paste(tuple(colour), (x - mark.width // 2, y - mark.height // 2), mark)
-
-
-@lru_cache(maxsize=256)
-def _disc(radius: float, opacity: float, part_x: int, part_y: int) -> Image.Image:
-    """A mask for a point whose centre is so many parts from the corner of the mask's middle pixel."""
-    x_X, y_Y1 = _offsets(radius, part_x, part_y)
-    return _mask(np.hypot(x_X, y_Y1) - radius, opacity)
-
-
-@lru_cache(maxsize=256)
-def _triangle(right: int, up: int, part_x: int, part_y: int) -> Image.Image:
-    """Likewise one that points to the right and up, each -1, 0 or 1; equilateral."""
-    x_X, y_Y1 = _offsets(2 * TRIANGLE_RADIUS, part_x, part_y)
-    tip = math.atan2(-up, right)
-    distances = [
-        math.cos(side) * x_X + math.sin(side) * y_Y1
-        for side in (tip - math.pi / 3, tip + math.pi / 3, tip + math.pi)
-    ]
-    return _mask(np.max(distances, axis=0) - TRIANGLE_RADIUS, TRIANGLE_OPACITY)
-
-
-def _offsets(reach: float, part_x: int, part_y: int) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """How far the middles of a mask's pixels are from the centre of the mark, to the right and downwards."""
-    half = math.ceil(reach) + 1
-    middles = np.arange(-half, half + 1) + 0.5
-    return middles - part_x / PARTS, (middles - part_y / PARTS)[:, None]
-
-
-def _mask(distance_YX: NDArray[np.floating], opacity: float) -> Image.Image:
-    """A shape, antialiased, given how far outside of it the middle of each pixel is."""
-    return Image.fromarray((255 * opacity * np.clip(0.5 - distance_YX, 0, 1)).round().astype(np.uint8))
-
-
-def _diagonal() -> Image.Image:
-    """The line of equal values as a mask."""
-    at = np.arange(SIDE)
-    return _mask(np.abs(at + at[:, None] - (SIDE - 1)) / math.sqrt(2) - 0.5, DIAGONAL_OPACITY)
-
-
 def _legend(layers: list[int]) -> Image.Image:
-    """The layers' colours, the lowest at the foot; numbered each, or the first and the last if they are many."""
+    """The layers' colours, the lowest layer at the foot; of many layers the first and the last are numbered."""
     name = text_mask("layer", TEXT)
     numbers = [text_mask(str(layer), TEXT) for layer in layers]
     height = STEP_HEIGHT * len(layers) if len(layers) <= MAX_NAMED else BAR_HEIGHT

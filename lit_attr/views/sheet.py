@@ -1,4 +1,6 @@
-"""What every picture has: margins, colours of text and frame, lines of text put in their places."""
+"""What all pictures share: margins, colours of text and frame, placement of text."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
@@ -13,12 +15,12 @@ TEXT, TITLE, SMALL = 16, 20, 14  # font sizes, pixels
 PAD, GAP = 18, 6
 INK, SOFT_INK, FRAME = (24, 24, 24), (84, 84, 84), (150, 150, 150)
 
-# A line of text as a mask, and its colour.
+# The mask and the colour of a line of text.
 Line = tuple[Image.Image, tuple[int, int, int]]
 
 
 def heading(title: str, subtitle: str, width: int) -> list[Line]:
-    """Title and subtitle, wrapped to a picture of so many pixels."""
+    """Title and subtitle, wrapped to the width of a picture in pixels."""
     return [
         *((text_mask(line, TITLE), INK) for line in wrap(drawable(title), TITLE, width - 2 * PAD)),
         *((text_mask(line, SMALL), SOFT_INK) for line in wrap(drawable(subtitle), SMALL, width - 2 * PAD)),
@@ -26,12 +28,12 @@ def heading(title: str, subtitle: str, width: int) -> list[Line]:
 
 
 def total_height(lines: Iterable[Line]) -> int:
-    """How high lines are, one under the other."""
+    """The height of stacked lines."""
     return sum(mask.height for mask, _ in lines)
 
 
 def put_lines(image: Image.Image, lines: Iterable[Line], x: float, y: int, anchor: float) -> None:
-    """Lines one under the other from y on, each with its left, middle or right (anchor 0, 0.5 or 1) at x."""
+    """Stacks lines downwards from y, each with its left, middle or right (anchor 0, 0.5 or 1) at x."""
     for mask, colour in lines:
         put(image, mask, colour, x, y, (anchor, 0))
         y += mask.height
@@ -45,12 +47,12 @@ def put(
     y: float,
     anchor: tuple[float, float],
 ) -> None:
-    """Text whose left, middle or right (anchor 0, 0.5 or 1) is at x, and whose top, middle or bottom at y."""
+    """Puts text with its left, middle or right (anchor 0, 0.5 or 1) at x, and its top, middle or bottom at y."""
     image.paste(colour, (int(x - anchor[0] * mask.width), int(y - anchor[1] * mask.height)), mask)
 
 
 def short_number(size: float) -> str:
-    """A positive number with three significant digits, scientific outside 0.001 … 100,000."""
+    """A positive number with three significant digits, in scientific notation outside 0.001 … 100,000."""
     if 1e-3 <= size < 1e5:
         return f"{size:.{max(0, 2 - math.floor(math.log10(size)))}f}"
     mantissa, exponent = f"{size:.2e}".split("e")
@@ -58,7 +60,7 @@ def short_number(size: float) -> str:
 
 
 def check_axes(values: NDArray[np.floating], name: str, **axes: Sequence[object]) -> None:
-    """Raises ValueError unless the values have axes as long as these, and none empty."""
+    """Raises a ValueError unless the values have one axis for each of these, as long as it and not empty."""
     expected = tuple(map(len, axes.values()))
     if values.shape != expected or 0 in expected:
         raise ValueError(f"{name}: shape {values.shape}, but {' by '.join(axes)} is {expected}, at least one each")

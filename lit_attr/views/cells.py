@@ -1,0 +1,116 @@
+"""The cells of a heatmap and their colour bar: blue for negative, white for zero, red for positive scores.
+
+Shape suffixes: L layers, N rows of the picture (tokens or roles), C colour channels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageChops, ImageDraw
+
+from lit_attr.views.labels import line_height, text_mask
+from lit_attr.views.sheet import FRAME, GAP, INK, TEXT, put, short_number
+
+SPILL = line_height(TEXT) // 2 + 1  # half a line: the bar's end labels are centred on the edges of the grid
+BAR_GAP, BAR_WIDTH = 28, 16  # the word "subject" stands in the gap
+GRID = (232, 232, 232)
+EMPTY, EMPTY_HATCH, CLIPPED_HATCH = (238, 238, 238), (196, 196, 196), (255, 255, 255)
+
+# ColorBrewer's RdBu from blue to red, safe for colour-blind readers, with a white middle and less dark ends.
+ANCHORS = (
+    "0f4784",
+    "2166ac",
+    "4393c3",
+    "92c5de",
+    "d1e5f0",
+    "ffffff",
+    "fddbc7",
+    "f4a582",
+    "d6604d",
+    "b2182b",
+    "860d27",
+)
+HALF_STEPS = 255
+
+
+def _colour_table() -> NDArray[np.uint8]:
+    """Colours of -1 to +1 in ``2 * HALF_STEPS + 1`` rows, of which the middle one is exactly white."""
+    anchors = np.array([list(bytes.fromhex(anchor)) for anchor in ANCHORS], dtype=float)
+    at, stops = np.linspace(-1, 1, 2 * HALF_STEPS + 1), np.linspace(-1, 1, len(anchors))
+    channels = [np.interp(at, stops, channel).round() for channel in anchors.T]
+    return np.stack(channels, axis=1).astype(np.uint8)
+
+
+TABLE = _colour_table()
+
+
+def largest_magnitude(values: NDArray[np.floating]) -> float:
+    """The largest magnitude, ignoring NaN; 0 where there is no value."""
+    return float(np.nan_to_num(np.abs(values)).max(initial=0.0))
+
+
+def draw_cells(values_NL: NDArray[np.floating], scale: float, cell_w: int, cell_h: int) -> Image.Image:
+    """Draws the cells, hatching those beyond the scale and those without a value.
+
+    Args:
+        values_NL: Finite, or NaN for an empty cell.
+        scale: Magnitude that gets the deepest colour.
+        cell_w: Width of a cell, pixels.
+        cell_h: Height of a cell, pixels.
+    """
+    n_rows, n_layers = values_NL.shape
+    size = (n_layers * cell_w, n_rows * cell_h)
+    x, y = ((np.arange(side) % 8).astype(np.uint8) for side in size)
+    stripes = Image.fromarray(((x + y[:, None]) % 8 == 0).astype(np.uint8) * 255)
+
+    def enlarge(cells: NDArray[np.uint8]) -> Image.Image:
+        return Image.fromarray(cells).resize(size, Image.Resampling.NEAREST)
+
+    image = enlarge(_colours(values_NL, scale))
+    for which, colour in ((np.abs(values_NL) > scale, CLIPPED_HATCH), (np.isnan(values_NL), EMPTY_HATCH)):
+        if which.any():
+            image.paste(colour, mask=ImageChops.darker(enlarge(which.astype(np.uint8) * 255), stripes))
+    draw = ImageDraw.Draw(image)
+    # In cells smaller than that, grid lines would cover too much of the colour.
+    for x0 in range(0, size[0], cell_w) if cell_w >= 8 else ():
+        draw.line((x0, 0, x0, size[1]), fill=GRID)
+    for y0 in range(0, size[1], cell_h) if cell_h >= 8 else ():
+        draw.line((0, y0, size[0], y0), fill=GRID)
+    return image
+
+
+def colour_bar(scale: float, grid_h: int) -> Image.Image:
+    """Draws the colour bar of a grid.
+
+    Args:
+        scale: Magnitude that gets the deepest colour.
+        grid_h: Height of the grid, pixels.
+
+    Returns:
+        The bar with its labels, which extend ``SPILL`` pixels above and below the grid.
+    """
+    name = text_mask("score (logits)", TEXT).rotate(90, expand=True)
+    numbers = [
+        text_mask(text, TEXT) for text in ("+" + short_number(scale), "0", "\N{MINUS SIGN}" + short_number(scale))
+    ]
+    bar, text = BAR_GAP, BAR_GAP + BAR_WIDTH + GAP
+    width = text + max(number.width for number in numbers) + GAP + name.width
+    image = Image.new("RGB", (width, grid_h + 2 * SPILL), "white")
+    draw = ImageDraw.Draw(image)
+    ramp = _colours(np.linspace(1, -1, grid_h)[:, None], 1.0).repeat(BAR_WIDTH, axis=1)
+    image.paste(Image.fromarray(ramp), (bar, SPILL))
+    draw.rectangle((bar - 1, SPILL - 1, bar + BAR_WIDTH, SPILL + grid_h), outline=FRAME)
+    for number, y in zip(numbers, (0, grid_h // 2, grid_h - 1), strict=True):
+        draw.line((bar + BAR_WIDTH, SPILL + y, bar + BAR_WIDTH + 3, SPILL + y), fill=FRAME)
+        put(image, number, INK, text, SPILL + y, (0, 0.5))
+    put(image, name, INK, width, SPILL + grid_h / 2, (1, 0.5))
+    return image
+
+
+def _colours(values: NDArray[np.floating], scale: float) -> NDArray[np.uint8]:
+    """RGB on a new last axis; magnitudes beyond ``scale`` get its end colour, NaN the colour of empty cells."""
+    steps = np.nan_to_num(np.clip(values / scale, -1, 1)) * HALF_STEPS
+    colours: NDArray[np.uint8] = TABLE[steps.round().astype(int) + HALF_STEPS]
+    colours[np.isnan(values)] = EMPTY
+    return colours

@@ -1,0 +1,122 @@
+"""What loggers get from a run as plain data: curves over layers and shares of cells, charts, hyperparameters.
+
+A curve is a sequence of steps and the values at them, as `logger.log_metrics(values, step)` takes them. Where the
+step is the layer, the curves of several runs overlay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lit_attr.views.names import safe_tag
+
+# The half width of a normal distribution's 95% interval, in standard errors.
+CONFIDENCE = 1.96
+# Meng et al. (2022) restore ten layers at once.
+WINDOW = 10
+
+Curves = Iterator[tuple[int, dict[str, float]]]
+
+
+def profile_curves(profile: Mapping[str, Any], name: str) -> Curves:
+    """The mean score of each role by layer, with the ends of its 95% confidence interval.
+
+    Where there are ten layers or more, the sums over windows of ten follow, at the first layer of each window.
+
+    Args:
+        profile: The profile, as the summary has it.
+        name: The group of the curves' tags, such as `mean_score`.
+
+    Yields:
+        A layer, and its values by tag.
+    """
+    for place, layer in enumerate(profile["layers"]):
+        values: dict[str, float] = {}
+        for column, role in enumerate(profile["roles"]):
+            means = [row[column] for row in profile["mean_score"]]
+            error = profile["standard_error"][place][column]
+            if means[place] is None:
+                continue
+            part = safe_tag(role)
+            values[f"{name}/{part}"] = means[place]
+            if error is not None:
+                values[f"{name}_low/{part}"] = means[place] - CONFIDENCE * error
+                values[f"{name}_high/{part}"] = means[place] + CONFIDENCE * error
+            if place + WINDOW <= len(means):
+                values[f"{name}_sum_of_{WINDOW}_layers/{part}"] = sum(means[place : place + WINDOW])
+        yield layer, values
+
+
+def agreement_curves(agreement: Mapping[str, Any]) -> Curves:
+    """The agreement of scores and exact effects by layer.
+
+    Args:
+        agreement: The agreement, as the summary has it.
+
+    Yields:
+        A layer, and its values by tag.
+    """
+    for layer, found in agreement["by_layer"].items():
+        yield int(layer), {f"agreement/{name}": value for name, value in found.items() if value is not None}
+
+
+def faithfulness_curves(faithfulness: Mapping[str, Any]) -> Curves:
+    """Comprehensiveness and sufficiency of each ranking by the share of cells.
+
+    Args:
+        faithfulness: The faithfulness curves, as the summary's agreement has them.
+
+    Yields:
+        A percentage of the cells, and the values at it by tag.
+    """
+    for place, percent in enumerate(faithfulness["percent"]):
+        yield (
+            percent,
+            {
+                f"{measure}/{ranking}": found["curve"][place]
+                for measure in ("comprehensiveness", "sufficiency")
+                for ranking, found in faithfulness[measure].items()
+                if found["curve"][place] is not None
+            },
+        )
+
+
+def custom_scalar_layout(roles: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+    """The layout of TensorBoard's Custom Scalars tab, as `SummaryWriter.add_custom_scalars` takes it.
+
+    Args:
+        roles: The roles of the profiles; each has a chart of its mean score with its confidence band.
+    """
+    return {
+        name: {
+            role: ["Margin", [f"{kind}/{role}" for kind in (name, f"{name}_low", f"{name}_high")]]
+            for role in map(safe_tag, roles)
+        }
+        for name in ("mean_score", "mean_score_known")
+    }
+
+
+def hyperparameters(
+    summary: Mapping[str, Any], manifest: Mapping[str, Any]
+) -> tuple[dict[str, bool | int | float | str], dict[str, float]]:
+    """Settings and final numbers for TensorBoard's HParams tab, which compares runs.
+
+    Args:
+        summary: The run's summary.
+        manifest: The run's manifest.
+
+    Returns:
+        The settings, and the metrics that have a value.
+    """
+    settings = {
+        f"{group}/{name}": value if isinstance(value, (bool, int, float, str)) else str(value)
+        for group in ("model", "data")
+        for name, value in manifest[group].items()
+    }
+    metrics = {
+        name: summary[name] for name in ("contrasts", "contrast_accuracy", "known_share", "median_logit_diff")
+    }
+    if summary["agreement"] is not None:
+        metrics["agreement_pearson"] = summary["agreement"]["pearson"]
+    return settings, {name: value for name, value in metrics.items() if value is not None}

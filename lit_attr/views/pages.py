@@ -1,0 +1,101 @@
+"""The page of text that TensorBoard shows of a finished run, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from lit_attr.evaluation.agreement import verdict
+from lit_attr.evaluation.findings import Findings
+from lit_attr.evaluation.summary import strongest_cells
+
+MARKDOWN = r"\`*_{}[]()#+-.!|~"
+
+
+def summary_page(summary: Mapping[str, Any], manifest: Mapping[str, Any], findings: Findings) -> str:
+    """The page on one run; whatever comes from its data is escaped.
+
+    Args:
+        summary: The run's summary.
+        manifest: The run's manifest.
+        findings: What its records show beyond the summary.
+    """
+    lines = ["## Found", "", *_counts(summary, findings)]
+    lines += ["", "Strongest mean scores of each role, in logits:", "", *_strongest_layers(summary["profile"])]
+    if summary["agreement"] is not None:
+        lines += ["", "## Agreement", "", *_agreement(summary["agreement"])]
+    lines += ["", "## Strongest facts", "", *_facts(findings.strongest)]
+    lines += ["", "## Failures: the false answer preferred", "", *_facts(findings.failures)]
+    for group in ("model", "data"):
+        given = ((name, value) for name, value in manifest[group].items() if value is not None)
+        lines += ["", f"## Settings: {group}", "", *_table(("setting", "value"), given)]
+    return "\n".join(lines)
+
+
+def _counts(summary: Mapping[str, Any], findings: Findings) -> Iterator[str]:
+    share = summary["contrast_accuracy"]
+    return _table(
+        ("", ""),
+        (
+            ("contrasts", summary["contrasts"]),
+            ("known (true answer above every other token)", summary["known"]),
+            ("rows refused", summary["rejected"]),
+            ("contrast accuracy (true above false)", f"{share:.1%}" if share is not None else "-"),
+            ("median logit difference", _number(findings.median_logit_diff)),
+        ),
+    )
+
+
+def _strongest_layers(profile: Mapping[str, Any]) -> Iterator[str]:
+    cells = strongest_cells(profile)
+    return _table(
+        ("role", "layer: mean score"),
+        (
+            (role, ", ".join(f"{layer}: {score:+.3f}" for score, layer, _ in found))
+            for role, found in cells.items()
+        ),
+    )
+
+
+def _agreement(agreement: Mapping[str, Any]) -> Iterator[str]:
+    by_layer = agreement["by_layer"]
+    names = [*next(iter(by_layer.values()))]
+    yield _escaped(verdict(agreement))
+    yield ""
+    # Over all cells and in a layer, different numbers of the largest cells are compared.
+    rows = (
+        (layer, *(_number(found.get(name)) for name in names))
+        for layer, found in {"all": agreement, **by_layer}.items()
+    )
+    yield from _table(("layer", *(name.replace("_", " ") for name in names)), rows)
+
+
+def _facts(examples: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    rows = (
+        (
+            example["id"],
+            example["prompt"],
+            example["target_true"],
+            example["target_false"],
+            _number(example["logit_diff"]),
+        )
+        for example in examples
+    )
+    return _table(("id", "prompt", "true", "false", "logit difference"), rows)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(map(_escaped, row))} |"
+
+
+def _escaped(value: object) -> str:
+    """Text on one line, as it stands: nothing in it is Markdown or HTML."""
+    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join(f"\\{char}" if char in MARKDOWN else char for char in text)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.2f}"

@@ -1,0 +1,1 @@
+"""Figures for print, drawn by matplotlib from the records of runs."""

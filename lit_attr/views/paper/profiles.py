@@ -1,0 +1,82 @@
+"""Mean scores by layer as curves with confidence bands: the roles of one run, and several runs role by role.
+
+Shape suffixes: N contrasts, L layers, R roles (in the order of `ROLES`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from lit_attr.facts.roles import ROLES
+from lit_attr.views.curves import WINDOW
+from lit_attr.views.paper.run import CONFIDENCE, Estimate, Run, estimate
+from lit_attr.views.paper.style import COLOURS, DASHES, GREY, new_figure
+
+BANDS = f"Bands: {CONFIDENCE:.0%} confidence, normal approximation over contrasts as if independent."
+
+
+def draw_profiles(run: Run) -> Figure:
+    """Draws a curve for each role, and beside it the sums over windows where enough layers are consecutive."""
+    panels = {"score of a layer": estimate(run.means_NLR)}
+    if len(run.layers_L) >= WINDOW and (np.diff(run.layers_L) == 1).all():
+        panels[f"sum over the {WINDOW} layers around it"] = estimate(_window_sums(run.means_NLR))
+    figure = new_figure(4.2, f"{run.title}. The last token has its own scale. {BANDS}")
+    # The last token's scores are so large that on one scale with them the other curves would coincide.
+    axes = figure.subplots(2, len(panels), sharex=True, height_ratios=(3, 2), squeeze=False)
+    for column, (name, each) in zip(axes.T, panels.items(), strict=True):
+        for place, (role, count) in enumerate(zip(ROLES, each.count_R, strict=True)):
+            axis = column[int(role == "last")]
+            _draw_curve(axis, run.layers_L, each, place, f"{role} (n = {count:,})", COLOURS[place], "-")
+        column[0].set_title(name)
+        column[1].set_xlabel("layer")
+        column[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0, 0].set_ylabel("other roles")
+    axes[1, 0].set_ylabel("last")
+    handles = [handle for axis in axes[:, 0] for handle in axis.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4)
+    figure.supylabel("mean score (logits)")
+    return figure
+
+
+def draw_comparison(runs: Sequence[Run], names: Sequence[str]) -> Figure:
+    """Draws a panel for each role with a curve for each run."""
+    # Runs of one model share its layer numbers, whichever layers they score.
+    same = len({run.model for run in runs}) == 1 or len({run.layers_L.max() for run in runs}) == 1
+    across = "layer" if same else "relative depth, layer / last layer scored"
+    figure = new_figure(4.2, f"Across: {across}. Each role has its own scale. {BANDS}")
+    axes = figure.subplots(2, 4).flat
+    for number, (run, name) in enumerate(zip(runs, names, strict=True)):
+        x_L, each = run.layers_L / (1 if same else run.layers_L.max().clip(1)), estimate(run.means_NLR)
+        look = COLOURS[(number + 2) % len(COLOURS)], DASHES[number % len(DASHES)]
+        for place, role in enumerate(ROLES):
+            _draw_curve(axes[place], x_L, each, place, f"{name} (n = {len(run.means_NLR):,})", *look)
+            axes[place].set_title(role)
+            axes[place].xaxis.set_major_locator(MaxNLocator(4, integer=same, steps=[1, 2, 5, 10]))
+    axes[len(ROLES)].set_axis_off()
+    figure.legend(handles=axes[0].get_legend_handles_labels()[0], loc="outside upper center", ncols=2)
+    figure.supylabel("mean score (logits)")
+    return figure
+
+
+def _window_sums(means_NLR: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Sums over the layers from l - 5 to l + 4: ROME's windows, cut off at the first and the last layer."""
+    starts = range(-(WINDOW // 2), means_NLR.shape[1] - WINDOW // 2)
+    return np.stack([means_NLR[:, max(0, start) : start + WINDOW].sum(1) for start in starts], 1)
+
+
+def _draw_curve(
+    axis: Axes, x_L: NDArray[Any], each: Estimate, role: int, label: str, colour: str, dash: str
+) -> None:
+    mean_L, half_L = each.mean_LR[:, role], each.half_LR[:, role]
+    axis.axhline(0, color=GREY, linewidth=0.6, zorder=0)
+    # The band of a single layer has no width.
+    bars, marker = half_L if len(x_L) == 1 else None, "o" if len(x_L) <= WINDOW else ""
+    axis.errorbar(x_L, mean_L, bars, color=colour, linestyle=dash, marker=marker, label=label, lw=1.1, ms=2.5)
+    axis.fill_between(x_L, mean_L - half_L, mean_L + half_L, color=colour, alpha=0.22, linewidth=0)

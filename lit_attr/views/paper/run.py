@@ -1,0 +1,154 @@
+"""Reading a run for figures: the means of each contrast by role, and the facts to draw.
+
+Contrasts of a token with itself, as `step: all` can give, are left out, as in `summary.json`.
+
+Shape suffixes: N contrasts, L layers, R roles (in the order of `ROLES`), T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_attr.errors import ArgumentError, UserError
+from lit_attr.facts.roles import role_mask_RT
+from lit_attr.records.files import read_json
+from lit_attr.records.reading import load_attributions
+from lit_attr.views.paper.style import fit
+from lit_attr.views.pictures import choose_component
+
+CONFIDENCE = 0.95
+
+
+class Run(NamedTuple):
+    """What the figures over all contrasts of a run need.
+
+    Attributes:
+        folder: The run's output folder.
+        model: The model's name without its owner.
+        title: Model and component, drawable.
+        component: The component whose scores are drawn.
+        layers_L: True layer indices.
+        means_NLR: Each contrast's mean scores over the tokens of a role, in logits; NaN where there are none.
+        known_N: Whether the true token is the most likely one.
+        relations_N: Relation ids, or empty texts.
+        prompts: A prompt of each relation, with … for its subject.
+    """
+
+    folder: Path
+    model: str
+    title: str
+    component: str
+    layers_L: NDArray[np.int64]
+    means_NLR: NDArray[np.float32]
+    known_N: NDArray[np.bool_]
+    relations_N: NDArray[np.str_]
+    prompts: dict[str, str]
+
+    def only_known(self) -> Run:
+        """The run without the contrasts whose facts are not known.
+
+        Raises:
+            ArgumentError: No fact is known.
+        """
+        if not self.known_N.any():
+            raise ArgumentError("known", f"{self.folder} has no known fact; set known=False")
+        return self._replace(
+            means_NLR=self.means_NLR[self.known_N],
+            known_N=self.known_N[self.known_N],
+            relations_N=self.relations_N[self.known_N],
+        )
+
+
+class Estimate(NamedTuple):
+    """Means over contrasts.
+
+    Attributes:
+        mean_LR: Mean scores in logits; NaN where no contrast has the role.
+        half_LR: Half the widths of their confidence intervals; NaN where fewer than two contrasts have the role.
+        count_R: How many contrasts have the role.
+    """
+
+    mean_LR: NDArray[np.float64]
+    half_LR: NDArray[np.float64]
+    count_R: NDArray[np.int64]
+
+
+def read_run(folder: Path) -> Run:
+    """Reads a run, with one batch file in memory at a time.
+
+    Raises:
+        UserError: The folder is not an output folder, or has no contrast of two different tokens.
+    """
+    means, known, relations = [], [], []
+    prompts: dict[str, str] = {}
+    component: str | None = None
+    for record in _contrasts_of(folder):
+        component = choose_component(record, component)
+        # The summary has the means over all contrasts; relations and windows need those of each.
+        mask_RT = role_mask_RT(record["roles"], record["subject_span"])
+        with np.errstate(invalid="ignore"):
+            means_LR = record["scores"][component]["sum"] @ mask_RT.T / mask_RT.sum(1)
+        means.append(means_LR.astype(np.float32))
+        known.append(record["rank_true"] == 0)
+        relations.append(record["relation_id"])
+        prompts.setdefault(record["relation_id"], record["prompt"].replace(record["subject"], "…"))
+    if component is None:
+        raise UserError(f"{folder}: there is no contrast of two different tokens in it; give another folder")
+    model = Path(read_json(folder / "manifest.json").get("model", {}).get("model_name") or "model").name
+    return Run(
+        folder,
+        model,
+        fit(f"{model} {component}", "run"),
+        component,
+        np.array(record["layers"]),
+        np.stack(means),
+        np.array(known),
+        np.array(relations),
+        prompts,
+    )
+
+
+def pick_facts(run: Run, count: int, ids: Sequence[str], *, known: bool) -> list[dict[str, Any]]:
+    """The records to draw: evenly spread over the run, the shortest first, or those of the ids, in their order.
+
+    Args:
+        run: The run.
+        count: How many records, where no ids are given.
+        ids: The ids of facts.
+        known: Whether to spread over known facts only.
+
+    Raises:
+        ArgumentError: The run has no contrast of one of the ids.
+    """
+    if ids:
+        found = [record for record in _contrasts_of(run.folder) if str(record["id"]) in ids]
+        if missing := set(ids) - {str(record["id"]) for record in found}:
+            raise ArgumentError("ids", f"{run.folder} has no contrast of {', '.join(sorted(missing))}")
+        return sorted(found, key=lambda record: (ids.index(str(record["id"])), record["step"]))
+    eligible = np.flatnonzero(run.known_N) if known else np.arange(len(run.known_N))
+    spread = np.linspace(0, len(eligible) - 1, min(count, len(eligible))).round().astype(int)
+    chosen = set(eligible[spread].tolist())
+    records = [record for place, record in enumerate(_contrasts_of(run.folder)) if place in chosen]
+    return sorted(records, key=lambda record: len(record["tokens"]))
+
+
+def estimate(values_NLR: NDArray[np.floating]) -> Estimate:
+    """Means and confidence intervals of each layer and role, over the contrasts that have the role."""
+    count_R = (~np.isnan(values_NLR[:, 0])).sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean_LR = np.nansum(values_NLR, 0, dtype=np.float64) / count_R
+        variance_LR = np.nansum((values_NLR - mean_LR) ** 2, 0) / np.where(count_R > 1, count_R - 1, np.nan)
+    quantile = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    return Estimate(mean_LR, quantile * np.sqrt(variance_LR / count_R), count_R)
+
+
+def _contrasts_of(folder: Path) -> Iterator[dict[str, Any]]:
+    for record in load_attributions(folder):
+        if record["true_token_id"] != record["false_token_id"]:
+            yield record
