@@ -1,77 +1,98 @@
-"""What a batch is on disk, and how a file is written whole or not at all.
+"""Attributions as records. The only module of this package that needs torch.
 
-Axes: L layers, T tokens of one contrast.
+Axes: B contrasts, L layers, T tokens of one contrast.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import orjson
 import torch
+from msgspec import UNSET
+from numpy.typing import NDArray
+from torch import Tensor
 
+from lit_attr.attribution.faithfulness import PERCENT, RANKINGS, Curves
 from lit_attr.attribution.gradient import AttributionBatch
-from lit_attr.errors import UserError
+from lit_attr.facts.contrasts import Contrast
 from lit_attr.facts.rows import Rejected
+from lit_attr.records.schema import (
+    BATCH_FORMAT,
+    EXACT_FORMAT,
+    FORMAT_VERSION,
+    BatchRecord,
+    ComponentScores,
+    CurvesRecord,
+    ExactRecord,
+    Example,
+    Rankings,
+)
 
-FORMAT_VERSION = 1
-BATCH_FORMAT = "lit-attr/attributions"
-MANIFEST_FORMAT = "lit-attr/manifest"
-NUMBERS = ("logit_true", "logit_false", "logit_diff", "prob_true", "prob_false", "rank_true")
+if TYPE_CHECKING:
+    from lit_attr.attribution.comparison import ExactEffects
 
 
-def batch_record(batch: AttributionBatch) -> dict[str, Any]:
-    """A batch as the JSON object of one batch file. Every number must be finite: see `split_finite`."""
-    columns = {name: value.tolist() for name, value in batch._asdict().items() if name.endswith("_B")}
-    kinds = {"sum": batch.scores_sum_BLT, "l2": batch.scores_l2_BLT}
-    scores = {kind: scores_BLT.numpy() for kind, scores_BLT in kinds.items() if scores_BLT is not None}
+def batch_record(batch: AttributionBatch) -> BatchRecord:
+    """Makes the record of a batch.
+
+    Args:
+        batch: On the CPU. Every number must be finite, see :func:`split_finite`.
+    """
+    sum_BLT = batch.scores_sum_BLT.numpy()
+    l2_BLT = None if batch.scores_l2_BLT is None else batch.scores_l2_BLT.numpy()
+    answers = zip(
+        batch.logit_true_B.tolist(),
+        batch.logit_false_B.tolist(),
+        batch.prob_true_B.tolist(),
+        batch.prob_false_B.tolist(),
+        batch.rank_true_B.tolist(),
+        strict=True,
+    )
     examples = []
-    for row, contrast in enumerate(batch.contrasts):
-        fact, width = contrast.fact, len(contrast.tokens)
-        examples.append(
-            {
-                "id": fact.id,
-                "relation_id": fact.relation_id,
-                "prompt": fact.prompt,
-                "subject": fact.subject,
-                "target_true": fact.target_true,
-                "target_false": fact.target_false,
-                "step": contrast.step,
-                "tokens": contrast.tokens,
-                "roles": contrast.roles,
-                "subject_span": contrast.subject_span,
-                "true_token": contrast.true_token,
-                "false_token": contrast.false_token,
-                "true_token_id": contrast.true_token_id,
-                "false_token_id": contrast.false_token_id,
-                "logit_true": columns["logit_true_B"][row],
-                "logit_false": columns["logit_false_B"][row],
-                "logit_diff": columns["logit_true_B"][row] - columns["logit_false_B"][row],
-                "prob_true": columns["prob_true_B"][row],
-                "prob_false": columns["prob_false_B"][row],
-                "rank_true": columns["rank_true_B"][row],
-                "scores": {
-                    kind: np.ascontiguousarray(scores_BLT[row, :, :width]) for kind, scores_BLT in scores.items()
-                },
-            }
+    for row, (contrast, answer) in enumerate(zip(batch.contrasts, answers, strict=True)):
+        width = len(contrast.tokens)
+        scores = ComponentScores(
+            # The encoder needs each array in one piece.
+            np.ascontiguousarray(sum_BLT[row, :, :width]),
+            UNSET if l2_BLT is None else np.ascontiguousarray(l2_BLT[row, :, :width]),
         )
-    return {
-        "format": BATCH_FORMAT,
-        "version": FORMAT_VERSION,
-        "layers": batch.layers,
-        "component": batch.component,
-        "rule": batch.rule,
-        "examples": examples,
-    }
+        examples.append(_example(contrast, *answer, {batch.component: scores}))
+    return BatchRecord(
+        format=BATCH_FORMAT,
+        version=FORMAT_VERSION,
+        layers=list(batch.layers),
+        rule=batch.rule,
+        examples=examples,
+    )
+
+
+def exact_record(effects: ExactEffects, *, rule: str) -> ExactRecord:
+    """Makes the record of a contrast's exact effects.
+
+    Args:
+        effects: The effects, finite or refused.
+        rule: The rule of the scores that they are compared with.
+    """
+    contrast = effects.contrast
+    return ExactRecord(
+        format=EXACT_FORMAT,
+        version=FORMAT_VERSION,
+        layers=list(effects.layers),
+        rule=rule,
+        ablation="zero",
+        id=contrast.fact.id,
+        step=contrast.step,
+        place=effects.place,
+        effects={effects.component: _array(effects.effects_LT)},
+        curves=None if effects.curves is None else _curves_record(effects.curves),
+        refused=effects.refused,
+    )
 
 
 def split_finite(batch: AttributionBatch) -> tuple[AttributionBatch, list[Rejected]]:
-    """The contrasts all of whose numbers are finite, and the reason for each of the others."""
-    numbers = (value for value in batch if isinstance(value, torch.Tensor))
+    """Parts the contrasts all of whose numbers are finite from the others, each with the reason."""
+    numbers = (value for value in batch if isinstance(value, Tensor))
     finite_B = torch.stack([value.reshape(len(value), -1).isfinite().all(1) for value in numbers]).all(0)
     if finite_B.all():
         return batch, []
@@ -79,7 +100,8 @@ def split_finite(batch: AttributionBatch) -> tuple[AttributionBatch, list[Reject
         Rejected(
             contrast.fact.row,
             contrast.fact.id,
-            f"step {contrast.step}: a score or logit is not finite; model.dtype bfloat16 or float32 may mend it",
+            f"step {contrast.step}: a score or logit is not finite; dtype bfloat16 or float32 may fix it",
+            contrast.step,
         )
         for contrast, finite in zip(batch.contrasts, finite_B.tolist(), strict=True)
         if not finite
@@ -87,97 +109,55 @@ def split_finite(batch: AttributionBatch) -> tuple[AttributionBatch, list[Reject
     return batch.select(finite_B.nonzero().flatten().tolist()), rejected
 
 
-def read_batch(path: Path) -> dict[str, Any]:
-    """Reads a batch file, with the scores as float64 arrays of layers × tokens.
-
-    Raises:
-        UserError: It is of another format or a newer version, or not what its format says: a field that is not
-            there, a shape, or a number that is not finite.
-    """
-    record = read_json(path)
-    check_header(record, path, BATCH_FORMAT)
-    try:
-        for name in ("component", "rule"):
-            if not isinstance(record[name], str):
-                raise TypeError(f"{name} is no text")
-        for example in record["examples"]:
-            example["scores"] = _scores(example, len(record["layers"]))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{path}: not a whole batch file ({reason}); move it away and run again") from error
-    return record
-
-
-def _scores(example: dict[str, Any], layers: int) -> dict[str, np.ndarray]:
-    """The scores of an example whose numbers are all finite and whose shapes agree."""
-    tokens = len(example["tokens"])
-    if len(example["roles"]) != tokens:
-        raise ValueError(f"id {example['id']!r} has {tokens} tokens and {len(example['roles'])} roles")
-    start, stop = example["subject_span"]
-    if not 0 <= start < stop <= tokens:
-        raise ValueError(f"id {example['id']!r} has {tokens} tokens and its subject at {start} to {stop}")
-    numbers = np.array([example[name] for name in NUMBERS], dtype=float)
-    # Not every rule has the norms.
-    kinds = {"sum": example["scores"]["sum"], **example["scores"]}
-    scores = {kind: np.array(values, dtype=float) for kind, values in kinds.items()}
-    for kind, scores_LT in scores.items():
-        if scores_LT.shape != (layers, tokens):
-            raise ValueError(f"id {example['id']!r} has {kind} scores of shape {scores_LT.shape}")
-    if not all(np.isfinite(values).all() for values in (numbers, *scores.values())):
-        raise ValueError(f"id {example['id']!r} has a number that is not finite")
-    return scores
+def _example(
+    contrast: Contrast,
+    logit_true: float,
+    logit_false: float,
+    prob_true: float,
+    prob_false: float,
+    rank_true: int,
+    scores: dict[str, ComponentScores],
+) -> Example:
+    fact = contrast.fact
+    return Example(
+        id=fact.id,
+        relation_id=fact.relation_id,
+        prompt=fact.prompt,
+        subject=fact.subject,
+        target_true=fact.target_true,
+        target_false=fact.target_false,
+        step=contrast.step,
+        tokens=list(contrast.tokens),
+        roles=list(contrast.roles),
+        subject_span=list(contrast.subject_span),
+        true_token=contrast.true_token,
+        false_token=contrast.false_token,
+        true_token_id=contrast.true_token_id,
+        false_token_id=contrast.false_token_id,
+        logit_true=logit_true,
+        logit_false=logit_false,
+        logit_diff=logit_true - logit_false,
+        prob_true=prob_true,
+        prob_false=prob_false,
+        rank_true=rank_true,
+        scores=scores,
+    )
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON, whole or not at all; NumPy arrays become lists."""
-    write_bytes(path, orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
+def _curves_record(curves: Curves) -> CurvesRecord:
+    comprehensiveness, sufficiency = (
+        Rankings(**dict(zip(RANKINGS, values_BRP[0].tolist(), strict=True)))
+        for values_BRP in (curves.comprehensiveness_BRP, curves.sufficiency_BRP)
+    )
+    return CurvesRecord(
+        logit_diff=curves.logit_diff_B.item(),
+        percent=list(PERCENT),
+        comprehensiveness=comprehensiveness,
+        sufficiency=sufficiency,
+    )
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file, whole or not at all, even when the machine stops in between."""
-    # In the same folder, since a rename is atomic only within a file system; hidden, so that no reader takes it.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def check_header(value: Mapping[str, Any], path: Path, wanted: str) -> None:
-    """Refuses a JSON object of another format, or of another version of it.
-
-    Raises:
-        UserError: It is one.
-    """
-    version = value.get("version")
-    if value.get("format") != wanted or not isinstance(version, int):
-        raise UserError(f"{path}: not a file of the format {wanted}; give another folder, or move it away")
-    if version > FORMAT_VERSION:
-        raise UserError(
-            f"{path}: of format version {version}, and this lit-attr knows {FORMAT_VERSION}; upgrade lit-attr"
-        )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        UserError: It is not one.
-    """
-    try:
-        value = orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error}); move it away") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object; move it away")
-    return value
+def _array(values_LT: Tensor) -> NDArray[np.float64]:
+    # The dtype is kept: a float32 has the fewest digits in JSON.
+    array: NDArray[np.float64] = np.ascontiguousarray(values_LT.numpy())
+    return array

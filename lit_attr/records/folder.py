@@ -1,10 +1,8 @@
-"""The folder a run writes to: what is done in it, of which settings, and by whom."""
+"""The folder that a run writes to: what is done in it, with which settings, and by which processes."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,36 +11,35 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from lit_attr.errors import UserError
-from lit_attr.facts.contrasts import Contrast
+from lit_attr.errors import ArgumentError, UserError
 from lit_attr.facts.rows import Rejected
-from lit_attr.records.encoding import (
+from lit_attr.records.files import check_header, read_batch, read_exact, read_json, write_bytes, write_json
+from lit_attr.records.lock import RunLock
+from lit_attr.records.rejected import append_rejected, count_rejected, read_refused, replace_rejected
+from lit_attr.records.schema import (
     FORMAT_VERSION,
     MANIFEST_FORMAT,
-    check_header,
-    read_batch,
-    read_json,
-    write_bytes,
-    write_json,
+    SUMMARY_FORMAT,
+    BatchRecord,
+    ExactRecord,
 )
-from lit_attr.records.lock import RunLock
+from lit_attr.records.state import RunState, digest_example, remove_claims
 
-GOES_ON = "what is there is whole, and the same command goes on once this is mended"
+RESUME_HINT = "all files in it are whole, and the same command continues once this is fixed"
 LIBRARIES = ("lit-attr", "torch", "transformers", "bitsandbytes", "lightning", "tokenizers")
 
 
-class OutputFolder:
-    """The folder one run writes to, and a later run of the same settings goes on in.
+class RunFolder:
+    """The folder that a run writes to, and in which a later run of the same settings continues.
 
     Args:
-        path: The folder. Nothing is made before `lock` and `open`.
+        path: The folder. Nothing is created before `lock` and `open`.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.batches = self.path / "batches"
+        self.exact = self.path / "exact"
         self.manifest = self.path / "manifest.json"
         self.rejected = self.path / "rejected.jsonl"
         self.summary = self.path / "summary.json"
@@ -53,53 +50,60 @@ class OutputFolder:
         """Keeps other runs out until `unlock`, and returns the run's name for its other processes to `join`.
 
         Raises:
-            UserError: Another run is at work in the folder, or it cannot be made.
+            ArgumentError: Another run is at work in the folder, or the folder cannot be made.
         """
-        with _telling(self.path):
+        with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
             run = self._lock.acquire()
-            # What a process that was killed left half-written; nobody else writes now.
-            for left in (*self.path.glob(".*.tmp"), *self.batches.glob(".*.tmp")):
-                left.unlink()
+            # Half-written files of a process that was killed. No other process writes now.
+            for folder in (self.path, self.batches, self.exact):
+                for left in folder.glob(".*.tmp"):
+                    left.unlink()
+            remove_claims(self.path)
         return run
 
     def join(self, run: str, rank: int) -> None:
-        """Lets another process of a run write too.
+        """Lets another process of a run write to the folder.
 
         Raises:
-            UserError: The process that has locked the folder is gone.
+            UserError: The process that locked the folder is gone.
         """
-        with _telling(self.path):
+        with self._writing():
             self._lock.join(run, rank)
 
     def expect(self, processes: int) -> None:
-        """Has it noticed when one of so many processes, which have all locked or joined, is gone."""
+        """Sets how many processes, which have all locked or joined, are to be watched for their end."""
         self._lock.expect(processes)
 
     def finish(self) -> None:
-        """Waits, for as long as it takes, until every process of the run has written what it has to write.
+        """Waits, without a time limit, until every process of the run has written its files.
 
         Raises:
-            UserError: One is gone before it was done.
+            UserError: One of them ended before it was done.
         """
-        with _telling(self.path):
+        with self._writing():
             self._lock.finish()
 
     def unlock(self) -> None:
         """Lets other runs in."""
+        if self._lock.is_first:
+            remove_claims(self.path)
         self._lock.release()
 
     def check(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
-        """Compares the settings of what is here with those of this run.
+        """Compares the settings of an earlier run in the folder with those of this run.
+
+        Args:
+            settings: Settings by group.
 
         Raises:
-            UserError: They differ in something that changes a number, or what is here is not readable.
+            UserError: They differ in something that changes a number, or the manifest is not readable.
         """
-        with _telling(self.path):
+        with self._writing():
             written = read_json(self.manifest) if self.manifest.exists() else None
         if written is None:
             if any(self.batches.glob("*.json")):
-                raise UserError(f"writer.output_dir: {self.path} has batches but no manifest; give another folder")
+                raise ArgumentError("output_dir", f"{self.path} has batches but no manifest; give another folder")
             return
         check_header(written, self.manifest, MANIFEST_FORMAT)
         if not all(isinstance(written.get(group), dict) for group in settings):
@@ -107,17 +111,24 @@ class OutputFolder:
         for group, values in settings.items():
             for name, value in values.items():
                 before = written[group].get(name)
-                # The same rows from another place are the same rows: `content` tells.
+                # The same rows from another place are the same rows: `content` identifies them.
                 if before != value and (group, name) != ("data", "source"):
-                    raise UserError(
-                        f"writer.output_dir: {self.path} was written with {group}.{name} {before!r}, this run has "
-                        f"{value!r}; give another folder, or writer.overwrite: true to start afresh"
+                    raise ArgumentError(
+                        "output_dir",
+                        f"{self.path} was written with {group}.{name} {before!r}, this run has {value!r}; give "
+                        "another folder, or set overwrite=True to start afresh",
                     )
 
     def open(self, settings: Mapping[str, Mapping[str, Any]], rejected: Iterable[Rejected]) -> None:
-        """Writes the manifest, where there is none, and the refused rows. Needs the lock."""
-        with _telling(self.path):
-            self.batches.mkdir(parents=True, exist_ok=True)
+        """Writes the manifest, unless there is one, and the refused rows. Needs the lock.
+
+        Args:
+            settings: Settings by group.
+            rejected: The rows that the data refuses. What earlier runs refused while the model ran stays.
+        """
+        with self._writing():
+            for folder in (self.batches, self.exact):
+                folder.mkdir(parents=True, exist_ok=True)
             if not self.manifest.exists():
                 write_json(
                     self.manifest,
@@ -129,106 +140,154 @@ class OutputFolder:
                         "libraries": {name: _version(name) for name in LIBRARIES},
                     },
                 )
-            write_bytes(self.rejected, b"".join(_json_line(row) for row in rejected))
+            replace_rejected(self.rejected, rejected)
 
     def move_aside(self) -> None:
-        """Puts an earlier run's files into a folder of their own beside the new ones."""
-        known = [
-            path
-            for path in (self.batches, self.manifest, self.rejected, self.summary, self.figures)
-            if path.exists()
-        ]
+        """Moves an earlier run's files into a folder of their own beside the new ones."""
+        files = self.batches, self.exact, self.manifest, self.rejected, self.summary, self.figures
+        known = [path for path in files if path.exists()]
         if known:
-            with _telling(self.path):
+            with self._writing():
                 prefix = datetime.now().strftime("replaced-%Y%m%d-%H%M%S-")
                 aside = Path(tempfile.mkdtemp(prefix=prefix, dir=self.path))
                 for path in known:
                     path.rename(aside / path.name)
 
-    def write_batch(self, first: Contrast, record: Mapping[str, Any]) -> None:
-        """Writes a batch file, whole or not at all.
-
-        Args:
-            first: Its first contrast, which it is named by.
-            record: Its content, as `batch_record` makes it.
+    def write_batch(self, record: BatchRecord) -> None:
+        """Writes a batch file, named after its first contrast, whole or not at all.
 
         Raises:
-            UserError: It cannot be written, it has been, or another process of the run is gone.
+            ArgumentError: It cannot be written, or has been written already.
+            UserError: Another process of the run is gone.
         """
-        path = self.batches / f"{_file_stem(first.fact.id)}-{first.step}.json"
-        with _telling(self.path):
+        first = record.examples[0]
+        path = self.batches / _file_name(first.id, first.step)
+        with self._writing():
             self._lock.check()
             if path.exists():
-                raise UserError(
-                    f"data.source: id {first.fact.id!r}, step {first.step}, came twice in one run; give "
-                    "every fact an id of its own, and every process its own share of them"
+                raise ArgumentError(
+                    "source",
+                    f"id {first.id!r}, step {first.step}, came twice in one run; give every fact an id of its own, and "
+                    "every process its own share of the facts",
                 )
             write_json(path, record)
 
+    def write_exact(self, record: ExactRecord) -> None:
+        """Writes the exact effects of a contrast, whole or not at all.
+
+        Raises:
+            ArgumentError: They cannot be written.
+            UserError: Another process of the run is gone.
+        """
+        with self._writing():
+            self._lock.check()
+            write_json(self.exact / _file_name(record.id, record.step), record)
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes the summary, whole or not at all."""
-        with _telling(self.path):
+        with self._writing():
             write_json(self.summary, summary)
 
     def write_config(self, settings: str) -> None:
         """Writes the command line's settings, whole or not at all."""
-        with _telling(self.path):
+        with self._writing():
             write_bytes(self.path / "config.yaml", settings.encode())
 
     def add_rejected(self, rejected: Iterable[Rejected]) -> None:
-        """Appends refused rows, all or none; several processes may at once."""
-        lines = b"".join(_json_line(row) for row in rejected)
-        with _telling(self.path), self.rejected.open("ab", buffering=0) as stream:
-            written = stream.write(lines)
-            if written < len(lines):
-                stream.truncate(stream.tell() - written)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        """Appends refused rows, all or none; several processes may do so at once."""
+        with self._writing():
+            append_rejected(self.rejected, rejected)
 
-    def read_batches(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """The batch files and the objects in them.
+    def read_state(self) -> RunState:
+        """The contrasts that are done, refused, or have exact effects. Reads and checks every file.
 
         Raises:
-            UserError: A file is not what its format says, see `read_batch`, or cannot be read.
+            UserError: See `read_batches`.
+        """
+        digests = {
+            (example.id, example.step): digest_example(example)
+            for _, batch in self.read_batches()
+            for example in batch.examples
+        }
+        return RunState(
+            done=frozenset(digests),
+            refused=frozenset((row.id, row.step) for row in read_refused(self.rejected) if row.step is not None),
+            exact={(record.id, record.step): record.refused is None for _, record in self.read_exact()},
+            digests=digests,
+            folder=self.path,
+        )
+
+    def read_batches(self) -> Iterator[tuple[Path, BatchRecord]]:
+        """The batch files and their records, in the order of the files' names.
+
+        Raises:
+            UserError: A file does not follow its format, see `read_batch`, or cannot be read.
         """
         for path in sorted(self.batches.glob("*.json")):
-            with _telling(self.path):
+            with _reading(path):
                 record = read_batch(path)
             yield path, record
 
-    def read_manifest(self) -> dict[str, Any]:
-        """What was written, and by which settings."""
-        return read_json(self.manifest)
+    def read_exact(self) -> Iterator[tuple[Path, ExactRecord]]:
+        """The files of exact effects and their records, in the order of the files' names.
 
-    def read_summary(self) -> dict[str, Any]:
-        """The summary of an earlier run; empty where there is none."""
-        return read_json(self.summary) if self.summary.exists() else {}
+        Raises:
+            UserError: A file does not follow its format, see `read_batch`, or cannot be read.
+        """
+        for path in sorted(self.exact.glob("*.json")):
+            with _reading(path):
+                record = read_exact(path)
+            yield path, record
+
+    def read_manifest(self) -> dict[str, Any]:
+        """The manifest: the settings that the records were written with.
+
+        Raises:
+            UserError: It is missing, damaged, or of another version.
+        """
+        if not self.manifest.is_file():
+            raise UserError(f"{self.path}: there is no manifest.json in it; give the output folder of a run")
+        manifest = read_json(self.manifest)
+        check_header(manifest, self.manifest, MANIFEST_FORMAT)
+        return manifest
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """The summary of an earlier run; None where it is missing, damaged, or of another version."""
+        try:
+            summary = read_json(self.summary)
+            check_header(summary, self.summary, SUMMARY_FORMAT)
+        except (OSError, UserError):
+            # It can be computed from the records again.
+            return None
+        return summary
 
     def count_rejected(self) -> int:
-        """How many rows were refused."""
-        return self.rejected.read_bytes().count(b"\n")
+        """The number of refused rows and contrasts."""
+        return count_rejected(self.rejected)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ArgumentError(
+                "output_dir", f"{self.path} cannot be written to ({error.strerror or error}); {RESUME_HINT}"
+            ) from error
 
 
 @contextmanager
-def _telling(folder: Path) -> Iterator[None]:
+def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"writer.output_dir: {folder} cannot be written to ({error.strerror or error}); {GOES_ON}"
-        ) from error
+        raise UserError(f"{path}: it cannot be read ({error.strerror or error})") from error
 
 
-def _json_line(row: Rejected) -> bytes:
-    # A row may hold what UTF-8 cannot write (lone surrogates).
-    clean = [v.encode("utf-8", "backslashreplace").decode() if isinstance(v, str) else v for v in row]
-    return orjson.dumps(dict(zip(row._fields, clean, strict=True)), option=orjson.OPT_APPEND_NEWLINE)
-
-
-def _file_stem(contrast_id: int | str) -> str:
+def _file_name(contrast_id: int | str, step: int) -> str:
     # Text from the data never becomes a path.
     if isinstance(contrast_id, int):
-        return f"{contrast_id:08d}"
-    return hashlib.sha256(contrast_id.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+        return f"{contrast_id:08d}-{step}.json"
+    return f"{hashlib.sha256(contrast_id.encode('utf-8', 'backslashreplace')).hexdigest()[:16]}-{step}.json"
 
 
 def _version(name: str) -> str | None:

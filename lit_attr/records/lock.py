@@ -1,4 +1,4 @@
-"""The lock that keeps a folder to one run, be it of one process or of many."""
+"""The lock that keeps a folder to one run, of one process or of several."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 import orjson
 from filelock import FileLock, Timeout
 
-from lit_attr.errors import ToldError, UserError
-from lit_attr.records.encoding import read_json, write_json
+from lit_attr.errors import ArgumentError, ReportedError, UserError
+from lit_attr.records.files import read_json, write_json
 
-# A killed process's data loader workers, which share its lock, look for their parent every five seconds.
+# The data loader workers of a killed process share its lock, and check for their parent every five seconds.
 PATIENCE_SECONDS = 10.0
 POLL_SECONDS = 0.05
 # How long the end of another process may go unnoticed by the first.
@@ -23,29 +23,34 @@ CHECK_SECONDS = 1.0
 
 
 class RunLock:
-    """Held by a run's first process, and in parts of their own by its others; a dead process holds nothing.
+    """Held by the first process of a run, with a part for each of the others; a dead process holds nothing.
 
-    The others' parts outlive the first process: where it was killed alone, nobody starts anew while one of them
-    may still be writing. By the same locks the processes of a run know of each other's end.
+    The parts outlive the first process: where it was killed alone, no new run starts while another process may
+    still be writing. By the same locks the processes of a run notice each other's end.
 
     Args:
-        folder: What is locked. It has to exist once the lock is asked for.
+        folder: The folder to lock. It must exist when the lock is acquired.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._holder = folder / ".running"
-        # Made when they are asked for: a lock cannot go to another process.
+        # Made on acquisition: a lock cannot be passed to another process.
         self._first: FileLock | None = None
         self._own: FileLock | None = None
         self._rank, self._processes = 0, 1
         self._checked = 0.0
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the first process of a run, which holds the lock itself."""
+        return self._own is None and self._first is not None and self._first.is_locked
+
     def acquire(self) -> str:
         """Makes this the first process of the only run, and returns the run's name for `join`.
 
         Raises:
-            UserError: Another run is at work.
+            ArgumentError: Another run is at work in the folder, as a fault of `output_dir`.
         """
         self._rank, self._processes = 0, 1
         self._first = _lock(self._folder / ".lock")
@@ -85,22 +90,22 @@ class RunLock:
             raise UserError(_gone(0))
 
     def expect(self, processes: int) -> None:
-        """Tells that so many processes are in the run, itself among them. All have joined by now."""
+        """Sets how many processes the run has, this one included. All of them have joined by now."""
         self._processes = processes
 
     def check(self) -> None:
-        """Makes sure that the others live: in the first process all, once a second at most; in them the first.
+        """Checks that the others are alive: the first process checks all, at most once a second; they check it.
 
         Raises:
-            UserError: One is gone before it was done.
+            UserError: One of them ended before it was done.
         """
         if self._own is not None:
             assert self._first is not None
             if _try(self._first):
-                # One that was not killed has said itself why it ended, and has taken its name away.
-                has_told = not self._holder.exists()
+                # A process that was not killed has reported why it ended, and has removed its name.
+                is_reported = not self._holder.exists()
                 self.release()
-                raise (ToldError if has_told else UserError)(_gone(0))
+                raise (ReportedError if is_reported else UserError)(_gone(0))
             return
         if self._processes == 1 or time.monotonic() - self._checked < CHECK_SECONDS:
             return
@@ -112,10 +117,10 @@ class RunLock:
                 raise UserError(_gone(rank))
 
     def finish(self) -> None:
-        """Waits, for as long as it takes, until every process of the run has come here.
+        """Waits, without a time limit, until every process of the run calls this.
 
         Raises:
-            UserError: One is gone before it was done.
+            UserError: One of them ended before it was done.
         """
         if self._processes == 1:
             return
@@ -125,7 +130,7 @@ class RunLock:
             time.sleep(POLL_SECONDS)
 
     def release(self) -> None:
-        """Lets other runs in."""
+        """Releases the lock. Another run can start."""
         if self._own is not None:
             self._part(self._rank).unlink(missing_ok=True)
             self._own.release()
@@ -149,13 +154,13 @@ class RunLock:
 
     def _refusal(self, holder: dict[str, Any]) -> UserError:
         who = f"process {holder.get('pid')} on {holder.get('host')}"
-        return UserError(
-            f"writer.output_dir: {who} is writing to {self._folder}; wait for it, or give another folder"
+        return ArgumentError(
+            "output_dir", f"{who} is writing to {self._folder}; wait for it, or give another folder"
         )
 
 
 def _lock(path: Path) -> FileLock:
-    # One lock for all threads: records are written in one of their own.
+    # One lock for all threads: records are written in a thread of their own.
     return FileLock(path, blocking=False, thread_local=False)
 
 
@@ -181,4 +186,4 @@ def _is_alive(holder: dict[str, Any]) -> bool:
 
 
 def _gone(rank: int) -> str:
-    return f"process {rank} of the run has ended before all was done; the same command goes on where it stopped"
+    return f"process {rank} of the run has ended before all was done; the same command continues where it stopped"

@@ -1,4 +1,4 @@
-"""Reading an output folder back.
+"""Reading a run's records back, without torch.
 
 Axes: L layers, T tokens of one contrast.
 """
@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from lit_attr.errors import UserError
-from lit_attr.records.encoding import MANIFEST_FORMAT, check_header, read_json
-from lit_attr.records.folder import OutputFolder
+import msgspec
+
+from lit_attr.records.files import record_fields
+from lit_attr.records.folder import RunFolder
+from lit_attr.records.schema import BatchRecord
 
 if TYPE_CHECKING:
     import datasets
@@ -33,27 +35,25 @@ def load_attributions(folder: str | Path, kind: Literal["pandas"]) -> pd.DataFra
 def load_attributions(
     folder: str | Path, kind: Literal["records", "dataset", "pandas"] = "records"
 ) -> Iterator[dict[str, Any]] | datasets.Dataset | pd.DataFrame:
-    """Reads the attributions that a run has written, also one that is not finished.
+    """Reads the attributions that a run has written so far.
 
     Args:
         folder: A run's output folder.
-        kind: `records` yields one dict a contrast, as in the batch files, with the file's `layers`, `component`
-            and `rule` beside and each kind of `scores` as a float64 array of layers × tokens. `dataset` and
-            `pandas` have a row a contrast, with the scores as nested lists.
+        kind: `records` yields one dict a contrast: the fields of its example in the batch file, then the file's
+            `layers` and `rule`. `scores` maps each component to its kinds of scores, `sum` and perhaps `l2`, which
+            are float64 arrays of layers × tokens. `dataset` and `pandas` have a row a contrast, with the scores as
+            nested lists.
 
     Raises:
-        UserError: The folder is not one of lit-attr's, or of a newer version, or a file in it is not what its
-            format says: shapes, or a number that is not finite.
+        UserError: The folder is not one of lit-attr's or has another version, or a file in it does not follow its
+            format.
     """
-    path = Path(folder)
-    manifest = path / "manifest.json"
-    if not manifest.is_file():
-        raise UserError(f"{path}: there is no manifest.json in it; give the output folder of a run")
-    check_header(read_json(manifest), manifest, MANIFEST_FORMAT)
-    records = _records(OutputFolder(path))
+    run = RunFolder(folder)
+    run.read_manifest()
+    records = (record for _, batch in run.read_batches() for record in records_of(batch))
     if kind == "records":
         return records
-    rows = [_with_lists(record) for record in records]
+    rows = [with_lists(record) for record in records]
     if kind == "pandas":
         import pandas as pd
 
@@ -64,12 +64,31 @@ def load_attributions(
     return datasets.Dataset.from_list(rows)
 
 
-def _records(folder: OutputFolder) -> Iterator[dict[str, Any]]:
-    for _, batch in folder.read_batches():
-        shared = {name: batch[name] for name in ("layers", "component", "rule")}
-        for example in batch["examples"]:
-            yield {**example, **shared}
+def records_of(batch: BatchRecord) -> Iterator[dict[str, Any]]:
+    """The contrasts of a batch, each as `load_attributions` yields it."""
+    for example in batch.examples:
+        yield {**to_dict(example), "layers": batch.layers, "rule": batch.rule}
 
 
-def _with_lists(record: dict[str, Any]) -> dict[str, Any]:
-    return {**record, "scores": {kind: scores_LT.tolist() for kind, scores_LT in record["scores"].items()}}
+def to_dict(record: msgspec.Struct) -> dict[str, Any]:
+    """A record as nested dicts and lists, without the fields that are not set; arrays stay arrays."""
+    return {name: _plain(value) for name, value in record_fields(record).items()}
+
+
+def with_lists(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of `load_attributions` with the scores as nested lists."""
+    scores = {
+        component: {kind: scores_LT.tolist() for kind, scores_LT in kinds.items()}
+        for component, kinds in record["scores"].items()
+    }
+    return {**record, "scores": scores}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, msgspec.Struct):
+        return to_dict(value)
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list) and value and isinstance(value[0], msgspec.Struct):
+        return [_plain(each) for each in value]
+    return value
