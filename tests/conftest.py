@@ -12,9 +12,11 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
-from lit_attr.facts.contrasts import Contrast, build_contrasts, collate_contrasts
+from lit_attr.facts.batches import collate_contrasts
+from lit_attr.facts.contrasts import Contrast
 from lit_attr.facts.rows import read_facts
 from lit_attr.facts.sources import SAMPLE, open_rows
+from lit_attr.facts.tokenization import build_contrasts
 from lit_attr.models.loading import DEMO_MODEL, load_model, load_tokenizer
 from lit_attr.models.location import locate
 

@@ -1,4 +1,4 @@
-"""The collator in loaders that are not ours."""
+"""The collator in other people's data loaders."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import UserError
+from lit_attr.facts.batches import ContrastBatch, collate_contrasts
 from lit_attr.facts.collator import ContrastCollator
-from lit_attr.facts.contrasts import ContrastBatch, build_contrasts, collate_contrasts
 from lit_attr.facts.rows import read_facts
 from lit_attr.facts.sources import SAMPLE, open_rows
+from lit_attr.facts.tokenization import build_contrasts
 from lit_attr.models.loading import DEMO_MODEL
 from lit_attr.module import AttributionModule
 
@@ -31,7 +32,7 @@ ANSWERS = [{("answer" if name == "target_true" else name): row[name] for name in
 
 
 class Stream(IterableDataset):
-    """Each worker's share of the rows, as they come."""
+    """Each worker's share of the rows, in their order."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = torch.utils.data.get_worker_info()
@@ -55,7 +56,7 @@ def test_batches_the_rows_of_any_loader(tokenizer: PreTrainedTokenizerBase, sour
         assert torch.equal(batch.token_ids_BT, collate_contrasts(batch.contrasts).token_ids_BT)
 
 
-def test_takes_the_settings_of_the_data_module():
+def test_settings_mean_what_they_mean_in_the_data_module():
     words = word_tokenizer()
     settings = {
         "columns": {"target_true": "answer"},
@@ -86,20 +87,20 @@ def test_takes_the_settings_of_the_data_module():
     assert batch.contrasts[0].fact.prompt == "Q: The capital of Spain is"
 
 
-def test_can_be_sent_to_another_process_and_made_from_a_name(tokenizer: PreTrainedTokenizerBase):
+def test_can_be_pickled_and_made_from_the_name_of_a_tokenizer(tokenizer: PreTrainedTokenizerBase):
     sent = pickle.loads(pickle.dumps(ContrastCollator(DEMO_MODEL, template="Q: {prompt}")))
     batch, expected = sent(ROWS), ContrastCollator(tokenizer, template="Q: {prompt}")(ROWS)
     assert batch.contrasts == expected.contrasts
 
 
-def test_ids_are_the_rows_own_or_follow_the_facts(tokenizer: PreTrainedTokenizerBase):
+def test_an_id_is_the_rows_own_or_a_hash_of_the_fact(tokenizer: PreTrainedTokenizerBase):
     collator = ContrastCollator(tokenizer)
     numbered = [{**row, "case_id": place + 7} for place, row in enumerate(ROWS)]
     assert [each.fact.id for each in collator(numbered).contrasts] == [*range(7, 17)]
     bare = [{name: value for name, value in row.items() if name not in ("id", "case_id")} for row in ROWS]
     ids = {each.fact.prompt: each.fact.id for each in collator(bare).contrasts}
     assert len({*ids.values()}) == len(ROWS)
-    # Another order, other batches, other columns beside.
+    # In another order, in other batches, with another column.
     for row in bare[::-1]:
         (contrast,) = collator([{**row, "other": 1}]).contrasts
         assert contrast.fact.id == ids[contrast.fact.prompt]
@@ -108,7 +109,7 @@ def test_ids_are_the_rows_own_or_follow_the_facts(tokenizer: PreTrainedTokenizer
     assert other.fact.id not in ids.values()
 
 
-def test_a_run_over_it_goes_on_and_refuses_a_fact_twice(tokenizer: PreTrainedTokenizerBase, tmp_path: Path):
+def test_a_run_resumes_and_refuses_the_same_fact_twice(tokenizer: PreTrainedTokenizerBase, tmp_path: Path):
     bare = [{name: value for name, value in row.items() if name not in ("id", "case_id")} for row in ROWS]
     for rows in (bare[:4], bare[::-1]):
         loader = DataLoader(rows, batch_size=4, collate_fn=ContrastCollator(tokenizer))
@@ -127,16 +128,14 @@ def test_a_run_over_it_goes_on_and_refuses_a_fact_twice(tokenizer: PreTrainedTok
     [
         (
             {"target_false": None},
-            "ContrastCollator.rows: 'target_false' is missing; mend this row, or leave it out",
+            "ContrastCollator.rows: 'target_false' is missing; fix this row, or leave it out",
         ),
         ({"subject": "Atlantis"}, "ContrastCollator.rows: the subject 'Atlantis' is not in the prompt"),
         ({"prompt": f"{ROWS[0]['prompt']} "}, "ContrastCollator.rows: the tokenizer merges the prompt's end with"),
         ({"id": 1.5}, "ContrastCollator.rows: 'id' is float, not a whole number or text"),
     ],
 )
-def test_a_row_that_cannot_be_used_is_named(
-    tokenizer: PreTrainedTokenizerBase, change: dict[str, Any], message: str
-):
+def test_an_invalid_row_is_quoted(tokenizer: PreTrainedTokenizerBase, change: dict[str, Any], message: str):
     rows = [*ROWS[1:3], {**ROWS[0], "name": "the bad one", **change}]
     with pytest.raises(UserError) as raised:
         ContrastCollator(tokenizer)(rows)
@@ -145,7 +144,7 @@ def test_a_row_that_cannot_be_used_is_named(
     assert "\n" not in str(raised.value)
 
 
-def test_it_is_named_out_of_a_worker_too(tokenizer: PreTrainedTokenizerBase):
+def test_an_invalid_row_is_quoted_from_a_worker_process(tokenizer: PreTrainedTokenizerBase):
     loader = DataLoader(
         [{**ROWS[0], "subject": "Atlantis"}], num_workers=1, collate_fn=ContrastCollator(tokenizer)
     )
@@ -153,13 +152,13 @@ def test_it_is_named_out_of_a_worker_too(tokenizer: PreTrainedTokenizerBase):
         next(iter(loader))
 
 
-def test_a_long_row_is_not_told_whole(tokenizer: PreTrainedTokenizerBase):
+def test_a_long_row_is_cut(tokenizer: PreTrainedTokenizerBase):
     with pytest.raises(UserError) as raised:
         ContrastCollator(tokenizer)([{**ROWS[0], "subject": "Atlantis", "image": "x" * 10_000}])
     assert len(str(raised.value)) < 500
 
 
-def test_mistakes_in_the_settings_are_told(tokenizer: PreTrainedTokenizerBase):
+def test_mistakes_in_the_settings_name_the_setting(tokenizer: PreTrainedTokenizerBase):
     for settings, rows, message in (
         ({}, ANSWERS, "ContrastCollator.rows: no column target_true; the columns are answer, prompt"),
         ({"columns": {"target_true": "anwser"}}, ANSWERS, "ContrastCollator.columns: there is no column 'anwser'"),
@@ -173,7 +172,7 @@ def test_mistakes_in_the_settings_are_told(tokenizer: PreTrainedTokenizerBase):
         assert str(raised.value).startswith(message)
 
 
-def test_a_plain_trainer_scores_as_with_our_data_module(tokenizer: PreTrainedTokenizerBase):
+def test_scores_equal_those_with_our_data_module(tokenizer: PreTrainedTokenizerBase):
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
     loader = DataLoader(
         Dataset.from_list(ROWS), batch_size=10, num_workers=2, collate_fn=ContrastCollator(tokenizer)

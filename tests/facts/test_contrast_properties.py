@@ -1,6 +1,6 @@
-"""What holds of every contrast, whatever its subject, prompt and answers, for every kind of tokenizer.
+"""Properties of every contrast, for generated subjects, prompts and answers and every kind of tokenizer.
 
-The bytes that a token stands for are read off its name in the vocabulary, not off the offsets that the code uses.
+The bytes of a token are read from its name in the vocabulary, independently of the offsets that the code uses.
 """
 
 from __future__ import annotations
@@ -8,20 +8,23 @@ from __future__ import annotations
 import unicodedata
 from itertools import accumulate
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_families import FAMILIES, LOSSLESS, SCRIPTS, family, spelled
 
-from lit_attr.facts.contrasts import ROLES, Contrast, build_contrasts, role_mask_BRT
+from lit_attr.facts.contrasts import Contrast
+from lit_attr.facts.roles import ROLES, role_mask_RT
 from lit_attr.facts.rows import read_facts
+from lit_attr.facts.tokenization import build_contrasts
 
 words = st.sampled_from(sorted(SCRIPTS)).flatmap(lambda script: st.text(SCRIPTS[script], min_size=1, max_size=6))
 known_words = st.sampled_from(["The", "capital", "of", "Spain", "New", "York", "Rome", "Paris", "is", "in"])
 phrases = st.lists(words | known_words, min_size=1, max_size=3).map(" ".join)
 befores = st.just("") | phrases.map("{} ".format) | words
 afters = st.just("") | phrases.map(" {}".format) | words
-# Answers that begin alike, so that steps beyond the first are met, or not; with and without spaces around them.
+# Some answers begin alike, so that later steps occur; some have spaces around them.
 spaces = st.sampled_from(["", " "])
 heads = st.just("") | phrases.map("{} ".format) | words
 answers = st.tuples(heads, phrases, phrases).map(lambda parts: (parts[0] + parts[1], parts[0] + parts[2]))
@@ -46,7 +49,7 @@ def rows(draw: st.DrawFn) -> dict[str, str]:
 
 
 def contrasts_of(row: dict[str, str], name: str, step: str, add_bos_token: bool | None) -> list[Contrast]:
-    """Also that a row is a fact, or contrasts, or has one reason why not."""
+    """The contrasts of a row; also checks that a row without any has exactly one reason."""
     table = read_facts([row])
     assert len(table.facts) + len(table.rejected) == 1
     if add_bos_token and family(name).bos_token is None:
@@ -59,7 +62,7 @@ def contrasts_of(row: dict[str, str], name: str, step: str, add_bos_token: bool 
 
 
 def text_tokens(contrast: Contrast, name: str) -> int:
-    """How many special tokens stand before the text."""
+    """The number of special tokens before the text."""
     return int(contrast.tokens[0] in family(name).all_special_tokens)
 
 
@@ -68,14 +71,14 @@ def end_of(contrast: Contrast) -> int:
 
 
 def bare(text: str) -> str:
-    """Without what a normaliser may drop: marks and invisible characters."""
+    """The text without what a normaliser may drop: marks and invisible characters."""
     return "".join(letter for letter in text if unicodedata.category(letter)[0] not in "MC")
 
 
 @for_every_family
 @given(row=rows(), step=steps, add_bos_token=bos)
 @quickly
-def test_the_tokens_joined_are_the_context(name: str, row: dict[str, str], step: str, add_bos_token: bool | None):
+def test_the_tokens_join_to_the_context(name: str, row: dict[str, str], step: str, add_bos_token: bool | None):
     for contrast in contrasts_of(row, name, step, add_bos_token):
         fact = contrast.fact
         context = "".join(contrast.tokens[text_tokens(contrast, name) :])
@@ -88,7 +91,7 @@ def test_the_tokens_joined_are_the_context(name: str, row: dict[str, str], step:
 @for_every_family
 @given(row=rows(), step=steps, add_bos_token=bos)
 @quickly
-def test_the_subjects_tokens_hold_the_subject_and_no_token_too_many(
+def test_the_span_covers_the_subject_and_no_further_token(
     name: str, row: dict[str, str], step: str, add_bos_token: bool | None
 ):
     for contrast in contrasts_of(row, name, step, add_bos_token):
@@ -98,7 +101,7 @@ def test_the_subjects_tokens_hold_the_subject_and_no_token_too_many(
         assert bare(subject).strip() in bare("".join(pieces))
         skip = text_tokens(contrast, name)
         cuts = [0, *accumulate(map(len, contrast.tokens[skip:]))]
-        # The first of them reaches into the subject, and the last begins before the subject's end.
+        # The first token reaches into the subject, and the last begins before the subject ends.
         assert cuts[start - skip + 1] > contrast.fact.subject_start or not pieces[0]
         assert cuts[stop - skip - 1] < end_of(contrast) or not pieces[-1]
         if contrast.fact.subject_start in cuts[:-1] and end_of(contrast) in cuts:
@@ -108,7 +111,7 @@ def test_the_subjects_tokens_hold_the_subject_and_no_token_too_many(
 @pytest.mark.parametrize("name", LOSSLESS)
 @given(row=rows(), step=steps, add_bos_token=bos)
 @quickly
-def test_the_span_is_the_tokens_that_hold_a_byte_of_the_subject(
+def test_the_span_is_the_tokens_with_bytes_of_the_subject(
     name: str, row: dict[str, str], step: str, add_bos_token: bool | None
 ):
     for contrast in contrasts_of(row, name, step, add_bos_token):
@@ -132,7 +135,7 @@ def test_the_span_is_the_tokens_that_hold_a_byte_of_the_subject(
 @pytest.mark.parametrize("name", LOSSLESS)
 @given(row=rows(), step=steps, add_bos_token=bos)
 @quickly
-def test_the_tokens_up_to_the_step_rebuild_the_answers(
+def test_the_tokens_up_to_the_step_spell_the_answers(
     name: str, row: dict[str, str], step: str, add_bos_token: bool | None
 ):
     for contrast in contrasts_of(row, name, step, add_bos_token):
@@ -143,7 +146,7 @@ def test_the_tokens_up_to_the_step_rebuild_the_answers(
         true = b"".join(spelled(name, (*answer, contrast.true_token_id)))
         assert fact.target_true.encode().startswith(true)
         if step == "divergence":
-            assert contrast.told_apart
+            assert contrast.is_contrastive
             false = b"".join(spelled(name, (*answer, contrast.false_token_id)))
             assert fact.target_false.encode().startswith(false)
 
@@ -161,8 +164,8 @@ def test_every_token_has_one_role(name: str, row: dict[str, str], step: str, add
         assert [place for place, role in enumerate(roles) if role == "last subject"] == [stop - 1]
         after = ("first subsequent", *["further"] * len(roles))[: max(0, len(roles) - stop - 1)]
         assert roles[stop:] == (*after, "last")[: len(roles) - stop]
-        mask_RT = role_mask_BRT([roles], [contrast.subject_span])[0]
-        often = [2 if stop - start == 1 and place == start else 1 for place in range(len(roles))]
-        assert mask_RT.sum(0).tolist() == often
-        assert mask_RT[ROLES.index("first subject")].nonzero().tolist() == [[start]]
-        assert mask_RT[ROLES.index("last subject")].nonzero().tolist() == [[stop - 1]]
+        mask_RT = role_mask_RT(roles, contrast.subject_span)
+        counts = [2 if stop - start == 1 and place == start else 1 for place in range(len(roles))]
+        assert mask_RT.sum(0).tolist() == counts
+        assert np.flatnonzero(mask_RT[ROLES.index("first subject")]).tolist() == [start]
+        assert np.flatnonzero(mask_RT[ROLES.index("last subject")]).tolist() == [stop - 1]

@@ -1,4 +1,4 @@
-"""Bad rows and broken files: none of them ends a run with a traceback, and every row is accounted for."""
+"""Malformed rows and damaged files: none causes a traceback, and every row is accounted for."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from lit_attr.cli import main
-from lit_attr.errors import UserError
-from lit_attr.facts.contrasts import build_contrasts
+from lit_attr.errors import ArgumentError, UserError
 from lit_attr.facts.rows import FactTable, read_facts
 from lit_attr.facts.sources import open_rows
+from lit_attr.facts.tokenization import build_contrasts
 from lit_attr.records.folder import OutputFolder
 
 NAN = float("nan")
@@ -63,7 +63,7 @@ def rewrite(**changes: Any) -> dict[str, Any]:
     return {"case_id": "nested", "requested_rewrite": {**inner, **changes}}
 
 
-# What a row is → what is wrong with it, in the words of its reason. The first is what `strict` stops at.
+# Rows, each with a part of its reason. With `strict` a run stops at the first.
 BAD_ROWS: list[tuple[Any, str]] = [
     (without("subject"), "'subject' is missing"),
     (fact(0, target_true=None), "'target_true' is missing"),
@@ -83,7 +83,7 @@ BAD_ROWS: list[tuple[Any, str]] = [
     (fact(0, relation="{}" + " so" * 33_332, prompt=None, subject="Spain"), "has 100,001 characters, more than"),
     (fact(0, target_false=NAN), "'target_false' is float, not text"),
     (fact(0, subject=NAN), "'subject' is float, not text"),
-    (fact(0, id="row 0"), "the id 'row 0' stands in an earlier row"),
+    (fact(0, id="row 0"), "an earlier row has the id 'row 0'"),
     (fact(0, target_true=3), "'target_true' is int, not text"),
     (fact(0, prompt=True), "'prompt' is bool, not text"),
     (fact(0, subject=["Spain"]), "'subject' is list, not text"),
@@ -104,13 +104,13 @@ BAD_ROWS: list[tuple[Any, str]] = [
 
 
 def mixed(bad: list[tuple[Any, str]]) -> tuple[list[Any], dict[int, str]]:
-    """A good row before each of the bad ones and after the last; what is wrong with which."""
+    """Puts a valid row before each invalid one and after the last; also maps row numbers to reasons."""
     rows: list[Any] = []
     reasons = {}
     for row, reason in bad:
         rows.append(fact(len(rows)))
         reasons[len(rows)] = reason
-        # The same id twice is what is wrong with one of them alone.
+        # Only the row that repeats an id may keep its own.
         own = isinstance(row, dict) and row.get("id") == "row 0" and "earlier row" not in reason
         rows.append({**row, "id": f"row {len(rows)}"} if own else row)
     return [*rows, fact(len(rows))], reasons
@@ -136,7 +136,7 @@ def predict(source: Path, output: Path, *words: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_a_run_goes_on_past_every_kind_of_bad_row(
+def test_a_run_finishes_despite_every_kind_of_malformed_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], suffix: str
 ):
     monkeypatch.setattr(sys, "argv", ["lit-attr"])
@@ -169,11 +169,11 @@ def test_a_run_goes_on_past_every_kind_of_bad_row(
     with pytest.raises(SystemExit) as stopped:
         predict(source, tmp_path / "strict", "--data.strict", "true")
     assert stopped.value.code == 1
-    said = capfd.readouterr().err
-    assert "Traceback" not in said
-    (line,) = [line for line in said.splitlines() if "error: " in line]
+    printed = capfd.readouterr().err
+    assert "Traceback" not in printed
+    (line,) = [line for line in printed.splitlines() if "error: " in line]
     first = refused[0]
-    assert f"data.source: row 1 (id {first['id']!r}): {first['reason']}; mend the row" in line
+    assert f"data.source: row 1 (id {first['id']!r}): {first['reason']}; fix the row" in line
     assert not (tmp_path / "strict").exists()
 
 
@@ -191,7 +191,7 @@ atoms = (
     | st.floats()
     | st.binary(max_size=5)
     | st.sampled_from([10**30, -(10**400), 2**63, -(2**63), 1e300, NAN, 17.0, "17", b"\xff"])
-    # More digits than Python writes out, and then it cannot be listed here.
+    # Too many digits for the `repr` that `sampled_from` makes.
     | st.none().map(lambda _: 10**5000)
     | st.sampled_from([Decimal("1.5"), date(2020, 1, 1), object(), int, 1j, range(3), ...])
     | st.sampled_from(
@@ -235,7 +235,7 @@ def damaged_rows(draw: st.DrawFn) -> Any:
     return row
 
 
-def assert_told(table: FactTable, reasons: list[str]) -> None:
+def assert_one_line_each(table: FactTable, reasons: list[str]) -> None:
     assert all(len(reason) < 1000 and len(reason.splitlines()) == 1 and reason.strip() for reason in reasons)
     assert len({fact.id for fact in table.facts}) == len(table.facts)
 
@@ -248,7 +248,7 @@ def test_two_thousand_malformed_rows_are_facts_or_have_a_reason(
     @given(rows=st.lists(damaged_rows(), min_size=10, max_size=15), limit=st.none() | st.integers(1, 20))
     @many
     def check(rows: list[Any], limit: int | None) -> None:
-        # One that is whole: columns that are in no row at all are another mistake, of the source as a whole.
+        # With one valid row: a column that no row has is refused for the whole source, which is tested elsewhere.
         rows = [fact(0, id="whole"), *rows]
         table = read_facts(iter(rows), limit=limit)
         assert [row.row for row in sorted([*table.facts, *table.rejected], key=lambda row: row.row)] == list(
@@ -258,7 +258,7 @@ def test_two_thousand_malformed_rows_are_facts_or_have_a_reason(
         contrasts, rejected = build_contrasts(table.facts, tokenizer)
         assert len(contrasts) + len(rejected) == len(table.facts)
         refused = sorted(table.rejected + rejected)
-        assert_told(table, [row.reason for row in refused])
+        assert_one_line_each(table, [row.reason for row in refused])
         folder = OutputFolder(tmp_path)
         folder.open({}, refused)
         lines = [json.loads(line) for line in folder.rejected.read_bytes().splitlines()]
@@ -268,23 +268,21 @@ def test_two_thousand_malformed_rows_are_facts_or_have_a_reason(
 
     check()
     assert tried["refused"] >= 2000
-    # Damage that leaves a fact whole is found whole.
+    # Damage that leaves a fact valid does not reject it.
     assert tried["facts"] >= 500
 
 
 @given(rows=st.lists(damaged_rows(), max_size=4), relation_ids=st.none() | st.just({"P36"}))
 @many
-def test_a_table_of_nothing_else_is_read_or_refused_in_one_line(rows: list[Any], relation_ids: set[str] | None):
-    told: FactTable | str
+def test_a_table_of_malformed_rows_is_read_or_refused_in_one_line(rows: list[Any], relation_ids: set[str] | None):
     try:
-        told = read_facts(rows, relation_ids=relation_ids, columns={"subject": "subject"})
-    except UserError as error:
-        told = str(error)
-    if isinstance(told, str):
-        assert told.startswith("data.") and told.isprintable() and len(told) < 1000
+        table = read_facts(rows, relation_ids=relation_ids, columns={"subject": "subject"})
+    except ArgumentError as error:
+        line = str(error)
+        assert line.startswith(("rows: ", "columns: ")) and line.isprintable() and len(line) < 1000
     else:
-        assert len(told.facts) + len(told.rejected) <= len(rows)
-        assert_told(told, [row.reason for row in told.rejected])
+        assert len(table.facts) + len(table.rejected) <= len(rows)
+        assert_one_line_each(table, [row.reason for row in table.rejected])
 
 
 GOOD = [fact(number) for number in range(5)]
@@ -335,7 +333,7 @@ def damaged_bytes(draw: st.DrawFn, whole: bytes) -> bytes:
 
 @st.composite
 def damaged_files(draw: st.DrawFn) -> tuple[str, bytes]:
-    """A name's ending and what is in the file; one in four is not what the name says."""
+    """A suffix and the content of a file; one in four has the content of another suffix."""
     suffix = draw(st.sampled_from(SUFFIXES))
     inside = draw(st.sampled_from(SUFFIXES)) if draw(st.integers(0, 3)) == 0 else suffix
     content = WHOLE[inside.removesuffix(".gz")]
@@ -351,7 +349,7 @@ def damaged_files(draw: st.DrawFn) -> tuple[str, bytes]:
 
 
 def outcome(path: Path) -> FactTable | str:
-    """What became of a file: the table, whose counts add up, or the line it was refused with."""
+    """Reads a file: its table, whose counts add up, or the line with which it is refused."""
     seen = 0
 
     def counted() -> Any:
@@ -365,11 +363,11 @@ def outcome(path: Path) -> FactTable | str:
     except UserError as error:
         line = str(error)
         assert line.isprintable() and len(line) < 2000
-        # Columns that are not there are told of as what they are; anything else names the file.
-        assert str(path) in line or "data.source: no column " in line
+        # Anything but missing columns names the file.
+        assert str(path) in line or "rows: no column " in line
         return line
     assert len(table.facts) + len(table.rejected) == seen > 0
-    assert_told(table, [row.reason for row in table.rejected])
+    assert_one_line_each(table, [row.reason for row in table.rejected])
     return table
 
 
@@ -382,13 +380,13 @@ def test_hundreds_of_damaged_files_are_read_or_refused_in_one_line(tmp_path: Pat
         suffix, content = file
         path = tmp_path / f"facts{suffix}"
         path.write_bytes(content)
-        told = outcome(path)
-        tried["refused" if isinstance(told, str) else "read"] += 1
-        if isinstance(told, str) and "not UTF-8" in told and suffix in (".json", ".jsonl", ".csv"):
+        result = outcome(path)
+        tried["refused" if isinstance(result, str) else "read"] += 1
+        if isinstance(result, str) and "not UTF-8" in result and suffix in (".json", ".jsonl", ".csv"):
             with pytest.raises(UnicodeDecodeError) as found:
                 content.decode()
             line = len(content[: found.value.start + 1].splitlines())
-            assert f"{path}, line {line}: not UTF-8" in told
+            assert f"{path}, line {line}: not UTF-8" in result
 
     check()
     assert tried["refused"] >= 200

@@ -1,4 +1,4 @@
-"""Files of every kind, written here and read back."""
+"""Files of every kind, written here and read back, intact and damaged."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ def test_names_the_file_of_json_too_deep_to_read(tmp_path: Path, suffix: str, wh
 def test_refuses_json_that_is_not_rows(tmp_path: Path):
     path = tmp_path / "facts.json"
     path.write_text('{"a": 1}')
-    assert "is not a list of rows" in refusal(str(path))
+    assert f"{path}: not a list of rows" in refusal(str(path))
 
 
-def test_leaves_a_row_that_is_no_object_to_those_who_refuse_rows(tmp_path: Path):
+def test_rows_that_are_not_objects_are_passed_on(tmp_path: Path):
     for name, text in (("facts.json", '[1, {"a": 1}, null]'), ("facts.jsonl", '1\n{"a": 1}\nnull')):
         (tmp_path / name).write_text(text)
         assert list(open_rows(str(tmp_path / name))) == [1, {"a": 1}, None]
@@ -107,7 +107,7 @@ def test_leaves_a_row_that_is_no_object_to_those_who_refuse_rows(tmp_path: Path)
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv"])
 def test_names_the_line_that_is_not_utf8(tmp_path: Path, suffix: str, packed: str):
     path = tmp_path / f"facts{suffix}{packed}"
-    # Each line far longer than what is read at a time.
+    # Each line is far longer than the read buffer.
     lines = [b'{"a": "' + b"x" * 300_000 + end for end in (b'"}\r\n', b'"}\n', b'C\xf4te"}\n', b'"}\n')]
     content = b"".join(lines)
     if suffix == ".csv":
@@ -120,7 +120,7 @@ def test_names_the_line_that_is_not_utf8(tmp_path: Path, suffix: str, packed: st
 
 @pytest.mark.parametrize("packed", ["", ".gz"])
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv"])
-def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, suffix: str, packed: str):
+def test_a_byte_order_mark_is_skipped(tmp_path: Path, suffix: str, packed: str):
     path = write(tmp_path / f"facts{suffix}")
     marked = path.with_name(f"marked{suffix}{packed}")
     content = path.read_bytes().decode().encode("utf-8-sig")
@@ -130,7 +130,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, suffix: str, p
 
 @pytest.mark.parametrize("suffix", [".json.gz", ".jsonl.gz", ".csv.gz", ".parquet", ".parquet.gz"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "append"])
-def test_refuses_a_file_cut_short_or_damaged(tmp_path: Path, suffix: str, damage: str):
+def test_refuses_a_truncated_or_damaged_file(tmp_path: Path, suffix: str, damage: str):
     path = write(tmp_path / f"facts{suffix}")
     content = path.read_bytes()
     # The middle of a parquet file has no checksum.
@@ -140,15 +140,15 @@ def test_refuses_a_file_cut_short_or_damaged(tmp_path: Path, suffix: str, damage
     assert str(path) in refusal(str(path))
 
 
-def test_names_the_line_that_a_packed_file_is_cut_short_after(tmp_path: Path):
+def test_names_the_last_whole_line_of_a_truncated_gzip_file(tmp_path: Path):
     path = tmp_path / "facts.jsonl.gz"
     lines = "".join(f'{{"a": "{random.Random(number).randbytes(300).hex()}"}}\n' for number in range(1000))
     packed = gzip.compress(lines.encode())
     path.write_bytes(packed[: len(packed) // 2])
     whole = zlib.decompressobj(wbits=31).decompress(path.read_bytes()).count(b"\n")
     assert 400 < whole < 600
-    told = int(refusal(str(path)).split(" cannot be read after line ")[1].split()[0])
-    assert whole - 40 < told <= whole
+    named = int(refusal(str(path)).split(" cannot be read after line ")[1].split()[0])
+    assert whole - 40 < named <= whole
 
 
 @pytest.mark.parametrize("packed", ["", ".gz"])
@@ -162,7 +162,7 @@ def test_refuses_an_empty_file_and_one_without_rows(tmp_path: Path, suffix: str,
         assert str(path) in refusal(str(path))
     without_rows = {".json": b"[]", ".jsonl": b"\n \n", ".csv": b"prompt,subject\n", ".parquet": no_rows()}[suffix]
     path.write_bytes(gzip.compress(without_rows) if packed else without_rows)
-    assert f"there are no rows in {path}" in refusal(str(path))
+    assert f"{path}: there are no rows" in refusal(str(path))
 
 
 def no_rows() -> bytes:
@@ -171,7 +171,7 @@ def no_rows() -> bytes:
     return content.getvalue()
 
 
-def test_refuses_a_folder_by_the_name_of_a_file(tmp_path: Path):
+def test_refuses_a_folder_that_is_named_like_a_file(tmp_path: Path):
     (tmp_path / "facts.csv").mkdir()
     assert "there is no file" in refusal(str(tmp_path / "facts.csv"))
 
@@ -182,7 +182,7 @@ def test_refuses_a_folder_by_the_name_of_a_file(tmp_path: Path):
         ('a,b\n1,2\n"3,4\n5,6\n', "line 3: not CSV (unexpected end of data)"),
         ('a,b\n"x\ny",2\n3,"4"5\n6,7\n', "line 4: not CSV"),
         ("a,b,a\n1,2,3\n", "line 1: two columns are named 'a'"),
-        ("\na,b\n1,2\n", "line 1: there are no names of columns"),
+        ("\na,b\n1,2\n", "line 1: there are no column names"),
     ],
 )
 def test_names_the_line_that_is_not_csv(tmp_path: Path, text: str, where: str):
@@ -191,15 +191,15 @@ def test_names_the_line_that_is_not_csv(tmp_path: Path, text: str, where: str):
     assert f"{path}, {where}" in refusal(str(path))
 
 
-def test_reads_csv_with_any_ends_of_lines_and_columns_without_names(tmp_path: Path):
+def test_reads_csv_with_any_line_ending_and_unnamed_columns(tmp_path: Path):
     path = tmp_path / "facts.csv"
     for end in ("\n", "\r\n", "\r"):
         path.write_text(f"a,b,,{end}1,2,,{end}3,4,,{end}", newline="")
         assert list(open_rows(str(path))) == [{"a": "1", "b": "2", "": ""}, {"a": "3", "b": "4", "": ""}]
 
 
-def test_a_csv_row_with_a_comma_too_many_is_no_fact(tmp_path: Path):
-    """Not a fact of what stands before the comma."""
+def test_a_csv_row_with_a_surplus_comma_is_rejected(tmp_path: Path):
+    """It does not become a fact made from the cells before the comma."""
     path = tmp_path / "facts.csv"
     path.write_text(
         "prompt,subject,target_true,target_false\nIn Spain it is,Spain,hot,cold\n"
@@ -213,7 +213,7 @@ def test_a_csv_row_with_a_comma_too_many_is_no_fact(tmp_path: Path):
     ]
 
 
-def test_a_cell_of_any_type_of_parquet_is_read_or_told(tmp_path: Path):
+def test_parquet_cells_of_any_type_are_read_or_refused_in_one_line(tmp_path: Path):
     path = tmp_path / "facts.parquet"
     pq.write_table(pa.table({"prompt": pa.array([b"The"], pa.binary()), "subject": [["The"]]}), path)
     assert list(open_rows(str(path))) == [{"prompt": b"The", "subject": ["The"]}]
@@ -223,7 +223,7 @@ def test_a_cell_of_any_type_of_parquet_is_read_or_told(tmp_path: Path):
         pa.array([0], pa.timestamp("s", tz="Nowhere/Land")),
     ):
         pq.write_table(pa.table({"a": column}), path)
-        assert f"{path} is not a whole parquet file (" in refusal(str(path))
+        assert f"{path}: not a complete parquet file (" in refusal(str(path))
 
 
 @pytest.mark.parametrize("error", [OSError, ValueError, datasets.exceptions.DatasetGenerationError])
@@ -236,6 +236,6 @@ def test_names_a_hub_data_set_that_is_broken(monkeypatch: pytest.MonkeyPatch, er
     assert "no data set 'some/body' could be loaded from the hub (it is broken); check" in refusal("some/body")
 
 
-def test_names_a_hub_data_set_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch):
+def test_names_a_hub_data_set_that_is_not_there(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     assert "no data set 'nobody/nothing' could be loaded from the hub" in refusal("nobody/nothing")

@@ -1,4 +1,4 @@
-"""Prompts of the user's own making."""
+"""Prompts from templates."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ ROW = {
     [
         ("Q: {prompt} A:", {}, "Q: The capital of Spain is A:", 18),
         ("{prompt}", {}, ROW["prompt"], 15),
-        # As the row's own prompt would be built.
+        # As the row's own prompt is made where it has none.
         ("Q: {prompt}", {"prompt": None}, "Q: The capital of Spain is", 18),
         ("Q: {relation}", {"prompt": None}, "Q: The capital of Spain is", 18),
         ("The {relation} {subject} is", {"relation": "capital of"}, "The capital of Spain is", 15),
         ("{subject}: in {year}, its {{capital}} was", {}, "Spain: in 1994, its {capital} was", 0),
-        # Of several places, the one in the sentence about it, whatever stands before.
+        # Of several occurrences, the one in the sentence about the subject.
         ("{subject}. {prompt}", {}, "Spain. The capital of Spain is", 22),
         ("{subject}. {relation}", {}, "Spain. The capital of Spain is", 22),
         ("{prompt} {prompt}", {}, "The capital of Spain is The capital of Spain is", 15),
-        # The template's place for it, not a word before that is the same.
+        # The field of the template, not the same word before it.
         ("Spain! {subject} has the capital", {}, "Spain! Spain has the capital", 7),
-        # Nowhere named, but there.
+        # Not a field, but part of the text.
         ("{hint}, Spain has the capital", {}, "Not in France, Spain has the capital", 15),
         ("Q: {prompt}", {"subject": " Spain "}, "Q: The capital of Spain is", 18),
-        # What stands in a column is no template.
+        # A value is not a template itself.
         ("{hint} {subject}", {"hint": "{subject}"}, "{subject} Spain", 10),
     ],
 )
-def test_a_row_is_put_into_the_template(template: str, row: dict[str, Any], prompt: str, start: int):
+def test_a_row_is_filled_into_the_template(template: str, row: dict[str, Any], prompt: str, start: int):
     fact = parse_fact({**ROW, **row}, 0, parse_template(template))
     assert (fact.prompt, fact.subject_start) == (prompt, start)
     assert fact.prompt[start:].startswith(fact.subject)
@@ -87,31 +87,31 @@ def test_a_row_that_does_not_fit_is_refused(template: str, row: dict[str, Any], 
         ("", "'' names no column"),
     ],
 )
-def test_a_template_that_is_none_is_told(template: str, message: str):
+def test_an_invalid_template_is_refused(template: str, message: str):
     with pytest.raises(UserError) as raised:
         CounterfactDataModule([ROW], template=template)
     assert str(raised.value).startswith("data.template: ") and message in str(raised.value)
 
 
-def test_an_unknown_column_is_told_with_those_there_are():
-    with pytest.raises(UserError, match="data.template: there is no column 'yaer'; the columns are hint, prompt"):
+def test_an_unknown_column_is_reported_with_the_known_ones():
+    with pytest.raises(UserError, match="^template: there is no column 'yaer'; the columns are hint, prompt"):
         read_facts([ROW, ROW], template=parse_template("{prompt} {yaer}"))
-    # Where some rows have it, the others are refused.
+    # Where some rows have the column, only the others are refused.
     table = read_facts([ROW, {**ROW, "more": "x"}], template=parse_template("{prompt} {more}"))
     assert [(each.row, each.reason) for each in table.rejected] == [(0, "'more' is missing")]
 
 
-def test_rows_need_no_prompt_where_the_template_does_without():
+def test_rows_need_no_prompt_if_the_template_has_none():
     rows = [{"country": "Spain", "capital": "Madrid", "other": "Rome"}]
     columns = {"subject": "country", "target_true": "capital", "target_false": "other"}
     for template in ("The capital of {subject} is", "The capital of {country} is"):
         (fact,) = read_facts(rows, columns=columns, template=parse_template(template)).facts
         assert (fact.prompt, fact.subject_start) == ("The capital of Spain is", 15)
-    with pytest.raises(UserError, match="data.source: no column prompt; the columns are capital, country, other"):
+    with pytest.raises(UserError, match="^rows: no column prompt; the columns are capital, country, other"):
         read_facts(rows, columns=columns, template=parse_template("Q: {prompt}"))
 
 
-def test_the_nested_rows_of_counterfact_fit_too():
+def test_nested_rows_of_counterfact_fill_a_template():
     rewrite = {
         "prompt": "The capital of {} is",
         "subject": "Spain",
@@ -122,7 +122,7 @@ def test_the_nested_rows_of_counterfact_fit_too():
     assert (fact.prompt, fact.subject_start) == ("Q: The capital of Spain is A:", 18)
 
 
-def test_the_data_module_takes_one(tokenizer: PreTrainedTokenizerBase):
+def test_the_data_module_applies_a_template(tokenizer: PreTrainedTokenizerBase):
     plain, made = (CounterfactDataModule([ROW], tokenizer, template=each) for each in (None, "Q: {prompt} A:"))
     for data in (plain, made):
         data.setup()
@@ -136,8 +136,10 @@ def test_the_data_module_takes_one(tokenizer: PreTrainedTokenizerBase):
 @pytest.mark.parametrize(
     ("template", "begin"), [("Q: {prompt} A:", "Q: "), ("{prompt}", ""), ("[{subject}] {prompt}", "[")]
 )
-def test_the_command_line_takes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, begin: str):
-    """What looks like YAML is text all the same."""
+def test_the_command_line_applies_a_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, begin: str
+):
+    """A template that looks like YAML is taken as text."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lit-attr"])
     quiet = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]

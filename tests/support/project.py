@@ -1,13 +1,12 @@
-"""Where things are, and a Trainer as other people have it."""
+"""Paths of the repository, and a Trainer that writes records."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
-
-from lit_attr.callbacks.writer import AttributionWriter
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -15,7 +14,12 @@ COUNTERFACT = SHARED_DATA / "counterfact-tracing-10k.parquet"
 
 
 def writing_trainer(folder: Path, *, logger: Any = False, **writer: Any) -> pl.Trainer:
-    """A stranger's Trainer with the writer in it, and no bars."""
+    """A plain Trainer with the writer among its callbacks and no progress bar."""
+    # Imported here: many tests need the paths alone.
+    import lightning.pytorch as pl
+
+    from lit_attr.callbacks.writer import AttributionWriter
+
     return pl.Trainer(
         accelerator="cpu",
         logger=logger,

@@ -1,6 +1,6 @@
 """Small tokenizers of the kinds that language models have, each with the settings of a real one.
 
-They are trained here, on the sample facts and the letters of a few other scripts, in a fraction of a second each.
+Each is trained here in a fraction of a second, on the sample facts and the letters of a few other scripts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SCRIPTS = {
     "punctuation": "-'’.,()&/!“”",
 }
 SIZE = 1000
-# As the Llama 3 tokenizer has it, but for the contractions.
+# The pattern of the Llama 3 tokenizer without its contractions.
 LLAMA3_SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
@@ -37,7 +37,7 @@ def corpus() -> tuple[str, ...]:
     facts = [
         f"{row['prompt']}{row[answer]}" for row in open_rows(SAMPLE) for answer in ("target_true", "target_false")
     ]
-    # Emoji stay unknown to those vocabularies that can have unknown characters.
+    # Vocabularies with an unknown token do not learn emoji.
     return (*facts, *(" ".join(letters) for script, letters in SCRIPTS.items() if script != "emoji"))
 
 
@@ -47,7 +47,7 @@ def trained(tokenizer: Tokenizer, trainer: trainers.Trainer) -> Tokenizer:
 
 
 def wrapped(tokenizer: Tokenizer, template: str, before: Sequence[processors.PostProcessor] = (), **names: str):
-    """With special tokens around a text as the template has them, under their names in transformers."""
+    """Adds the special tokens of a template around the text, and their names in transformers."""
     tokens = [(token, tokenizer.token_to_id(token)) for token in set(template.split()) - {"$A"}]
     template_processor = processors.TemplateProcessing(single=template, special_tokens=tokens)
     tokenizer.post_processor = processors.Sequence([*before, template_processor])
@@ -67,14 +67,14 @@ def byte_level(pre_tokenizer: pre_tokenizers.PreTokenizer, specials: list[str]) 
 
 
 def gpt2() -> PreTrainedTokenizerBase:
-    """Names a beginning of sequence, and does not put it."""
+    """Has a beginning of sequence, but does not add it."""
     tokenizer = byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False), ["<|endoftext|>"])
     names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
     return wrapped(tokenizer, "$A", **names)
 
 
 def llama3() -> PreTrainedTokenizerBase:
-    """A beginning of sequence, and offsets without the space before a word."""
+    """Adds a beginning of sequence; its offsets leave out the space before a word."""
     split = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated")
     byte_pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer = byte_level(pre_tokenizers.Sequence([split, byte_pieces]), ["<|begin_of_text|>"])
@@ -83,14 +83,14 @@ def llama3() -> PreTrainedTokenizerBase:
 
 
 def roberta() -> PreTrainedTokenizerBase:
-    """Byte-level with a space put before the text, and special tokens on both sides."""
+    """Byte-level; puts a space before the text and special tokens on both sides."""
     tokenizer = byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True), ["<s>", "</s>"])
     trimmed = processors.ByteLevel(trim_offsets=True, add_prefix_space=True)
     return wrapped(tokenizer, "<s> $A </s>", [trimmed], bos_token="<s>", eos_token="</s>")
 
 
 def sentencepiece_bpe() -> Tokenizer:
-    """Byte pieces for what the vocabulary lacks. Trained on words, as SentencePiece does."""
+    """Falls back to bytes for unknown characters. Trained on words, as SentencePiece does."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -101,7 +101,7 @@ def sentencepiece_bpe() -> Tokenizer:
 
 
 def llama2() -> PreTrainedTokenizerBase:
-    """A space before the text, put there by the normaliser."""
+    """Its normaliser puts a space before the text."""
     tokenizer = sentencepiece_bpe()
     tokenizer.pre_tokenizer = None
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -109,14 +109,14 @@ def llama2() -> PreTrainedTokenizerBase:
 
 
 def llama() -> PreTrainedTokenizerBase:
-    """The same in its newer form: a space before the first word of the text alone."""
+    """The newer form of the same: a space before the first word of the text only."""
     tokenizer = sentencepiece_bpe()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     return wrapped(tokenizer, "<s> $A", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def gemma() -> PreTrainedTokenizerBase:
-    """No space before the text."""
+    """Puts no space before the text."""
     tokenizer = sentencepiece_bpe()
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
@@ -142,13 +142,13 @@ def xglm() -> PreTrainedTokenizerBase:
 
 
 def t5() -> PreTrainedTokenizerBase:
-    """Takes the spaces out and puts its own before every word."""
+    """Replaces the spaces with its own, one before every word."""
     spaces = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
     return wrapped(sentencepiece_unigram(spaces), "$A </s>", eos_token="</s>", unk_token="<unk>")
 
 
 def bert() -> PreTrainedTokenizerBase:
-    """Lowercases, drops accents and control characters, and has no beginning of sequence by that name."""
+    """Lowercases, drops accents and control characters; its first token is not named beginning of sequence."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -180,13 +180,13 @@ def real_gpt2() -> PreTrainedTokenizerBase:
 
 
 def spelled(name: str, token_ids: Sequence[int]) -> list[bytes]:
-    """The bytes each token of a byte-level or byte-fallback vocabulary stands for, from its name there alone."""
+    """The bytes of each token of a byte-level or byte-fallback vocabulary, from its name alone."""
     spell = _spell_byte_level if name in BYTE_LEVEL else _spell_byte_fallback
     return [spell(token) for token in family(name).convert_ids_to_tokens(token_ids)]
 
 
 def _spell_byte_level(token: str) -> bytes:
-    # GPT-2's alphabet: printable Latin-1 stands for its own byte, the other bytes in order for U+0100 and on.
+    # GPT-2's alphabet: printable Latin-1 stands for its own byte, U+0100 and on for the other bytes in order.
     own = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in own]
     return bytes(ord(letter) if ord(letter) < 256 else others[ord(letter) - 256] for letter in token)
