@@ -1,1 +1,1 @@
-"""What records mean: agreement, faithfulness, means by role and layer, the run summary."""
+"""What records mean: agreement with exact effects, faithfulness, means by role and layer, the run summary."""

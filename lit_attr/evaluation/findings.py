@@ -1,170 +1,164 @@
-"""What a finished run's records show beyond its summary: relations, the strongest facts, the failures."""
+"""What the records of a run show beside its summary: relations, the strongest facts, failures, facts to draw."""
 
 from __future__ import annotations
 
-import heapq
-import statistics
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from lit_attr.evaluation.agreement import FEWER_TOP, verdict
-from lit_attr.evaluation.summary import RunSummary, strongest_cells
-from lit_attr.records.folder import OutputFolder
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_attr.evaluation.profile import ProfileSums
+from lit_attr.facts.order import order_key
+from lit_attr.records.reading import record_of
+from lit_attr.records.schema import BatchRecord, Example
 
 LARGEST_RELATIONS = 6
 LISTED = 10
 
+Record = dict[str, Any]
 
-class Findings(NamedTuple):
-    """What is read from the batch files when all is written.
+
+class Points(NamedTuple):
+    """Compared cells, for a scatter plot.
 
     Attributes:
-        median_logit_diff: Of the contrasts that tell two tokens apart; None where there is none.
-        strongest: Examples with the largest logit differences, the largest first.
-        failures: Examples that prefer the false answer, the clearest first.
-        asked_for: Examples with the ids asked for.
-        largest: As many examples as asked for with the largest |logit difference|.
-        relations: The profiles of the largest relations, by relation.
+        scores_N: Scores in logits.
+        effects_N: Exact effects in logits.
+        layers_N: The layer of each cell.
     """
 
-    median_logit_diff: float | None
-    strongest: list[dict[str, Any]]
-    failures: list[dict[str, Any]]
-    asked_for: list[dict[str, Any]]
-    largest: list[dict[str, Any]]
+    scores_N: NDArray[np.float64]
+    effects_N: NDArray[np.float64]
+    layers_N: NDArray[np.int64]
+
+
+class RunFindings(NamedTuple):
+    """What `summarise` finds in a run. Contrasts are records as `load_attributions` yields them.
+
+    Attributes:
+        summary: The run's summary in JSON types.
+        spread: The contrasts that come first in the run's random order.
+        asked_for: The contrasts of the facts asked for.
+        not_found: The ids asked for that no contrast has.
+        largest: The contrasts with the largest |logit difference|, the largest first.
+        strongest: The contrasts with the largest logit differences, the largest first.
+        failures: The contrasts where the false answer is preferred, the clearest first.
+        relations: The profiles of the largest relations, by relation.
+        points: Cells whose scores are compared with exact effects; None where there are none.
+    """
+
+    summary: dict[str, Any]
+    spread: list[Record]
+    asked_for: list[Record]
+    not_found: list[int | str]
+    largest: list[Record]
+    strongest: list[Record]
+    failures: list[Record]
     relations: dict[str, dict[str, Any]]
+    points: Points | None
 
 
-def read_findings(folder: OutputFolder, *, ids: Collection[int | str] = (), largest: int = 0) -> Findings:
-    """Reads a folder's records, once.
+def key_order(contrast_id: int | str, step: int) -> tuple[bool, int | str, int]:
+    """Sorts contrasts by id and step, numbers before texts."""
+    return isinstance(contrast_id, str), contrast_id, step
+
+
+class Chosen:
+    """Picks contrasts while the records of a run are read once. Which are picked does not depend on their order.
 
     Args:
-        folder: The output folder.
-        ids: Whose examples are wanted.
-        largest: How many of the examples with the largest |logit difference| are wanted.
+        ids: The facts asked for.
+        spread: How many contrasts are picked by the run's random order.
+        largest: How many contrasts are picked by their |logit difference|.
+        seed: The seed of the run's random order.
     """
-    counts: Counter[str] = Counter()
-    profiles: dict[str, RunSummary] = {}
-    differences: list[float] = []
-    strongest, failures, extreme = _Top(LISTED), _Top(LISTED), _Top(largest)
-    asked_for = []
-    for _, record in folder.read_batches():
-        by_relation: dict[str, list[dict[str, Any]]] = {}
-        for example in record["examples"]:
-            if example["true_token_id"] == example["false_token_id"]:
-                continue  # a token against itself tells nothing apart
-            difference = example["logit_diff"]
-            differences.append(difference)
-            strongest.add(difference, example)
-            extreme.add(abs(difference), example)
-            if difference <= 0:
-                failures.add(-difference, example)
-            if example["id"] in ids:
-                asked_for.append(example)
-            if example["relation_id"]:
-                by_relation.setdefault(example["relation_id"], []).append(example)
-        for relation, examples in by_relation.items():
-            counts[relation] += len(examples)
-            if relation not in profiles:
-                profiles[relation] = RunSummary(record["layers"], record["component"], record["rule"])
-            profiles[relation].add_record({"examples": examples})
-    chosen = [relation for relation, _ in counts.most_common(LARGEST_RELATIONS)] if len(counts) > 1 else []
-    return Findings(
-        statistics.median(differences) if differences else None,
-        strongest.best(),
-        failures.best(),
-        asked_for,
-        extreme.best(),
-        {relation: profiles[relation].compute(together=False)["profile"] for relation in sorted(chosen)},
-    )
+
+    def __init__(self, ids: Collection[int | str], *, spread: int, largest: int, seed: int) -> None:
+        self._ids = set(ids)
+        self._seed = seed
+        self.spread, self.largest = _First(spread), _First(largest)
+        self.strongest, self.failures = _First(LISTED), _First(LISTED)
+        self._asked_for: list[tuple[Any, Record]] = []
+
+    def add(self, batch: BatchRecord, example: Example) -> None:
+        """Considers a contrast."""
+        difference, tie = example.logit_diff, key_order(example.id, example.step)
+        if self.spread.count:
+            self.spread.add(order_key((example.id, example.step), self._seed), batch, example)
+        self.largest.add((-abs(difference), tie), batch, example)
+        self.strongest.add((-difference, tie), batch, example)
+        if difference <= 0:
+            self.failures.add((difference, tie), batch, example)
+        if example.id in self._ids:
+            self._asked_for.append((tie, record_of(batch, example)))
+
+    def asked_for(self) -> list[Record]:
+        """The contrasts of the facts asked for, in the order of their ids and steps."""
+        return [record for _, record in sorted(self._asked_for, key=lambda item: item[0])]
+
+    def not_found(self) -> list[int | str]:
+        """The ids asked for that no contrast has."""
+        missing = self._ids - {record["id"] for _, record in self._asked_for}
+        return sorted(missing, key=lambda contrast_id: key_order(contrast_id, 0))
 
 
-def summary_page(summary: Mapping[str, Any], manifest: Mapping[str, Any], findings: Findings) -> str:
-    """A page of Markdown for TensorBoard's Text tab; what comes from the data is escaped."""
-    share = summary["contrast_accuracy"]
-    lines = [
-        "## Found",
-        "",
-        *_table(
-            ("", ""),
-            (
-                ("contrasts", summary["contrasts"]),
-                ("known (true answer above every other token)", summary["known"]),
-                ("rows refused", summary["rejected"]),
-                ("contrast accuracy (true above false)", f"{share:.1%}" if share is not None else "-"),
-                ("median logit difference", _number(findings.median_logit_diff)),
-            ),
-        ),
-        "",
-        "Strongest mean scores of each role, in logits:",
-        "",
-        *_table(
-            ("role", "layer: mean score"),
-            (
-                (role, ", ".join(f"{layer}: {score:+.3f}" for score, layer, _ in cells))
-                for role, cells in strongest_cells(summary["profile"]).items()
-            ),
-        ),
-    ]
-    if (trust := summary.get("trust")) is not None:
-        agreements = {"all": {**trust, **{f"top_{FEWER_TOP}_overlap": None}}, **trust["by_layer"]}
-        names = [*next(iter(trust["by_layer"].values()))]
-        rows = ((layer, *(_number(found[name]) for name in names)) for layer, found in agreements.items())
-        heads = ("layer", *(name.replace("_", " ") for name in names))
-        lines += ["", "## Trust", "", _escaped(verdict(trust)), "", *_table(heads, rows)]
-    for title, examples in (
-        ("Strongest facts", findings.strongest),
-        ("Failures: the false answer preferred", findings.failures),
-    ):
-        rows = (
-            (
-                example["id"],
-                example["prompt"],
-                example["target_true"],
-                example["target_false"],
-                _number(example["logit_diff"]),
-            )
-            for example in examples
-        )
-        lines += ["", f"## {title}", "", *_table(("id", "prompt", "true", "false", "logit difference"), rows)]
-    for group in ("model", "data"):
-        given = ((name, value) for name, value in manifest[group].items() if value is not None)
-        lines += ["", f"## Settings: {group}", "", *_table(("setting", "value"), given)]
-    return "\n".join(lines)
+class RelationProfiles:
+    """The profiles of the relations with the most contrasts."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._sums: dict[str, ProfileSums] = {}
+
+    def add(
+        self, relation: str, empty: ProfileSums, means_LR: NDArray[np.float64], has_role_R: NDArray[np.bool_]
+    ) -> None:
+        """Adds a contrast of a relation.
+
+        Args:
+            relation: The relation's id; nothing is added where it is empty.
+            empty: Names the layers, the component and the rule.
+            means_LR: The contrast's mean score of each layer at each role.
+            has_role_R: Which roles it has.
+        """
+        if not relation:
+            return
+        if relation not in self._sums:
+            self._sums[relation] = ProfileSums(empty.layers, empty.component, empty.rule)
+        self._counts[relation] += 1
+        self._sums[relation].add_means(means_LR, has_role_R)
+
+    def compute(self) -> dict[str, dict[str, Any]]:
+        """The profiles by relation, in the order of their names; none where all contrasts are of one relation."""
+        if len(self._counts) < 2:
+            return {}
+        largest = sorted(self._counts, key=lambda relation: (-self._counts[relation], relation))
+        return {relation: self._sums[relation].compute() for relation in sorted(largest[:LARGEST_RELATIONS])}
 
 
-class _Top:
-    """The examples with the largest keys."""
+class _First:
+    """The contrasts that come first by a key."""
 
     def __init__(self, count: int) -> None:
-        self._count = count
-        self._heap: list[tuple[float, int, dict[str, Any]]] = []
-        self._added = 0
+        self.count = count
+        self._bound: Any = None
+        self._kept: list[tuple[Any, BatchRecord, Example]] = []
 
-    def add(self, key: float, example: dict[str, Any]) -> None:
-        self._added += 1
-        # The running number keeps equal keys in the order of the files, and examples from being compared.
-        heapq.heappush(self._heap, (key, -self._added, example))
-        if len(self._heap) > self._count:
-            heapq.heappop(self._heap)
+    def add(self, key: Any, batch: BatchRecord, example: Example) -> None:
+        if not self.count or (self._bound is not None and key >= self._bound):
+            return
+        self._kept.append((key, batch, example))
+        # Sorted only now and then: most contrasts of a large run are beyond the bound.
+        if len(self._kept) >= 2 * self.count:
+            self._cut()
 
-    def best(self) -> list[dict[str, Any]]:
-        return [example for _, _, example in sorted(self._heap, key=lambda item: item[:2], reverse=True)]
+    def records(self) -> list[Record]:
+        self._cut()
+        return [record_of(batch, example) for _, batch, example in self._kept]
 
-
-def _table(head: tuple[str, ...], rows: Iterator[tuple[Any, ...]] | tuple[tuple[Any, ...], ...]) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'---|' * len(head)}"
-    for row in rows:
-        yield f"| {' | '.join(map(_escaped, row))} |"
-
-
-def _escaped(value: object) -> str:
-    """As it stands, whatever Markdown or HTML it looks like."""
-    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return "".join(f"\\{char}" if char in r"\`*_{}[]()#+-.!|~" else char for char in text)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.2f}"
+    def _cut(self) -> None:
+        self._kept.sort(key=lambda item: item[0])
+        del self._kept[self.count :]
+        if len(self._kept) == self.count and self._kept:
+            self._bound = self._kept[-1][0]

@@ -1,140 +1,83 @@
-"""What a run found, counted while it goes on.
+"""The summary of a run, computed from its records alone.
 
-Axes: B contrasts, L layers, R roles, T tokens.
+Axes: L layers, R roles, N cells.
 """
 
 from __future__ import annotations
 
-import shlex
-import shutil
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import statistics
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-from torchmetrics import Metric
+import numpy as np
+from numpy.typing import NDArray
 
-from lit_attr.attribution.gradient import AttributionBatch
-from lit_attr.callbacks.metrics import AnswerCounts, RoleLayerProfile
-from lit_attr.evaluation.agreement import verdict
-from lit_attr.facts.contrasts import ROLES, role_mask_BRT
-from lit_attr.records.encoding import FORMAT_VERSION, read_json
+from lit_attr.errors import UserError
+from lit_attr.evaluation.agreement import Compared, agreement_report
+from lit_attr.evaluation.answers import AnswerCounts
+from lit_attr.evaluation.faithfulness import faithfulness_report
+from lit_attr.evaluation.findings import Chosen, Points, RelationProfiles, RunFindings, key_order
+from lit_attr.evaluation.profile import ProfileSums, role_means
+from lit_attr.facts.contrasts import ContrastKey
+from lit_attr.records.folder import RunFolder
+from lit_attr.records.schema import FORMAT_VERSION, SUMMARY_FORMAT, BatchRecord, ExactRecord, Example
+
+# As many cells as a scatter plot can show.
+MOST_POINTS = 20_000
 
 
-class RunSummary:
-    """Counts, accuracy and role × layer profile of the contrasts of one run and of what it went on from.
+def summarise(
+    folder: RunFolder, *, heatmap_ids: Collection[int | str] = (), spread: int = 0, largest: int = 0
+) -> RunFindings:
+    """Computes the summary of a run, and what its pictures show, in one pass over its batch files.
 
-    A contrast of a token with itself, as `step: all` can give, tells nothing apart and is left out.
+    The result depends on the contrasts on disk alone, not on how they are spread over files, so that it is the same
+    after any interruption and with any number of processes. A contrast of a token with itself, which the step `all`
+    can give, is left out: its scores are all 0.
 
     Args:
-        layers: The layers of the scores, in their order.
-        component: What the scores are of.
-        rule: How they were computed.
+        folder: The run's folder.
+        heatmap_ids: The facts whose contrasts are returned as `asked_for`.
+        spread: How many contrasts are returned that come first in the run's random order.
+        largest: How many contrasts are returned that have the largest |logit difference|.
+
+    Raises:
+        UserError: A file in the folder does not follow its format.
     """
-
-    def __init__(self, layers: Sequence[int], component: str, rule: str) -> None:
-        self.layers = tuple(layers)
-        self.component = component
-        self.rule = rule
-        self.answers = AnswerCounts()
-        self.profile = RoleLayerProfile(len(self.layers))
-        self.known_profile = RoleLayerProfile(len(self.layers))
-
-    def add_batch(self, batch: AttributionBatch) -> None:
-        """Counts a batch."""
-        contrasts = batch.contrasts
-        self._add(
-            batch.scores_sum_BLT,
-            [contrast.roles for contrast in contrasts],
-            [contrast.subject_span for contrast in contrasts],
-            batch.logit_true_B - batch.logit_false_B,
-            batch.rank_true_B,
-            [contrast.told_apart for contrast in contrasts],
-        )
-
-    def add_record(self, record: Mapping[str, Any]) -> None:
-        """Counts the object of a batch file."""
-        examples = record["examples"]
-        # Token-major for pad_sequence, then back.
-        scores_TL = [torch.as_tensor(example["scores"]["sum"], dtype=torch.float32).T for example in examples]
-        self._add(
-            torch.nn.utils.rnn.pad_sequence(scores_TL, batch_first=True).transpose(1, 2),
-            [example["roles"] for example in examples],
-            [example["subject_span"] for example in examples],
-            torch.tensor([example["logit_diff"] for example in examples]),
-            torch.tensor([example["rank_true"] for example in examples]),
-            [example["true_token_id"] != example["false_token_id"] for example in examples],
-        )
-
-    def to(self, device: torch.device) -> None:
-        """Moves the counts, to where processes can exchange them."""
-        self.answers.to(device)
-        self.profile.to(device)
-        self.known_profile.to(device)
-
-    def compute(self, *, together: bool = True) -> dict[str, Any]:
-        """The summary in JSON types.
-
-        Args:
-            together: Of all processes, which all must ask then; otherwise of this one's share so far.
-        """
-        total, preferred, known = _compute(self.answers, together)
-        return {
-            "format": "lit-attr/summary",
+    settings = folder.read_manifest().get("model", {})
+    exact = {(record.id, record.step): record for _, record in folder.read_exact()}
+    chosen = Chosen(heatmap_ids, spread=spread, largest=largest, seed=settings.get("sample_seed", 0))
+    reading = _Reading(settings, exact, chosen)
+    for path, batch in folder.read_batches():
+        try:
+            reading.add(batch)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}; move it away and run again") from error
+    agreement, points = reading.agreement()
+    return RunFindings(
+        summary={
+            "format": SUMMARY_FORMAT,
             "version": FORMAT_VERSION,
-            "contrasts": total,
-            "contrast_accuracy": preferred / total if total else None,
-            "known": known,
-            "known_share": known / total if total else None,
-            "profile": self._profile(self.profile, together),
-            "known_profile": self._profile(self.known_profile, together),
-        }
-
-    def _profile(self, metric: RoleLayerProfile, together: bool) -> dict[str, Any]:
-        mean_LR, error_LR, count_R = _compute(metric, together)
-        return {
-            "component": self.component,
-            "rule": self.rule,
-            "layers": self.layers,
-            "roles": ROLES,
-            "contrasts": count_R.tolist(),
-            "mean_score": _without_nan(mean_LR),
-            "standard_error": _without_nan(error_LR),
-        }
-
-    def _add(
-        self,
-        scores_BLT: Tensor,
-        roles: Sequence[Sequence[str]],
-        subject_spans: Sequence[Sequence[int]],
-        logit_diff_B: Tensor,
-        rank_true_B: Tensor,
-        told_apart: Sequence[bool],
-    ) -> None:
-        told_apart_B = torch.tensor(told_apart)
-        self.answers.update(logit_diff_B[told_apart_B], rank_true_B[told_apart_B])
-        mask_BRT = role_mask_BRT(roles, subject_spans)
-        # Padding is in no role, but a batch may be padded further than its longest contrast left in it.
-        for metric, counted_B in (
-            (self.profile, told_apart_B),
-            (self.known_profile, told_apart_B & (rank_true_B == 0)),
-        ):
-            metric.update(scores_BLT[counted_B, :, : mask_BRT.shape[-1]], mask_BRT[counted_B])
-
-
-def _compute(metric: Metric, together: bool) -> Any:
-    # A metric's own `compute` waits for all processes; that of its class does not.
-    return metric.compute() if together else type(metric).compute(metric)
-
-
-def _without_nan(values_LR: Tensor) -> list[list[float | None]]:
-    return [[None if value != value else value for value in row] for row in values_LR.tolist()]
+            **reading.answers.compute(),
+            "median_logit_diff": statistics.median(reading.differences) if reading.differences else None,
+            "rejected": folder.count_rejected(),
+            "profile": reading.profile.compute(),
+            "known_profile": reading.known_profile.compute(),
+            "agreement": agreement,
+        },
+        spread=chosen.spread.records(),
+        asked_for=chosen.asked_for(),
+        not_found=chosen.not_found(),
+        largest=chosen.largest.records(),
+        strongest=chosen.strongest.records(),
+        failures=chosen.failures.records(),
+        relations=reading.relations.compute(),
+        points=points,
+    )
 
 
 def strongest_cells(profile: Mapping[str, Any], count: int = 3) -> dict[str, list[tuple[float, int, str]]]:
-    """For each role, its layers with the largest mean scores of either sign: score, layer, role."""
+    """For each role, its layers with the largest mean scores of either sign, as (score, layer, role)."""
     cells: dict[str, list[tuple[float, int, str]]] = {role: [] for role in profile["roles"]}
     for layer, row in zip(profile["layers"], profile["mean_score"], strict=True):
         for role, score in zip(profile["roles"], row, strict=True):
@@ -143,37 +86,86 @@ def strongest_cells(profile: Mapping[str, Any], count: int = 3) -> dict[str, lis
     return {role: sorted(found, key=lambda cell: -abs(cell[0]))[:count] for role, found in cells.items() if found}
 
 
-def describe(folder: Path, *, pictures: bool) -> str:
-    """What a run found and where it is, in a few lines for the terminal.
+class _Reading:
+    """What is gathered while the batch files of a run are read."""
 
-    Args:
-        folder: The run's output.
-        pictures: Whether TensorBoard has pictures of it.
-    """
-    summary = read_json(folder / "summary.json")
-    cells = [cell for cells in strongest_cells(summary["profile"]).values() for cell in cells]
-    strongest = sorted(cells, key=lambda cell: -abs(cell[0]))[:3]
-    found = "; ".join(f"layer {layer} at {role} {score:+.3f}" for score, layer, role in strongest)
-    settings = read_json(folder / "manifest.json")["model"]
-    gradient = settings.get("gradient") if settings.get("rule") != "exact" else None
-    lines = [
-        f"contrasts: {summary['contrasts']} ({summary['resumed']} from an earlier run), rows refused: "
-        f"{summary['rejected']}" + (f" (reasons: {folder / 'rejected.jsonl'})" if summary["rejected"] else ""),
-        f"contrast accuracy (true answer above the false one): {_percent(summary['contrast_accuracy'])}",
-        f"known facts (true answer above every other token): {_percent(summary['known_share'])}",
-        f"strongest mean scores, in logits: {found}",
-        *([f"trust: {verdict(summary['trust'])}"] if summary.get("trust") else []),
-        *([f"scores are approximate: the gradient is taken {gradient}"] if gradient else []),
-        f"records: {folder / 'batches'}",
-    ]
-    if pictures:
-        # An environment that is not activated has its commands off the path.
-        command = "tensorboard" if shutil.which("tensorboard") else f"{sys.executable} -m tensorboard.main"
-        lines.append(f"heatmaps: {command} --logdir {shlex.quote(str(folder))} --samples_per_plugin images=100")
-    elif (folder / "figures").exists():
-        lines.append(f"heatmaps: {folder / 'figures'}")
-    return "\n".join(lines)
+    def __init__(
+        self, settings: Mapping[str, Any], exact: Mapping[ContrastKey, ExactRecord], chosen: Chosen
+    ) -> None:
+        self.answers = AnswerCounts()
+        self.differences: list[float] = []
+        self.relations = RelationProfiles()
+        # A run of which every contrast is refused has no batch file; its settings know the layers.
+        shape = settings.get("layers", []), settings.get("component", ""), settings.get("rule", "")
+        self.profile, self.known_profile = ProfileSums(*shape), ProfileSums(*shape)
+        self._is_empty = True
+        self._exact = exact
+        self._chosen = chosen
+        self._compared: list[tuple[ExactRecord, Compared]] = []
+
+    def add(self, batch: BatchRecord) -> None:
+        """Adds the contrasts of a batch file.
+
+        Raises:
+            ValueError: It does not match the others, or the exact effects.
+        """
+        component = next(iter(batch.examples[0].scores))
+        shape = batch.layers, component, batch.rule
+        if self._is_empty:
+            self.profile, self.known_profile = ProfileSums(*shape), ProfileSums(*shape)
+            self._is_empty = False
+        if shape != (list(self.profile.layers), self.profile.component, self.profile.rule):
+            raise ValueError("it has other layers, another component or another rule than the files before")
+        for example in batch.examples:
+            if example.true_token_id != example.false_token_id:
+                self._add(batch, example, example.scores[component].sum)
+
+    def _add(self, batch: BatchRecord, example: Example, scores_LT: NDArray[np.float64]) -> None:
+        means_LR, has_role_R = role_means(scores_LT, example.roles, example.subject_span)
+        self.answers.add(example.logit_diff, example.rank_true)
+        self.differences.append(example.logit_diff)
+        self.profile.add_means(means_LR, has_role_R)
+        if example.rank_true == 0:
+            self.known_profile.add_means(means_LR, has_role_R)
+        self.relations.add(example.relation_id, self.profile, means_LR, has_role_R)
+        self._chosen.add(batch, example)
+        record = self._exact.get((example.id, example.step))
+        if record is not None and record.refused is None:
+            effects_LT = record.effects.get(self.profile.component)
+            if effects_LT is None or effects_LT.shape != scores_LT.shape:
+                raise ValueError(f"the exact effects of id {example.id!r} are of other cells than its scores")
+            self._compared.append((record, Compared(scores_LT, effects_LT, example.roles, example.subject_span)))
+
+    def agreement(self) -> tuple[dict[str, Any] | None, Points | None]:
+        """The agreement of scores and exact effects, and their cells; None where nothing is compared."""
+        if not self._compared:
+            return None, None
+        compared = sorted(self._compared, key=_order_of)
+        report = agreement_report(self.profile.layers, [each for _, each in compared])
+        report["sample"] = (
+            "random" if all(each.place is not None for each in self._exact.values()) else "first seen"
+        )
+        curves = [record.curves for record, _ in compared if record.curves is not None]
+        faithfulness = faithfulness_report(curves)
+        if faithfulness is not None:
+            report["faithfulness"] = faithfulness
+        return report, _points(self.profile.layers, [each for _, each in compared])
 
 
-def _percent(share: float | None) -> str:
-    return "none to count" if share is None else f"{share:.1%}"
+def _order_of(compared: tuple[ExactRecord, Compared]) -> tuple[Any, ...]:
+    record, _ = compared
+    return record.place is None, record.place or 0, key_order(record.id, record.step)
+
+
+def _points(layers: Sequence[int], compared: Sequence[Compared]) -> Points:
+    """The cells of the first contrasts, as many as a picture can show."""
+    layers_L = np.array(layers)
+    parts: list[tuple[NDArray[Any], ...]] = []
+    count = 0
+    for each in compared:
+        if count >= MOST_POINTS:
+            break
+        layers_LT = np.broadcast_to(layers_L[:, None], each.scores_LT.shape)
+        parts.append((each.scores_LT.ravel(), each.effects_LT.ravel(), layers_LT.ravel()))
+        count += each.scores_LT.size
+    return Points(*(np.concatenate(part)[:MOST_POINTS] for part in zip(*parts, strict=True)))

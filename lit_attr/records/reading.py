@@ -13,7 +13,7 @@ import msgspec
 
 from lit_attr.records.files import record_fields
 from lit_attr.records.folder import RunFolder
-from lit_attr.records.schema import BatchRecord
+from lit_attr.records.schema import BatchRecord, Example
 
 if TYPE_CHECKING:
     import datasets
@@ -66,8 +66,12 @@ def load_attributions(
 
 def records_of(batch: BatchRecord) -> Iterator[dict[str, Any]]:
     """The contrasts of a batch, each as `load_attributions` yields it."""
-    for example in batch.examples:
-        yield {**to_dict(example), "layers": batch.layers, "rule": batch.rule}
+    return (record_of(batch, example) for example in batch.examples)
+
+
+def record_of(batch: BatchRecord, example: Example) -> dict[str, Any]:
+    """A contrast of a batch as `load_attributions` yields it."""
+    return {**to_dict(example), "layers": batch.layers, "rule": batch.rule}
 
 
 def to_dict(record: msgspec.Struct) -> dict[str, Any]:
