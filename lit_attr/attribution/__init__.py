@@ -1,1 +1,1 @@
-"""How facts are scored: gradient × activation, further rules, exact effects."""
+"""Scores of a model's components: rules, exact effects and faithfulness."""

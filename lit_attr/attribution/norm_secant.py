@@ -1,7 +1,7 @@
-"""Scores that take the norms as they are: the exact change of each norm's output when a write is left out.
+"""The rule `norm-secant`: the exact change of each norm's output without a write, and gradients for all else.
 
-A gradient follows a norm's tangent. Where a write is much of what a norm standardises, as in the first layers, the
-norm's output without it is far from there, and the secant tells more.
+A gradient follows a norm's tangent. Where a write is a large part of the norm's input, as in the first layers, the
+output without the write is far from that tangent, and the secant is the better estimate.
 
 Axes: B rows, T tokens, N tokens of all rows, L chosen layers, K readers, H width of the residual stream.
 """
@@ -10,21 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lit_attr.errors import UserError
+from lit_attr.attribution.catalogue import RuleName
+from lit_attr.attribution.gradient import LayerScores, Rule, last_tokens_only
+from lit_attr.attribution.passes import Answers, answers_of, difference_B, last_logits_BV
+from lit_attr.errors import ArgumentError
+from lit_attr.facts.batches import ContrastBatch
 from lit_attr.models.hooks import first_given, first_tensor, inputs_recorded, recorded, replace_first
 from lit_attr.models.location import Location
 from lit_attr.models.norms import Norm
 from lit_attr.models.selftest import noise, short_input_BT
 
-# Numbers in float64 that are at work at a time: few enough for a processor's cache.
+# How many float64 numbers one step works on: few enough for a processor's cache.
 CHUNK = 2**20
-# How far the readers' part may fall short of the whole gradient, relative to the largest score.
+# How far the scores by the readers alone may deviate from gradient × activation, relative to the largest score.
 FLOAT32_TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
 
 
@@ -32,10 +37,10 @@ class Reader(NamedTuple):
     """A norm that reads the residual stream.
 
     Attributes:
-        module: The norm.
-        norm: What it does.
-        factors_L: How much of each layer's write is in what it reads: 1, or a model's constant, or 0 where the
-            write comes later.
+        module: The norm's module.
+        norm: Its weight, epsilon and kind.
+        factors_L: The factor of each layer's write in the norm's input: 1 or a constant of the model, or 0 where
+            the write comes later.
     """
 
     module: nn.Module
@@ -43,15 +48,47 @@ class Reader(NamedTuple):
     factors_L: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class NormSecant(Rule):
+    """Gradients at the norms' outputs × the change of these outputs without the write.
+
+    Attributes:
+        readers: The norms that read the residual stream.
+    """
+
+    name: ClassVar[RuleName] = "norm-secant"
+    readers: tuple[Reader, ...]
+
+    def scores(
+        self, model: PreTrainedModel, location: Location, batch: ContrastBatch
+    ) -> tuple[Sequence[LayerScores], Answers]:
+        """Each layer's scores; they are not products over the width, so they have no norms."""
+        norms = [reader.module for reader in self.readers]
+        with last_tokens_only(model, location, batch):
+            with (
+                recorded(location.modules) as writes,
+                inputs_recorded(norms) as inputs,
+                recorded(norms) as outputs,
+            ):
+                logits_BV = last_logits_BV(model, batch)
+            gradients = torch.autograd.grad(difference_B(logits_BV, batch).sum(), outputs)
+            flat = [[each.detach().flatten(0, -2) for each in part] for part in (writes, inputs, gradients)]
+            scores_NL = change_scores_NL(self.readers, *flat).to(
+                torch.promote_types(logits_BV.dtype, torch.float32)
+            )
+            scores_BTL = scores_NL.reshape(*batch.token_ids_BT.shape, -1)
+            return [(scores_BT, None) for scores_BT in scores_BTL.unbind(-1)], answers_of(logits_BV, batch)
+
+
 @torch.inference_mode(False)
 @torch.enable_grad()
 def find_readers(
     model: PreTrainedModel, location: Location, norms: Mapping[nn.Module, Norm]
 ) -> tuple[Reader, ...]:
-    """The norms that read the residual stream, found by letting nothing but the stream carry a gradient.
+    """Finds the norms that read the residual stream, by a run in which only the stream carries a gradient.
 
-    They must explain the whole gradient: with the norms' tangents in place of their secants, the scores must be
-    gradient × activation.
+    They must account for the whole gradient: with the norms' tangents in place of their secants, the scores must
+    equal gradient × activation.
 
     Args:
         model: A causal language model, in eval mode and without gradients for its parameters.
@@ -59,7 +96,7 @@ def find_readers(
         norms: The model's norms.
 
     Raises:
-        UserError: A norm reads the stream more than once, or something else reads the stream.
+        ArgumentError: A norm reads the stream more than once, or something else reads the stream.
     """
     readers = _direct_readers(model, location.modules, norms)
     with ExitStack() as stack:
@@ -86,9 +123,10 @@ def find_readers(
         tolerance = FLOAT32_TOLERANCE if is_float32 else HALF_TOLERANCE
         if (found_NL - wanted_NL).abs().max() <= tolerance * wanted_NL.abs().max():
             return readers
-    raise UserError(
-        f"model.rule: the norms of {type(model).__name__} are not all that reads the residual stream, so their "
-        "secants do not make up a score; take another rule than norm-secant"
+    raise ArgumentError(
+        "rule",
+        f"not only the norms of {type(model).__name__} read the residual stream, so their secants do not add up "
+        "to a score; choose another rule than norm-secant",
     )
 
 
@@ -113,10 +151,10 @@ def _direct_readers(
     leaves = [writes[module] for module in writers]
     readers = []
     for module, reads in inputs.items():
-        # Norms of queries and keys may run as often as they like.
+        # Only readers of the stream must run once; norms of queries and keys need not.
         if any(read.requires_grad for read in reads):
             if len(reads) > 1:
-                raise UserError("model.rule: a norm runs twice in a forward pass; take another than norm-secant")
+                raise ArgumentError("rule", "a norm runs twice in a forward pass; choose another than norm-secant")
             (read,) = reads
             probe = noise(read)
             found = torch.autograd.grad((read * probe).sum(), leaves, allow_unused=True, retain_graph=True)
@@ -127,7 +165,7 @@ def _direct_readers(
 
 
 def _factor(gradient: Tensor | None, probe: Tensor) -> float:
-    """How many times the probe a gradient is; 0 where it is something else."""
+    """The factor between a gradient and the probe; 0 where the gradient is not a multiple of it."""
     if gradient is None or gradient.numel() != probe.numel():
         return 0.0
     gradient, probe = gradient.reshape(-1).double(), probe.reshape(-1).double().to(gradient.device)
@@ -144,22 +182,22 @@ def change_scores_NL(
     *,
     tangent: bool = False,
 ) -> Tensor:
-    """What the outputs of all readers lose without a write, weighed by their gradients.
+    """The change of all readers' outputs without a write, weighted by their gradients.
 
-    `score[l, n] = Σ_k g[k, n] · (norm_k(x[k, n]) − norm_k(x[k, n] − a[l, n]))`, with a write `a`, what a reader
-    reads `x`, and the gradient `g` at the reader's output: multipliers of finite differences, as in DeepLIFT
-    (Shrikumar et al., 2017, arXiv:1704.02685), for the norms, with the reference each write needs, and gradients
-    for all else.
+    `score[l, n] = Σ_k g[k, n] · (norm_k(x[k, n]) − norm_k(x[k, n] − a[l, n]))`, with a write `a`, a reader's input
+    `x`, and the gradient `g` at the reader's output. The norms have multipliers of finite differences, as in
+    DeepLIFT (Shrikumar et al., 2017, arXiv:1704.02685), with a reference of its own for each write; all else has
+    gradients.
 
     Args:
         readers: The norms.
-        writes_LNH: What each layer writes.
-        inputs_KNH: What each reader reads.
-        gradients_KNH: The gradients at their outputs.
-        tangent: Take the norms' tangents instead, which gives gradient × activation.
+        writes_LNH: Each layer's write.
+        inputs_KNH: Each reader's input.
+        gradients_KNH: The gradients at the readers' outputs.
+        tangent: Whether to take the norms' tangents instead, which gives gradient × activation.
 
     Returns:
-        float64, in units of what the gradients are of; zeros where there is no reader.
+        float64, in the unit of the differentiated quantity; zeros where there is no reader.
     """
     device = gradients_KNH[0].device
     norms = [reader.norm for reader in readers]
@@ -167,7 +205,7 @@ def change_scores_NL(
     weights_KH = torch.stack([norm.weight_H.to(device) for norm in norms]).double()
     eps_K = torch.tensor([norm.eps for norm in norms], device=device, dtype=torch.float64)
     tokens, width = writes_LNH[0].shape
-    # How much of a product of sums is to be taken off a sum of products: an RMSNorm does not centre.
+    # The factor of the product of sums that centring subtracts from a sum of products; 0 for an RMSNorm.
     centred_K = torch.tensor([norm.centred / width for norm in norms], device=device, dtype=torch.float64)
     step = max(1, CHUNK // (width * (len(writes_LNH) + 2 * len(readers))))
     scores = []
@@ -177,7 +215,7 @@ def change_scores_NL(
             for part in (writes_LNH, inputs_KNH, gradients_KNH)
         )
         u_NKH = g_NKH.mul_(weights_KH)
-        # All that the norms' changes need, from inner products and sums alone.
+        # The norms' changes need only inner products and sums.
         sum_a_NL, sum_x_NK, sum_u_NK = (each.sum(-1) for each in (a_NLH, x_NKH, u_NKH))
         aa_NL, xx_NK, xu_NK = (
             torch.linalg.vecdot(p, q) for p, q in ((a_NLH, a_NLH), (x_NKH, x_NKH), (x_NKH, u_NKH))

@@ -44,8 +44,8 @@ def read_checkpoint(path: str | Path, *, weights_only: bool = True) -> dict[str,
         kind = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if kind is not None:
             raise UserError(
-                f"{path}: it holds more than weights, such as {kind[1]}; if you trust its source, weights_only=False "
-                "reads it and runs the code in it"
+                f"{path}: it holds more than weights, such as {kind[1]}; if you trust its source, "
+                "weights_only=False reads it and runs the code in it"
             ) from error
         raise UserError(f"{path}: it cannot be read ({one_line(error, 100)}); {GIVE_ONE}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):

@@ -83,8 +83,8 @@ def locate(
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise ArgumentError(
             "model",
-            "its adapter adds virtual tokens before every prompt (prompt or prefix tuning), which have no scores; use "
-            "the model without it",
+            "its adapter adds virtual tokens before every prompt (prompt or prefix tuning), which have no scores; "
+            "use the model without it",
         )
     by_path = "{layer}" in component
     if not by_path and component not in (*COMPONENT_NAMES, "block"):

@@ -1,0 +1,71 @@
+"""The comparison of one contrast's scores with its exact effects.
+
+Axes: B = 1 contrast, L chosen layers, T tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lit_attr.attribution.exact_effects import exact_effects_BLT
+from lit_attr.attribution.faithfulness import Curves, faithfulness_curves, random_scores_BLT
+from lit_attr.attribution.gradient import GRADIENT, ExactEffects, Rule, attribute_batch
+from lit_attr.errors import one_line, warn_once
+from lit_attr.facts.batches import ContrastBatch, collate_contrasts
+from lit_attr.facts.contrasts import Contrast
+from lit_attr.models.location import Location, input_device
+
+NOT_FINITE = "are not finite; the dtype float32 may fix it"
+
+
+def compare_exactly(
+    model: PreTrainedModel,
+    location: Location,
+    contrast: Contrast,
+    *,
+    component: str = "mlp",
+    rule: Rule = GRADIENT,
+    place: int | None = None,
+) -> ExactEffects:
+    """Computes a contrast's exact effects (zero ablation), and how faithfully its scores rank its cells.
+
+    The contrast goes through the model alone, so that the result does not depend on batches or processes.
+
+    Args:
+        model: A causal language model.
+        location: The modules whose outputs are scored and ablated.
+        contrast: The contrast.
+        component: The component that `location` was found for; passed on into the result.
+        rule: The rule whose scores are compared, from `find_rule`.
+        place: The contrast's place in the random order of the run; passed on into the result.
+
+    Raises:
+        ArgumentError: A token id has no embedding in the model, or the context is longer than its positions.
+    """
+    batch = collate_contrasts([contrast]).to(input_device(model))
+    scores_BLT = attribute_batch(model, location, batch, component=component, rule=rule).scores_sum_BLT
+    effects_BLT = scores_BLT if rule.name == "exact" else exact_effects_BLT(model, location, batch)
+    effects_LT = effects_BLT[0].to("cpu", torch.float32)
+    refused, curves = None, None
+    if not effects_LT.isfinite().all():
+        refused = f"its exact effects {NOT_FINITE}"
+    elif not scores_BLT.isfinite().all():
+        refused = f"its scores {NOT_FINITE}"
+    else:
+        curves = _curves(model, location, batch, scores_BLT, effects_BLT)
+    if refused is not None:
+        effects_LT = torch.zeros_like(effects_LT)
+    return ExactEffects(contrast, place, location.layers, component, effects_LT, curves, refused)
+
+
+def _curves(
+    model: PreTrainedModel, location: Location, batch: ContrastBatch, scores_BLT: Tensor, effects_BLT: Tensor
+) -> Curves | None:
+    rankings = (scores_BLT, effects_BLT, random_scores_BLT(batch.contrasts, len(location.layers)))
+    try:
+        return faithfulness_curves(model, location, batch, rankings)
+    except Exception as error:  # the exact effects are of use without the curves, so any failure is survived
+        warn_once(f"there are no faithfulness curves ({one_line(error)})")
+        return None

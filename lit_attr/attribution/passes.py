@@ -1,0 +1,120 @@
+"""Forward passes for the contrastive logit difference.
+
+Axes: B contrasts, T tokens (padded on the right), H width of the component's output, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from lit_attr.errors import ArgumentError
+from lit_attr.facts.batches import ContrastBatch
+from lit_attr.models.hooks import calling, take_last
+from lit_attr.models.limits import model_limits
+
+
+class Answers(NamedTuple):
+    """The two answers by the logits after the last token; the fields are those of `AttributionBatch`."""
+
+    logit_true_B: Tensor
+    logit_false_B: Tensor
+    prob_true_B: Tensor
+    prob_false_B: Tensor
+    rank_true_B: Tensor
+
+
+def check_inputs(model: PreTrainedModel, batch: ContrastBatch) -> None:
+    """Refuses a batch that the model cannot take.
+
+    Raises:
+        ArgumentError: A token id has no embedding in the model, or a context is longer than its positions.
+    """
+    positions, vocabulary = model_limits(model)
+    largest = int(max(batch.token_ids_BT.max(), batch.true_token_ids_B.max(), batch.false_token_ids_B.max()))
+    if vocabulary is not None and largest >= vocabulary:
+        raise ArgumentError(
+            "batch",
+            f"token id {largest} has no embedding in this model of {vocabulary} tokens; use the model's own "
+            "tokenizer",
+        )
+    lengths = [len(contrast.token_ids) for contrast in batch.contrasts]
+    if positions is not None and max(lengths) > positions:
+        longest = batch.contrasts[lengths.index(max(lengths))]
+        raise ArgumentError(
+            "batch",
+            f"the fact {longest.fact.id!r} has {max(lengths)} tokens, and this model has positions for "
+            f"{positions}; leave it out or shorten it",
+        )
+
+
+def last_logits_BV(model: PreTrainedModel, batch: ContrastBatch) -> Tensor:
+    """The logits after each row's last token, in float32 at least; call it within `only_last_logits`."""
+    logits_BV: Tensor = model(input_ids=batch.token_ids_BT, use_cache=False).logits[:, 0]
+    return logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
+
+
+def difference_B(logits: Tensor, batch: ContrastBatch) -> Tensor:
+    """logit_true − logit_false, in float32 at least, from the logits [B, V] or [B, 1, V] after the last token."""
+    logits_BV = logits.reshape(len(logits), -1).to(torch.promote_types(logits.dtype, torch.float32))
+    true_B, false_B = (ids_B.to(logits_BV.device) for ids_B in (batch.true_token_ids_B, batch.false_token_ids_B))
+    return pick(logits_BV, true_B) - pick(logits_BV, false_B)
+
+
+@torch.no_grad()
+def answers_of(logits_BV: Tensor, batch: ContrastBatch) -> Answers:
+    """Logits, probabilities and rank of the two answers, from the logits after the last token."""
+    true_B, false_B = (ids_B.to(logits_BV.device) for ids_B in (batch.true_token_ids_B, batch.false_token_ids_B))
+    logit_true_B, probs_BV = pick(logits_BV, true_B), logits_BV.softmax(-1)
+    return Answers(
+        logit_true_B.detach(),
+        pick(logits_BV, false_B).detach(),
+        pick(probs_BV, true_B).detach(),
+        pick(probs_BV, false_B).detach(),
+        (logits_BV > logit_true_B[:, None]).sum(1),
+    )
+
+
+def pick(values_BV: Tensor, ids_B: Tensor) -> Tensor:
+    """Each row's value for one token."""
+    return values_BV.gather(1, ids_B[:, None])[:, 0]
+
+
+@contextmanager
+def only_last_logits(model: PreTrainedModel, last_B: Tensor) -> Iterator[None]:
+    """Lets only each row's last hidden state reach the unembedding: logits come out as [B, 1, V]."""
+
+    def keep_last(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (take_last(args[0], last_B),)
+
+    unembedding = model.get_output_embeddings()
+    with ExitStack() as stack:
+        stack.callback(unembedding.register_forward_pre_hook(keep_last).remove)
+        # Quantised, adapted and offloaded unembeddings keep a forward and backward of their own.
+        if type(unembedding) is nn.Linear and "forward" not in vars(unembedding):
+            unembed = partial(_Unembed.apply, unembedding.weight, unembedding.bias)
+            stack.enter_context(calling(unembedding, unembed))
+        yield
+
+
+class _Unembed(torch.autograd.Function):
+    """An unembedding whose backward reads only the tokens with a gradient: two a row, not the whole vocabulary."""
+
+    @staticmethod
+    def forward(ctx: Any, weight_VH: Tensor, bias_V: Tensor | None, hidden_BTH: Tensor) -> Tensor:
+        ctx.save_for_backward(weight_VH)
+        return linear(hidden_BTH, weight_VH, bias_V)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor]:
+        (gradient_BTV,) = gradients
+        (weight_VH,) = ctx.saved_tensors
+        tokens = gradient_BTV.flatten(0, -2).any(0).nonzero().flatten()
+        return None, None, gradient_BTV[..., tokens] @ weight_VH[tokens]
