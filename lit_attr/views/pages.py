@@ -6,21 +6,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lit_attr.evaluation.agreement import verdict
-from lit_attr.evaluation.findings import Findings
+from lit_attr.evaluation.findings import RunFindings
 from lit_attr.evaluation.summary import strongest_cells
 
 MARKDOWN = r"\`*_{}[]()#+-.!|~"
 
 
-def summary_page(summary: Mapping[str, Any], manifest: Mapping[str, Any], findings: Findings) -> str:
+def summary_page(findings: RunFindings, manifest: Mapping[str, Any]) -> str:
     """The page on one run; whatever comes from its data is escaped.
 
     Args:
-        summary: The run's summary.
+        findings: The run's summary and what else its records show.
         manifest: The run's manifest.
-        findings: What its records show beyond the summary.
     """
-    lines = ["## Found", "", *_counts(summary, findings)]
+    summary = findings.summary
+    lines = ["## Found", "", *_counts(summary)]
     lines += ["", "Strongest mean scores of each role, in logits:", "", *_strongest_layers(summary["profile"])]
     if summary["agreement"] is not None:
         lines += ["", "## Agreement", "", *_agreement(summary["agreement"])]
@@ -32,7 +32,7 @@ def summary_page(summary: Mapping[str, Any], manifest: Mapping[str, Any], findin
     return "\n".join(lines)
 
 
-def _counts(summary: Mapping[str, Any], findings: Findings) -> Iterator[str]:
+def _counts(summary: Mapping[str, Any]) -> Iterator[str]:
     share = summary["contrast_accuracy"]
     return _table(
         ("", ""),
@@ -41,7 +41,7 @@ def _counts(summary: Mapping[str, Any], findings: Findings) -> Iterator[str]:
             ("known (true answer above every other token)", summary["known"]),
             ("rows refused", summary["rejected"]),
             ("contrast accuracy (true above false)", f"{share:.1%}" if share is not None else "-"),
-            ("median logit difference", _number(findings.median_logit_diff)),
+            ("median logit difference", _number(summary["median_logit_diff"])),
         ),
     )
 

@@ -2,7 +2,7 @@
 
 Contrasts of a token with itself, as `step: all` can give, are left out, as in `summary.json`.
 
-Shape suffixes: N contrasts, L layers, R roles (in the order of `ROLES`), T tokens.
+Shape suffixes: N contrasts, L layers, R roles (in the order of `ROLES`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_attr.errors import ArgumentError, UserError
-from lit_attr.facts.roles import role_mask_RT
+from lit_attr.evaluation.profile import role_means
 from lit_attr.records.files import read_json
 from lit_attr.records.reading import load_attributions
 from lit_attr.views.paper.style import fit
@@ -91,10 +91,10 @@ def read_run(folder: Path) -> Run:
     for record in _contrasts_of(folder):
         component = choose_component(record, component)
         # The summary has the means over all contrasts; relations and windows need those of each.
-        mask_RT = role_mask_RT(record["roles"], record["subject_span"])
-        with np.errstate(invalid="ignore"):
-            means_LR = record["scores"][component]["sum"] @ mask_RT.T / mask_RT.sum(1)
-        means.append(means_LR.astype(np.float32))
+        means_LR, has_role_R = role_means(
+            record["scores"][component]["sum"], record["roles"], record["subject_span"]
+        )
+        means.append(np.where(has_role_R, means_LR, np.nan).astype(np.float32))
         known.append(record["rank_true"] == 0)
         relations.append(record["relation_id"])
         prompts.setdefault(record["relation_id"], record["prompt"].replace(record["subject"], "…"))
