@@ -89,14 +89,9 @@ def agreement_of(pairs: Sequence[tuple[Values, Values]], *, top: int) -> dict[st
         pairs: Scores and effects of each contrast's cells.
         top: How many cells count as the largest. Contrasts with no more cells have no overlap.
     """
-    scores_N, effects_N = (
-        (np.concatenate([*part, np.empty(0)]) for part in zip(*pairs, strict=True))
-        if pairs
-        else (
-            np.empty(0),
-            np.empty(0),
-        )
-    )
+    none = np.empty(0)
+    scores_N = np.concatenate([none, *(score_N for score_N, _ in pairs)])
+    effects_N = np.concatenate([none, *(effect_N for _, effect_N in pairs)])
     either_N = (scores_N != 0) | (effects_N != 0)
     same_sign = np.sign(scores_N[either_N]) == np.sign(effects_N[either_N])
     correlations, overlaps = [], []

@@ -15,11 +15,12 @@ from lit_attr.facts.roles import ROLES, role_mask_RT
 
 
 class ProfileSums:
-    """Sums behind the mean score of each layer at each role, as Meng et al. (2022, figure 2) average causal traces.
+    """Sums behind the mean score of each layer at each role.
 
-    The tokens of one contrast that share a role are averaged first, so that a long subject counts once. The arrays
-    `total_LR`, `square_LR` and `count_R` can be added up across processes and set again. Sums carry their rounding
-    errors along, so that they do not depend on the order of the contrasts.
+    They are averaged as Meng et al. (2022, figure 2) average their causal traces: the tokens of one contrast that
+    share a role first, so that a long subject counts once. The arrays `total_LR`, `square_LR` and `count_R` can be
+    added up across processes and set again. Sums carry their rounding errors along, so that they do not depend on
+    the order of the contrasts.
 
     Args:
         layers: The layers of the scores, in their order.

@@ -31,9 +31,9 @@ def summarise(
 ) -> RunFindings:
     """Computes the summary of a run, and what its pictures show, in one pass over its batch files.
 
-    The result depends on the contrasts on disk alone, not on how they are spread over files, so that it is the same
-    after any interruption and with any number of processes. A contrast of a token with itself, which the step `all`
-    can give, is left out: its scores are all 0.
+    The result depends on the contrasts on disk alone, not on how they are spread over files: it is the same after
+    any interruption and with any number of processes. A contrast of a token with itself, which the step `all` can
+    give, is left out: its scores are all 0.
 
     Args:
         folder: The run's folder.

@@ -5,8 +5,6 @@ Axes: B contrasts, L layers, T tokens of one contrast.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from msgspec import UNSET
@@ -14,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_attr.attribution.faithfulness import PERCENT, RANKINGS, Curves
-from lit_attr.attribution.gradient import AttributionBatch
+from lit_attr.attribution.gradient import AttributionBatch, ExactEffects
 from lit_attr.facts.contrasts import Contrast
 from lit_attr.facts.rows import Rejected
 from lit_attr.records.schema import (
@@ -28,9 +26,6 @@ from lit_attr.records.schema import (
     Example,
     Rankings,
 )
-
-if TYPE_CHECKING:
-    from lit_attr.attribution.comparison import ExactEffects
 
 
 def batch_record(batch: AttributionBatch) -> BatchRecord:

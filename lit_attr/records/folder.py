@@ -167,8 +167,8 @@ class RunFolder:
             if path.exists():
                 raise ArgumentError(
                     "source",
-                    f"id {first.id!r}, step {first.step}, came twice in one run; give every fact an id of its own, "
-                    "and every process its own share",
+                    f"id {first.id!r}, step {first.step}, came twice in one run; give every fact an id of its "
+                    "own, and every process its own share",
                 )
             write_json(path, record)
 

@@ -71,10 +71,10 @@ class ComponentScores(Struct, forbid_unknown_fields=True, omit_defaults=True):
 class Neuron(Struct, forbid_unknown_fields=True):
     """A hidden unit of an MLP at one token."""
 
-    layer: Index
-    token: Index
-    neuron: Index
-    score: float
+    layer: Annotated[Index, Meta(description="The layer of the MLP.")]
+    token: Annotated[Index, Meta(description="The position of the token, from 0.")]
+    neuron: Annotated[Index, Meta(description="The index of the hidden unit.")]
+    score: Annotated[float, Meta(description="In logits.")]
 
 
 class Example(Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -147,9 +147,9 @@ class BatchRecord(Struct, forbid_unknown_fields=True):
 class Rankings(Struct, forbid_unknown_fields=True):
     """A curve for each ranking of the cells, in logits: one number a percentage."""
 
-    scores: list[float]
-    exact: list[float]
-    random: list[float]
+    scores: Annotated[list[float], Meta(description="By the scores.")]
+    exact: Annotated[list[float], Meta(description="By the exact effects.")]
+    random: Annotated[list[float], Meta(description="At random.")]
 
 
 class CurvesRecord(Struct, forbid_unknown_fields=True):

@@ -1,0 +1,52 @@
+"""Records as tables: Parquet with nested columns, and CSV in long form."""
+
+from __future__ import annotations
+
+import csv
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lit_attr.records.exports import read_contrasts
+from lit_attr.records.reading import with_lists
+
+ROW_GROUP = 1_024  # contrasts, as many as are in memory
+# Columns of the long form: the contrast, the place in it, and, after the scores, what the model answered.
+CONTRAST = ("id", "relation_id", "step", "rule")
+PLACE = ("component", "layer", "position", "token", "role")
+OUTCOME = ("logit_diff", "rank_true")
+
+
+def write_parquet(folder: Path, path: Path) -> None:
+    """Writes a row a contrast; the columns are those of `load_attributions(folder, "dataset")`."""
+    # A column has one type: ids are numbers only if all of them are.
+    convert = int if all(isinstance(record["id"], int) for record in read_contrasts(folder)) else str
+    rows = ({**with_lists(record), "id": convert(record["id"])} for record in read_contrasts(folder))
+    table = pa.Table.from_pylist(list(islice(rows, ROW_GROUP)))
+    # Python's own file, whose errors say in short what is wrong.
+    with path.open("wb") as stream, pq.ParquetWriter(stream, table.schema, compression="zstd") as writer:
+        while len(table):
+            writer.write_table(table)
+            table = pa.Table.from_pylist(list(islice(rows, ROW_GROUP)), table.schema)
+
+
+def write_csv(folder: Path, path: Path) -> None:
+    """Writes a row a contrast, component, layer and token, the kinds of scores side by side."""
+    first = next(read_contrasts(folder))
+    kinds = list(dict.fromkeys(kind for scores in first["scores"].values() for kind in scores))
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow([*CONTRAST, *PLACE, *kinds, *OUTCOME])
+        for record in read_contrasts(folder):
+            contrast, outcome = ([record[name] for name in names] for names in (CONTRAST, OUTCOME))
+            tokens = list(zip(record["tokens"], record["roles"], strict=True))
+            for component, scores in record["scores"].items():
+                for row, layer in enumerate(record["layers"]):
+                    # A component without a kind of scores leaves its column empty.
+                    columns = [
+                        scores[kind][row].tolist() if kind in scores else [""] * len(tokens) for kind in kinds
+                    ]
+                    for position, (token, *numbers) in enumerate(zip(tokens, *columns, strict=True)):
+                        writer.writerow([*contrast, component, layer, position, *token, *numbers, *outcome])
