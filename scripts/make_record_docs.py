@@ -26,7 +26,7 @@ computes, `OUT/exact/*.json`. `lit_attr.load_attributions(OUT)` reads the batch 
 
     datasets.load_dataset("json", data_files="OUT/batches/*.json", field="examples")
 
-The JSON Schemas of both kinds of files are `attributions.schema.json` and `exact.schema.json` in `lit_attr/assets`.
+Their JSON Schemas are `attributions.schema.json` and `exact.schema.json` in `lit_attr/assets`.
 Every number is finite: a contrast with a number that is not is refused, with the reason in `OUT/rejected.jsonl`.
 """
 

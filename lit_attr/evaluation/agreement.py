@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from lit_attr.facts.roles import ROLES, role_mask_RT
 
@@ -89,6 +88,9 @@ def agreement_of(pairs: Sequence[tuple[Values, Values]], *, top: int) -> dict[st
         pairs: Scores and effects of each contrast's cells.
         top: How many cells count as the largest. Contrasts with no more cells have no overlap.
     """
+    # Imported here: it takes most of a second, and the verdict needs none of it.
+    from scipy.stats import rankdata
+
     none = np.empty(0)
     scores_N = np.concatenate([none, *(score_N for score_N, _ in pairs)])
     effects_N = np.concatenate([none, *(effect_N for _, effect_N in pairs)])

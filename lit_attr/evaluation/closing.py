@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from pathlib import Path
 
 from lit_attr.evaluation.agreement import verdict
 from lit_attr.evaluation.summary import strongest_cells
 from lit_attr.records.folder import RunFolder
 
 
-def closing_lines(folder: RunFolder, *, pictures: bool, resumed: int | None = None) -> str:
+def closing_lines(folder: str | Path, *, pictures: bool, resumed: int | None = None) -> str:
     """Says in a few lines for the terminal what a run found and where its files are.
 
     Args:
@@ -19,15 +20,16 @@ def closing_lines(folder: RunFolder, *, pictures: bool, resumed: int | None = No
         pictures: Whether TensorBoard has pictures of the run.
         resumed: How many contrasts earlier runs have scored, where that is known.
     """
-    summary = folder.read_summary()
+    run = RunFolder(folder)
+    summary = run.read_summary()
     if summary is None:
-        return f"records: {folder.batches}"
-    settings = folder.read_manifest()["model"]
+        return f"records: {run.batches}"
+    settings = run.read_manifest()["model"]
     cells = [cell for cells in strongest_cells(summary["profile"]).values() for cell in cells]
     strongest = sorted(cells, key=lambda cell: -abs(cell[0]))[:3]
     found = "; ".join(f"layer {layer} at {role} {score:+.3f}" for score, layer, role in strongest)
     earlier = "" if resumed is None else f" ({resumed} from an earlier run)"
-    reasons = f" (reasons: {folder.rejected})" if summary["rejected"] else ""
+    reasons = f" (reasons: {run.rejected})" if summary["rejected"] else ""
     lines = [
         f"contrasts: {summary['contrasts']}{earlier}, rows refused: {summary['rejected']}{reasons}",
         f"contrast accuracy (true answer above the false one): {_percent(summary['contrast_accuracy'])}",
@@ -39,15 +41,13 @@ def closing_lines(folder: RunFolder, *, pictures: bool, resumed: int | None = No
     gradient = settings.get("gradient") if settings.get("rule") != "exact" else None
     if gradient:
         lines.append(f"scores are approximate: the gradient is taken {gradient}")
-    lines.append(f"records: {folder.batches}")
+    lines.append(f"records: {run.batches}")
     if pictures:
         # The commands of an environment that is not activated are not on the path.
         command = "tensorboard" if shutil.which("tensorboard") else f"{sys.executable} -m tensorboard.main"
-        lines.append(
-            f"heatmaps: {command} --logdir {shlex.quote(str(folder.path))} --samples_per_plugin images=100"
-        )
-    elif folder.figures.exists():
-        lines.append(f"heatmaps: {folder.figures}")
+        lines.append(f"heatmaps: {command} --logdir {shlex.quote(str(run.path))} --samples_per_plugin images=100")
+    elif run.figures.exists():
+        lines.append(f"heatmaps: {run.figures}")
     return "\n".join(lines)
 
 
