@@ -1,10 +1,13 @@
+"""Heatmaps: what their pixels show of the scores, and where their labels stand."""
+
 import numpy as np
 import pytest
-from PIL import Image, ImageChops
+from PIL import ImageChops
+from pixels import place, place_upright, shows
 
-from lit_attr import heatmaps, sheet
+from lit_attr.views import cells, heatmaps, sheet
 from lit_attr.views.heatmaps import draw_fact_heatmap, draw_role_heatmap
-from lit_attr.views.labels import line_height, text_mask, text_width
+from lit_attr.views.labels import drawable, line_height, text_mask, text_width
 
 ROLES = ["prefix", "first subject", "middle subject", "last subject", "first subsequent", "further", "last"]
 N_LAYERS, N_TOKENS = 8, 6
@@ -33,22 +36,22 @@ def role(means_LR, **changes):
     return draw_role_heatmap(means_LR, **(settings | changes))
 
 
-def anchored(*cells):
-    """Scores whose scale is 1, set by a cell of the last token, with these cells (layer, token, score) set."""
+def anchored(*changes):
+    """Scores with these (layer, token, score) set; the scale is 1, set by a cell of the last token."""
     scores_LT = np.zeros((N_LAYERS, N_TOKENS))
     scores_LT[3, -1] = 1.0
-    for layer, token, score in cells:
+    for layer, token, score in changes:
         scores_LT[layer, token] = score
     return scores_LT
 
 
 def cell_box(layer, token):
-    """Where the cell is: the pixels that change with it."""
+    """The box of a cell: the pixels that change with it."""
     return ImageChops.difference(fact(anchored()), fact(anchored((layer, token, 1.0)))).getbbox()
 
 
 def grid_box(n_layers, n_tokens, **changes):
-    """Where the cells are: the pixels that change with any score."""
+    """The box of all cells: the pixels that change with any score."""
     low, high = (fact(np.full((n_layers, n_tokens), score), **changes) for score in (0.0, 1.0))
     return ImageChops.difference(low, high).getbbox()
 
@@ -58,34 +61,12 @@ def colour_at(image, box):
 
 
 def pixels(image, box):
-    """Pixels of a box without the grid's lines at its edge, as rows of RGB."""
+    """The pixels of a box, without grid lines at its edge, as rows of RGB."""
     x0, y0, x1, y1 = box
     return np.asarray(image.crop((x0 + 2, y0 + 2, x1 - 2, y1 - 2))).reshape(-1, 3).astype(int)
 
 
-def place(image, box, text, size=sheet.TEXT, colour=sheet.INK, strong=False):
-    """Where the text stands, pixel by pixel, on white in the box: the middle of its first find, or None."""
-    mask = text_mask(text, size, strong)
-    wanted = Image.new("RGB", mask.size, "white")
-    wanted.paste(colour, mask=mask)
-    wanted_hw, area_hw = (np.asarray(part.convert("L")) for part in (wanted, image.crop(box)))
-    windows = np.lib.stride_tricks.sliding_window_view(area_hw, wanted_hw.shape)
-    finds = np.argwhere((windows == wanted_hw).all(axis=(2, 3)))
-    return (box[0] + finds[0][1] + mask.width / 2, box[1] + finds[0][0] + mask.height / 2) if len(finds) else None
-
-
-def place_upright(image, text, size=sheet.TEXT):
-    """As `place`, for text that is read from the bottom to the top, anywhere."""
-    turned = image.rotate(-90, expand=True)
-    found = place(turned, (0, 0, *turned.size), text, size)
-    return (found[1], image.height - found[0]) if found else None
-
-
-def shows(*args, **kwargs):
-    return place(*args, **kwargs) is not None
-
-
-def test_zero_is_white_and_the_signs_are_red_and_blue():
+def test_zero_is_white_positive_red_negative_blue():
     image = fact(anchored((2, 2, 0.8), (5, 2, -0.8)))
     red, green, blue = colour_at(image, cell_box(2, 2))
     assert red > green + 60 and red > blue + 60
@@ -94,18 +75,18 @@ def test_zero_is_white_and_the_signs_are_red_and_blue():
     assert colour_at(image, cell_box(4, 2)) == (255, 255, 255)
 
 
-def test_both_signs_darken_alike_and_without_a_break():
-    linear = np.where(heatmaps.TABLE < 11, heatmaps.TABLE / 3294, ((heatmaps.TABLE / 255 + 0.055) / 1.055) ** 2.4)
+def test_both_signs_darken_monotonically_and_equally():
+    linear = np.where(cells.TABLE < 11, cells.TABLE / 3294, ((cells.TABLE / 255 + 0.055) / 1.055) ** 2.4)
     lightness = 116 * np.cbrt(linear @ (0.2126, 0.7152, 0.0722)) - 16  # CIE L*, 100 is white
-    negative, positive = lightness[: heatmaps.HALF_STEPS + 1][::-1], lightness[heatmaps.HALF_STEPS :]
+    negative, positive = lightness[: cells.HALF_STEPS + 1][::-1], lightness[cells.HALF_STEPS :]
     assert negative[0] == positive[0] == pytest.approx(100)
     for side in (negative, positive):
         assert side[-1] < 35
-        assert np.diff(side).min() > -0.8 and np.diff(side).max() < 0.2, "rounding apart, ever darker"
+        assert np.diff(side).min() > -0.8 and np.diff(side).max() < 0.2, "monotonic, up to rounding"
     assert np.abs(negative - positive).max() < 6
 
 
-def test_layers_go_to_the_right_and_tokens_downwards():
+def test_layers_run_to_the_right_and_tokens_downwards():
     box, next_layer, next_token = cell_box(2, 1), cell_box(3, 1), cell_box(2, 2)
     assert next_layer[0] == box[2] + 1 and next_layer[1::2] == box[1::2]
     assert next_token[1] == box[3] + 1 and next_token[0::2] == box[0::2]
@@ -113,11 +94,11 @@ def test_layers_go_to_the_right_and_tokens_downwards():
 
 @pytest.mark.parametrize("layer", [0, 3, N_LAYERS - 1])
 @pytest.mark.parametrize("token", [0, 1, N_TOKENS - 1])
-def test_a_single_score_colours_the_cell_beside_its_token_and_above_its_layer(layer, token):
+def test_single_score_colours_the_cell_of_its_token_and_layer(layer, token):
     only = np.zeros((N_LAYERS, N_TOKENS))
     only[layer, token] = -3.0
     image, grid = fact(only, subject_span=(2, 3)), grid_box(N_LAYERS, N_TOKENS, subject_span=(2, 3))
-    deepest = (np.asarray(image.crop(grid)) == heatmaps.TABLE[0]).all(axis=2)
+    deepest = (np.asarray(image.crop(grid)) == cells.TABLE[0]).all(axis=2)
     x, y = np.argwhere(deepest).mean(axis=0)[::-1] + grid[:2]
     assert deepest.sum() > 1000 and deepest.sum() < 36 * 36, "one cell"
     left, below = (0, grid[1], grid[0], grid[3]), (0, grid[3], *image.size)
@@ -127,7 +108,7 @@ def test_a_single_score_colours_the_cell_beside_its_token_and_above_its_layer(la
     assert number[0] == pytest.approx(x, abs=2)
 
 
-def test_the_first_token_is_at_the_top_the_last_at_the_bottom_and_layer_0_at_the_left():
+def test_first_token_is_at_the_top_and_layer_0_at_the_left():
     grid = grid_box(N_LAYERS, N_TOKENS)
     first, last = cell_box(0, 0), cell_box(N_LAYERS - 1, N_TOKENS - 1)
     assert first[:2] == grid[:2]
@@ -142,38 +123,38 @@ def test_position_0_does_not_set_the_scale(subject_span):
     assert calm.width == loud.width
     above_the_note = (0, 0, calm.width, cell_box(0, N_TOKENS - 1)[3])
     changed = ImageChops.difference(calm.crop(above_the_note), loud.crop(above_the_note)).getbbox()
-    assert changed == pytest.approx(cell_box(1, 0), abs=2), "that cell alone: neither the others nor the scale"
+    assert changed == pytest.approx(cell_box(1, 0), abs=2), "only that cell, neither the others nor the scale"
 
 
-def test_a_cell_beyond_the_scale_is_hatched_and_the_excess_noted():
+def test_cell_beyond_the_scale_is_hatched_and_noted():
     image = fact(anchored((1, 0, 1.0), (6, 0, -7.524)))
     clipped, full = pixels(image, cell_box(6, 0)), pixels(image, cell_box(1, 0))
-    assert {tuple(colour) for colour in full} == {tuple(heatmaps.TABLE[-1])}
-    assert {tuple(colour) for colour in clipped} == {tuple(heatmaps.TABLE[0]), (255, 255, 255)}
+    assert {tuple(colour) for colour in full} == {tuple(cells.TABLE[-1])}
+    assert {tuple(colour) for colour in clipped} == {tuple(cells.TABLE[0]), (255, 255, 255)}
     foot = (0, image.height - 60, image.width, image.height)
     note = "hatched: beyond the scale, |score| up to 7.52"
     assert shows(image, foot, note, sheet.SMALL, sheet.SOFT_INK)
     assert fact(anchored((1, 0, 1.0))).height == image.height - line_height(sheet.SMALL)
 
 
-def test_where_only_position_0_scores_it_sets_the_scale():
+def test_position_0_sets_the_scale_where_all_other_scores_are_zero():
     only = np.zeros((N_LAYERS, N_TOKENS))
     only[4, 0] = -3.0
     found = pixels(fact(only), cell_box(4, 0))
-    assert {tuple(colour) for colour in found} == {tuple(heatmaps.TABLE[0])}
+    assert {tuple(colour) for colour in found} == {tuple(cells.TABLE[0])}
     image = fact(np.full((1, 1), 5.63e-6))
-    assert tuple(heatmaps.TABLE[-1]) in {colour for _, colour in image.getcolors(1 << 20)}
+    assert tuple(cells.TABLE[-1]) in {colour for _, colour in image.getcolors(1 << 20)}
     assert shows(image, (0, 0, *image.size), "+5.63e\N{MINUS SIGN}6")
 
 
-def test_all_zero_is_all_white():
+def test_all_zero_scores_are_white():
     image = fact(np.zeros((N_LAYERS, N_TOKENS)))
     for token in range(N_TOKENS):
         assert (pixels(image, cell_box(4, token)) == 255).all()
-    assert shows(image, (0, 0, *image.size), "+1.00"), "a scale needs some end"
+    assert shows(image, (0, 0, *image.size), "+1.00"), "the scale of all zeros ends at 1"
 
 
-def test_the_colour_bar_says_its_ends_and_its_unit():
+def test_colour_bar_shows_its_ends_and_its_unit():
     image = fact(4.7 * anchored())
     grid = grid_box(N_LAYERS, N_TOKENS)
     bar = (grid[2], 0, *image.size)
@@ -181,31 +162,31 @@ def test_the_colour_bar_says_its_ends_and_its_unit():
         assert shows(image, bar, text)
     name = place_upright(image, "score (logits)")
     assert name[0] > grid[2] and name[1] == pytest.approx((grid[1] + grid[3]) / 2, abs=2)
-    x = grid[2] + heatmaps.BAR_GAP + heatmaps.BAR_WIDTH // 2
+    x = grid[2] + cells.BAR_GAP + cells.BAR_WIDTH // 2
     top, foot = image.getpixel((x, grid[1] + 2)), image.getpixel((x, grid[3] - 2))
     assert top[0] > top[2] + 60 and foot[2] > foot[0] + 60, "plus is at the top"
 
 
 @pytest.mark.parametrize("n_layers, n_tokens", [(1, 1), (2, 1), (1, 3)])
-def test_few_cells_are_large_ones_with_room_for_the_colour_bar(n_layers, n_tokens):
+def test_few_cells_are_large_enough_for_the_colour_bar(n_layers, n_tokens):
     image, grid = fact(np.ones((n_layers, n_tokens))), grid_box(n_layers, n_tokens)
     assert grid[2] - grid[0] > 100 and grid[3] - grid[1] > 100
     assert place_upright(image, "score (logits)") and shows(image, (grid[2], 0, *image.size), "+1.00")
 
 
 @pytest.mark.parametrize("size, text", [(4.7, "4.70"), (0.01234, "0.0123"), (1327.4, "1327"), (12.345, "12.3")])
-def test_numbers_have_three_digits(size, text):
+def test_numbers_have_three_significant_digits(size, text):
     assert sheet.short_number(size) == text
 
 
 @pytest.mark.parametrize("size, text", [(0.0005, "5.00e\N{MINUS SIGN}4"), (123456.0, "1.23e5")])
-def test_tiny_and_huge_numbers_are_scientific(size, text):
+def test_tiny_and_huge_numbers_are_in_scientific_notation(size, text):
     assert sheet.short_number(size) == text
 
 
 @pytest.mark.parametrize("n_tokens", [1, 2, 12, 40, 90, 512])
 @pytest.mark.parametrize("n_layers", [1, 8, 48, 96, 160])
-def test_every_shape_has_a_white_margin_and_a_size_that_can_be_looked_at(n_layers, n_tokens):
+def test_every_shape_has_a_white_margin_and_a_reasonable_size(n_layers, n_tokens):
     scores_LT = np.linspace(-1, 1, n_layers * n_tokens).reshape(n_layers, n_tokens)
     tokens = [" a long token 日本", *(f" x{at}" for at in range(1, n_tokens))]
     image = fact(scores_LT, tokens=tokens, title="The capital of Spain is " * 12)
@@ -217,27 +198,27 @@ def test_every_shape_has_a_white_margin_and_a_size_that_can_be_looked_at(n_layer
 
 
 @pytest.mark.parametrize("n_layers, n_tokens", [(12, 5), (12, 12), (48, 12), (96, 12)])
-def test_a_thumbnail_400_pixels_wide_is_legible(n_layers, n_tokens):
+def test_thumbnail_400_pixels_wide_is_legible(n_layers, n_tokens):
     image = fact(np.ones((n_layers, n_tokens)))
     x0, y0, x1, y1 = grid_box(n_layers, n_tokens)
     shrunk = 400 / image.width
     assert shrunk * sheet.TEXT > 7
-    assert x1 - x0 > 0.6 * image.width, "most of it is cells"
+    assert x1 - x0 > 0.6 * image.width, "cells take most of the width"
     assert shrunk * (y1 - y0) / n_tokens > 16 and shrunk * (x1 - x0) / n_layers > 2.5
 
 
 @pytest.mark.parametrize("n_tokens, labelled", [(2, 2), (12, 12), (40, 40), (69, 69), (70, 35), (300, 60)])
-def test_row_labels_never_touch_and_all_are_there_up_to_69(n_tokens, labelled):
+def test_row_labels_never_touch_and_up_to_69_are_all_shown(n_tokens, labelled):
     span = {"subject_span": (0, 1)}
     image, grid = fact(np.ones((4, n_tokens)), **span), grid_box(4, n_tokens, **span)
     ink = np.asarray(image.convert("L").crop((0, grid[1], grid[0] - 3, grid[3] + 20))) < 200
-    # Each with a line without ink above it; the subject's, which is underlined, apart.
-    first = heatmaps.line_height(sheet.TEXT) + 3 + (grid[3] - grid[1]) // n_tokens // 2 - 12
+    # Each label has a row without ink above it. The underlined one of the subject is skipped.
+    first = line_height(sheet.TEXT) + 3 + (grid[3] - grid[1]) // n_tokens // 2 - 12
     inked = ink[first:].any(axis=1).astype(int)
     assert (np.diff(inked, prepend=0) == 1).sum() == labelled - 1
 
 
-def test_where_rows_go_without_a_label_the_subjects_first_does_not():
+def test_first_subject_row_is_labelled_where_labels_are_thinned():
     image, grid = (draw(4, 150) for draw in (lambda *n: fact(np.ones(n), subject_span=(13, 15)), grid_box))
     left = (0, 0, grid[0], image.height)
     assert shows(image, left, "␣token13", strong=True)
@@ -245,15 +226,15 @@ def test_where_rows_go_without_a_label_the_subjects_first_does_not():
 
 
 @pytest.mark.parametrize("n_layers, labelled", [(1, 1), (8, 8), (12, 12), (24, 12), (48, 12), (96, 20), (160, 20)])
-def test_layer_numbers_are_thinned_until_they_stand_apart(n_layers, labelled):
+def test_layer_numbers_are_thinned_until_they_do_not_touch(n_layers, labelled):
     image, grid = fact(np.ones((n_layers, 4))), grid_box(n_layers, 4)
     top = grid[3] + sheet.GAP + 2
     numbers = image.convert("L").crop((0, top, image.width, top + line_height(sheet.TEXT) - 4))
     inked = np.flatnonzero((np.asarray(numbers) < 128).any(axis=0))
-    assert (np.diff(inked) > 5).sum() + 1 == labelled, "digits of a number are less than that apart"
+    assert (np.diff(inked) > 5).sum() + 1 == labelled, "gaps between the digits of a number are smaller"
 
 
-def test_layers_are_called_by_their_true_numbers():
+def test_layers_have_their_true_numbers():
     image, grid = fact(np.ones((3, 4)), layers=[0, 5, 11]), grid_box(3, 4)
     below = (0, grid[3], *image.size)
     places = [place(image, below, number)[0] for number in ("0", "5", "11")]
@@ -261,7 +242,7 @@ def test_layers_are_called_by_their_true_numbers():
     assert not any(shows(image, below, number) for number in ("2", "3"))
 
 
-def test_tokens_are_written_flush_with_the_grid():
+def test_token_labels_are_flush_with_the_grid():
     tokens = ["a", " bc", "defghij", " k", "日本", "\n"]
     grid = grid_box(N_LAYERS, N_TOKENS, tokens=tokens, subject_span=(1, 2))
     image = fact(anchored(), tokens=tokens, subject_span=(1, 2))
@@ -271,13 +252,13 @@ def test_tokens_are_written_flush_with_the_grid():
         assert end == pytest.approx(grid[0] - sheet.GAP, abs=1), token
 
 
-def test_the_layers_axis_has_its_name_below():
+def test_layer_axis_is_named_below():
     for image in (fact(anchored()), role(np.ones((4, 7)))):
         assert shows(image, (0, image.height - 60, *image.size), "layer")
 
 
 @pytest.mark.parametrize("span", [(0, 1), (1, 3), (5, 6), (0, 6)])
-def test_the_subjects_rows_are_framed_and_named_and_their_labels_strong(span):
+def test_subject_rows_are_framed_named_and_bold(span):
     image, grid = fact(anchored(), subject_span=span), grid_box(N_LAYERS, N_TOKENS, subject_span=span)
     pitch = cell_box(0, 2)[1] - cell_box(0, 1)[1]
     top = cell_box(0, 0)[1] - 1
@@ -287,10 +268,10 @@ def test_the_subjects_rows_are_framed_and_named_and_their_labels_strong(span):
         assert len(dark) == 4, "two lines, two pixels each"
         assert dark == pytest.approx([y0, y0 + 1, y1, y1 + 1], abs=2)
     word = place_upright(image, "subject", sheet.SMALL)
-    assert grid[2] < word[0] < grid[2] + heatmaps.BAR_GAP
+    assert grid[2] < word[0] < grid[2] + cells.BAR_GAP
     assert y0 < word[1] < y1
     half = text_width("subject", sheet.SMALL) / 2
-    assert grid[1] - 3 <= word[1] - half and word[1] + half <= grid[3] + 3, "no further than the grid"
+    assert grid[1] - 3 <= word[1] - half and word[1] + half <= grid[3] + 3, "within the height of the grid"
     left = (0, 0, grid[0], image.height)
     for token in range(N_TOKENS):
         assert shows(image, left, f"␣token{token}", strong=True) == (token in range(*span))
@@ -299,19 +280,19 @@ def test_the_subjects_rows_are_framed_and_named_and_their_labels_strong(span):
 
 @pytest.mark.parametrize("title", ["Prag " * 60, "x" * 300, "The capital of São Paulo → 日本 " * 10])
 @pytest.mark.parametrize("n_tokens", [1, 6])
-def test_a_title_of_300_characters_is_there_to_its_end(title, n_tokens):
+def test_title_of_300_characters_is_not_clipped(title, n_tokens):
     def ink(image):
         return (255 - np.asarray(image.convert("L"), dtype=int)).sum()
 
     scores_LT = np.ones((2, n_tokens))
     got = ink(fact(scores_LT, title=title)) - ink(fact(scores_LT, title=""))
-    words = [heatmaps.drawable(word) for word in title.split()]
+    words = [drawable(word) for word in title.split()]
     share = (255 - sheet.INK[0]) / 255
     wanted = sum(share * np.asarray(text_mask(word, sheet.TITLE), dtype=int).sum() for word in words)
     assert got == pytest.approx(wanted, rel=0.02)
 
 
-def test_roles_stand_in_the_given_order_each_above_its_count():
+def test_roles_keep_their_order_each_above_its_count():
     roles, counts = ["middle", "further", "a last one", "prefix"], [387, 21919, 401, 299]
     image = role(np.ones((5, 4)), roles=roles, counts=counts)
     left = (0, 0, image.width // 2, image.height)
@@ -322,36 +303,36 @@ def test_roles_stand_in_the_given_order_each_above_its_count():
     heights = [y for _, y in places]
     assert heights == sorted(heights)
     apart = np.diff(heights)
-    assert apart[::2].max() + 10 < apart[1::2].min(), "a count is nearer to its own role than to the next"
+    assert apart[::2].max() + 10 < apart[1::2].min(), "a count is closer to its own role than to the next"
 
 
-def test_a_role_that_never_occurs_is_grey_and_hatched():
+def test_role_that_never_occurs_is_hatched_grey():
     means_LR, counts = np.full((6, 7), 0.7), [387, 387, 0, 387, 387, 201, 21919]
     changed = means_LR.copy()
     changed[:, 2] = np.nan
     image = role(changed, counts=counts)
     box = ImageChops.difference(role(means_LR, counts=counts), image).getbbox()
-    empty = {tuple(colour) for colour in pixels(image, box)} - {heatmaps.GRID}
-    assert empty == {heatmaps.EMPTY, heatmaps.EMPTY_HATCH}
+    empty = {tuple(colour) for colour in pixels(image, box)} - {cells.GRID}
+    assert empty == {cells.EMPTY, cells.EMPTY_HATCH}
     assert all(red == green == blue for red, green, blue in empty)
     left = (0, box[1], box[0], box[3])
     for text in ("middle subject", "n=0"):
         assert shows(image, left, text, colour=sheet.SOFT_INK), "the row beside it"
 
 
-def test_a_role_map_without_any_fact_is_all_empty():
+def test_role_map_without_facts_is_empty():
     image = role(np.full((2, 7), np.nan), counts=[0] * 7)
-    assert heatmaps.EMPTY in {colour for _, colour in image.getcolors(1 << 20)}
+    assert cells.EMPTY in {colour for _, colour in image.getcolors(1 << 20)}
 
 
-def test_the_first_role_sets_the_scale_as_any_other():
+def test_first_role_sets_the_scale_like_any_other():
     means_LR = np.zeros((2, 7))
     means_LR[0, 0] = 9.0
     image = role(means_LR)
     assert shows(image, (0, 0, *image.size), "+9.00")
 
 
-def test_the_same_numbers_give_the_same_bytes():
+def test_same_scores_give_the_same_bytes():
     first = fact(anchored((2, 0, 4.0))).tobytes()
     text_mask.cache_clear()
     assert fact(anchored((2, 0, 4.0))).tobytes() == first
@@ -359,18 +340,18 @@ def test_the_same_numbers_give_the_same_bytes():
 
 
 @pytest.mark.parametrize("span", [(2, 2), (3, 2), (-1, 2), (5, 7)])
-def test_a_span_that_is_no_stretch_of_the_tokens_is_refused(span):
+def test_refuses_a_span_outside_the_tokens(span):
     with pytest.raises(ValueError, match="subject_span"):
         fact(anchored(), subject_span=span)
 
 
 @pytest.mark.parametrize("scores_LT", [np.full((2, 2), np.nan), np.full((2, 2), np.inf)])
-def test_scores_must_be_finite(scores_LT):
+def test_refuses_scores_that_are_not_finite(scores_LT):
     with pytest.raises(ValueError, match="finite"):
         fact(scores_LT)
 
 
-def test_shapes_must_match():
+def test_refuses_shapes_that_do_not_match():
     with pytest.raises(ValueError, match=r"scores_LT: shape \(8, 6\), but layers by tokens is \(7, 6\)"):
         fact(anchored(), layers=range(7))
     with pytest.raises(ValueError, match="at least one each"):
@@ -383,7 +364,7 @@ def test_shapes_must_match():
         role(np.full((4, 7), np.inf))
 
 
-def test_the_subjects_labels_are_underlined_below_all_letters():
+def test_subject_labels_are_underlined_below_all_letters():
     label, plain = (np.asarray(heatmaps._label("␣gjpqy", strong)) for strong in (True, False))
     ruled = (label[:, 2:-2] == 255).all(axis=1)
     assert ruled.any()

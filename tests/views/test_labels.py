@@ -1,23 +1,25 @@
+"""Labels: which characters are drawn, which are escaped, and how text fits into its room."""
+
 import numpy as np
 import pytest
 from PIL import ImageFont, features
 
-from lit_attr import labels
+from lit_attr.views import labels
 from lit_attr.views.labels import drawable, line_height, text_mask, text_width, token_label, wrap
 
 
-def forget():
+def clear_caches():
     labels._source.cache_clear()
     text_mask.cache_clear()
 
 
 @pytest.fixture(autouse=True)
-def _bare_machine(monkeypatch):
-    """No system fonts, so that the same holds on every machine."""
+def _no_system_fonts(monkeypatch):
+    """Removes system fonts, so that results are the same on every machine."""
     monkeypatch.setattr(labels, "SYSTEM_FONTS", ())
-    forget()
+    clear_caches()
     yield
-    forget()
+    clear_caches()
 
 
 def ink(text, **kwargs):
@@ -52,11 +54,11 @@ def ink(text, **kwargs):
         ("", '""'),
     ],
 )
-def test_a_label_shows_what_it_can_and_escapes_the_rest(token, label):
+def test_label_escapes_undrawable_characters(token, label):
     assert token_label(token) == label
 
 
-def test_a_long_label_loses_its_middle():
+def test_long_label_is_elided_in_the_middle():
     label = token_label(" antidisestablishmentarianism")
     head, tail = label.split("…")
     assert len(label) == labels.MAX_LABEL_CHARS
@@ -66,13 +68,13 @@ def test_a_long_label_loses_its_middle():
     assert token_label("a" * labels.MAX_LABEL_CHARS) == "a" * labels.MAX_LABEL_CHARS
 
 
-def test_eliding_never_cuts_an_escape_in_half():
+def test_eliding_never_splits_an_escape():
     assert token_label("日本語の本") == r"\u65e5…\u672c"
     assert token_label("\U0001f389" * 3) == r"\U0001f389…"
 
 
 @pytest.mark.parametrize("strong", [False, True])
-def test_no_drawable_character_is_an_empty_box_or_nothing(strong):
+def test_drawable_characters_have_a_glyph(strong):
     box = ink("\U0010fffe", strong=strong)
     shown = [chr(code) for code in range(0x21, 0x2FFF) if drawable(chr(code)) == chr(code)]
     assert len(shown) > 3000
@@ -83,7 +85,7 @@ def test_no_drawable_character_is_an_empty_box_or_nothing(strong):
     assert all(drawable(char).startswith("\\") for char in unprintable)
 
 
-def test_a_system_font_is_asked_for_what_dejavu_lacks(monkeypatch):
+def test_system_font_draws_what_dejavu_lacks(monkeypatch):
     monkeypatch.setattr(labels, "SYSTEM_FONTS", ("no such font.ttf", "a font with one more character.ttf"))
     truetype, missing = ImageFont.truetype, "\U0010fffe"
 
@@ -108,7 +110,7 @@ def test_a_system_font_is_asked_for_what_dejavu_lacks(monkeypatch):
 
 
 @pytest.mark.skipif(not features.check("raqm"), reason="Pillow draws right-to-left text only with Raqm")
-def test_right_to_left_words_keep_the_order_of_the_title_and_the_side_of_the_space():
+def test_right_to_left_words_keep_title_order_and_leading_space():
     assert drawable("שלום مدريد") == "שלום مدريد"
     parts, title = [ink(text).sum() for text in ("בב", "→", "ש")], ink("בב → ש")
     glyphs = [part.sum() for part in np.split(title, np.flatnonzero(~title.any(axis=0)), axis=1) if part.any()]
@@ -118,32 +120,32 @@ def test_right_to_left_words_keep_the_order_of_the_title_and_the_side_of_the_spa
     assert np.argwhere(ink("␣x")[37:])[:, 1].max() < 0.7 * ink("␣x").shape[1]
 
 
-def test_what_would_be_drawn_backwards_or_astray_is_escaped(monkeypatch):
+def test_right_to_left_letters_and_marks_are_escaped_without_raqm(monkeypatch):
     monkeypatch.setattr(labels.features, "check", lambda _: False)
-    forget()
+    clear_caches()
     assert drawable("שЖ") == r"\u05e9Ж"
     assert drawable("о́") == r"о\u0301"
 
 
 @pytest.mark.skipif(not features.check("raqm"), reason="marks are placed by Raqm")
-def test_a_mark_stands_on_its_letter_and_is_escaped_without_one():
+def test_combining_mark_stays_on_its_letter_or_is_escaped():
     assert drawable("го́род") == "го́род"
     assert token_label(" \u0301") == r"␣\u0301"
-    assert drawable("日\u0301") == r"\u65e5\u0301", "no letter, no mark"
+    assert drawable("日\u0301") == r"\u65e5\u0301", "a mark without a letter"
     plain, marked = ink("о"), ink("о́")
     changed = np.argwhere(abs(plain - marked[:, : plain.shape[1]]) > 128)
     assert plain.shape == marked.shape
     assert len(changed) and changed[:, 0].max() < np.argwhere(plain)[:, 0].min() + 2
 
 
-def test_strong_text_is_the_bold_face():
+def test_strong_text_is_bold():
     plain, strong = ink("Spain"), ink("Spain", strong=True)
     assert strong.shape == (line_height(32), text_width("Spain", 32, strong=True) + 2)
     assert strong.sum() > 1.3 * plain.sum()
     assert {font.path for _, font in labels._runs("Spain é →", 16, strong=True)} == {labels.BOLD}
 
 
-def test_capitals_stand_in_the_middle_and_their_accents_within_the_line():
+def test_capitals_are_centred_and_accents_stay_within_the_line():
     rows = np.argwhere(ink("H").any(axis=1))
     assert (rows.min() + rows.max() + 1) / 2 == pytest.approx(line_height(32) / 2, abs=1)
     for char in "ẢÅgjçẴ":
@@ -151,14 +153,14 @@ def test_capitals_stand_in_the_middle_and_their_accents_within_the_line():
 
 
 @pytest.mark.parametrize("text", ["The capital of Spain is →  Madrid", "é→×—−", "W", "", " "])
-def test_no_ink_is_lost_at_the_ends(text):
+def test_text_is_not_clipped_at_its_ends(text):
     mask = ink(text)
     assert mask.shape == (line_height(32), text_width(text, 32) + 2)
     padded = ink(f" {text} ")
     assert padded.sum() == pytest.approx(mask.sum(), rel=0.01)
 
 
-def test_wrapping_keeps_every_character_and_the_width():
+def test_wrapping_keeps_all_characters_within_the_width():
     text = "The capital of Spain is →  Madrid / Paris " + "x" * 80
     lines = wrap(text, 20, 240)
     assert all(text_width(line, 20) <= 240 for line in lines)

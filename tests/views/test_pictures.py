@@ -1,168 +1,88 @@
-"""Pictures, curves and text: in event files, in other loggers, as files."""
+"""The pictures of a run: which numbers and words they are drawn with."""
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
-import orjson
+import numpy as np
 import pytest
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from PIL import Image
-from project import writing_trainer
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.custom_scalar import layout_pb2
-from tensorboard.plugins.hparams import plugin_data_pb2
-from tensorboard.util.tensor_util import make_ndarray
+from PIL import ImageChops
+from tiny_runs import ONE
 
-from lit_attr.datamodule import CounterfactDataModule
-from lit_attr.facts.contrasts import ROLES
-from lit_attr.facts.sources import SAMPLE, open_rows
-from lit_attr.module import AttributionModule
-from lit_attr.views.pictures import log_curves, log_image, safe_tag
+from lit_attr.errors import ArgumentError
+from lit_attr.evaluation.agreement import verdict
+from lit_attr.evaluation.findings import Points
+from lit_attr.facts.roles import ROLES
+from lit_attr.views.heatmaps import draw_fact_heatmap, draw_role_heatmap
+from lit_attr.views.pictures import agreement_image, choose_component, component_name, fact_image, profile_image
+from lit_attr.views.scatter import draw_scatter
 
-ROWS = [*open_rows(SAMPLE)][::20]
+RECORD: dict[str, Any] = {**ONE, "layers": [2, 5], "rule": "gradient", "logit_diff": -1.5}
+PROFILE: dict[str, Any] = {
+    "component": "mlp",
+    "rule": "gradient",
+    "layers": [2, 5],
+    "roles": ROLES,
+    "contrasts": [4] * len(ROLES),
+    "mean_score": [[0.5] * 6 + [None], [-1.0] * 6 + [None]],
+}
 
 
-def run(folder: Path, logger: Any, **writer: Any) -> dict[str, Any]:
-    """Runs over some facts and returns the summary."""
-    trainer = writing_trainer(folder, logger=logger, **writer)
-    trainer.predict(
-        AttributionModule(), datamodule=CounterfactDataModule(ROWS, batch_size=8), return_predictions=False
+def same(one: Any, other: Any) -> bool:
+    return one.size == other.size and ImageChops.difference(one, other).getbbox() is None
+
+
+@pytest.mark.parametrize(("rank", "known"), [(0, "known"), (3, "not known")])
+def test_fact_image_says_what_was_compared(rank: int, known: str):
+    expected = draw_fact_heatmap(
+        np.array(ONE["scores"]["mlp"]["sum"], dtype=float),
+        layers=[2, 5],
+        tokens=ONE["tokens"],
+        subject_span=(0, 2),
+        title="A B is in → X / Y",
+        subtitle=f"logit difference X − Y: −1.50 · {known} · MLP gradient × activation",
     )
-    summary: dict[str, Any] = orjson.loads((folder / "summary.json").read_bytes())
-    return summary
+    assert same(fact_image({**RECORD, "rank_true": rank}), expected)
 
 
-def tensorboard(folder: Path) -> TensorBoardLogger:
-    return TensorBoardLogger(str(folder), name="", version="")
+def test_fact_image_draws_the_component_asked_for():
+    other = {"sum": [[1, 2, 3, 4], [5, 6, 7, 8]]}
+    several = {**RECORD, "scores": {"mlp": ONE["scores"]["mlp"], "attention": other}}
+    assert same(fact_image(several, "attention"), fact_image({**RECORD, "scores": {"attention": other}}))
+    assert same(fact_image(several, "mlp"), fact_image(RECORD))
 
 
-@pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], EventAccumulator]:
-    """A run's summary, and what TensorBoard has of it."""
-    folder = tmp_path_factory.mktemp("run")
-    summary = run(folder, tensorboard(folder), max_heatmaps=2, heatmap_ids=[7, 7000])
-    return summary, EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0, "tensors": 0}).Reload()
+def test_component_must_be_unambiguous():
+    several = {"scores": {"mlp": {}, "attention": {}}}
+    assert choose_component({"scores": {"block": {}}}) == "block"
+    assert choose_component(several, "mlp") == "mlp"
+    with pytest.raises(ArgumentError, match="component: none is named; take one of attention, mlp"):
+        choose_component(several)
+    with pytest.raises(ArgumentError, match="component: there are no scores of block; take one of attention, mlp"):
+        choose_component(several, "block")
 
 
-def test_curves_have_a_point_a_layer(shown: tuple[dict[str, Any], EventAccumulator]):
-    summary, events = shown
-    profile = summary["profile"]
-    for place, role in enumerate(ROLES):
-        points = {
-            kind: events.Scalars(f"mean_score{kind}/{role.replace(' ', '_')}") for kind in ("", "_low", "_high")
-        }
-        assert [point.step for point in points[""]] == profile["layers"]
-        for layer, row in enumerate(profile["mean_score"]):
-            error = 1.96 * profile["standard_error"][layer][place]
-            for kind, expected in (("", row[place]), ("_low", row[place] - error), ("_high", row[place] + error)):
-                assert points[kind][layer].value == pytest.approx(expected, rel=1e-5)
+def test_profile_image_says_what_is_averaged():
+    expected = draw_role_heatmap(
+        np.array(PROFILE["mean_score"], dtype=float),
+        layers=[2, 5],
+        roles=ROLES,
+        counts=[4] * len(ROLES),
+        title="Mean MLP gradient × activation by layer and token role",
+        subtitle="4 contrasts",
+    )
+    assert same(profile_image(PROFILE, "4 contrasts"), expected)
 
 
-def test_custom_scalars_lay_the_curves_out_with_their_bands(shown: tuple[dict[str, Any], EventAccumulator]):
-    _, events = shown
-    (event,) = events.Tensors("custom_scalars__config__")
-    layout = layout_pb2.Layout.FromString(make_ndarray(event.tensor_proto).item())
-    titles = {category.title: [chart.title for chart in category.chart] for category in layout.category}
-    assert {name: len(charts) for name, charts in titles.items()} == {"mean_score": 7, "mean_score_known": 7}
-    for category in layout.category:
-        for chart in category.chart:
-            (series,) = chart.margin.series
-            assert {series.value, series.lower, series.upper} <= set(events.Tags()["scalars"])
+def test_agreement_image_says_the_verdict():
+    agreement = {"contrasts": 4, "pearson": 0.9, "by_layer": {"2": {"pearson": 0.1}}}
+    points = Points(np.array([0.5, 1.0]), np.array([0.25, 1.5]), np.array([2, 5]))
+    expected = draw_scatter(
+        *points, title="MLP gradient × activation and exact effects", subtitle=verdict(agreement)
+    )
+    assert same(agreement_image(points, {"profile": PROFILE, "agreement": agreement}), expected)
 
 
-def test_the_page_says_what_was_found(shown: tuple[dict[str, Any], EventAccumulator]):
-    summary, events = shown
-    (event,) = events.Tensors("summary/text_summary")
-    page = make_ndarray(event.tensor_proto).item().decode()
-    assert f"| contrasts | {summary['contrasts']} |" in page
-    assert "Strongest facts" in page
-    assert page.count("\n") > 40
-
-
-def test_hyperparameters_come_with_the_final_numbers(shown: tuple[dict[str, Any], EventAccumulator]):
-    summary, events = shown
-    plugins = events.SummaryMetadata("_hparams_/session_start_info")
-    content = plugin_data_pb2.HParamsPluginData.FromString(plugins.plugin_data.content)
-    assert content.session_start_info.hparams["model/model_name"].string_value == "demo"
-    for name in ("contrasts", "contrast_accuracy", "known_share", "median_logit_diff"):
-        assert events.Scalars(name)[-1].value == pytest.approx(summary[name], rel=1e-5)
-
-
-def test_facts_asked_for_are_drawn(shown: tuple[dict[str, Any], EventAccumulator]):
-    _, events = shown
-    facts = [tag for tag in events.Tags()["images"] if tag.startswith("facts/")]
-    assert "facts/7-0" in facts
-    assert len(facts) in (2, 3)  # 7 may be one of the two spread over the run
-
-
-def test_the_largest_logit_differences_are_drawn(tmp_path: Path):
-    run(tmp_path, False, max_heatmaps=3, heatmaps="largest")
-    records = [
-        example
-        for path in tmp_path.glob("batches/*.json")
-        for example in orjson.loads(path.read_bytes())["examples"]
-    ]
-    largest = sorted(records, key=lambda example: -abs(example["logit_diff"]))[:3]
-    found = {path.name for path in (tmp_path / "figures" / "facts").iterdir()}
-    assert found == {f"{example['id']}-0.png" for example in largest}
-
-
-def test_without_a_logger_for_pictures_there_are_files(tmp_path: Path):
-    run(tmp_path, CSVLogger(str(tmp_path), name="", version=""), max_heatmaps=2)
-    figures = {path.relative_to(tmp_path / "figures") for path in tmp_path.rglob("*.png")}
-    assert len([path for path in figures if path.parts[0] == "facts"]) == 2
-    assert {Path("profile/role_by_layer.png"), Path("profile/role_by_layer_known.png")} <= figures
-    for path in tmp_path.rglob("*.png"):
-        Image.open(path).verify()
-    with (tmp_path / "metrics.csv").open() as stream:
-        assert len([row for row in csv.DictReader(stream) if row["mean_score/last"]]) == 8
-
-
-def test_several_loggers_each_get_what_they_take(tmp_path: Path):
-    loggers = [tensorboard(tmp_path / "board"), CSVLogger(str(tmp_path / "csv"), name="", version="")]
-    run(tmp_path / "out", loggers, max_heatmaps=1)
-    assert not (tmp_path / "out" / "figures").exists()
-    assert (tmp_path / "csv" / "metrics.csv").exists()
-    assert [*(tmp_path / "board").glob("events.*")]
-
-
-def test_sums_over_windows_of_ten_layers(tmp_path: Path):
-    means = [[float(layer), None] for layer in range(12)]
-    profile = {
-        "layers": list(range(12)),
-        "roles": ["last", "further"],
-        "mean_score": means,
-        "standard_error": [[None, None]] * 12,
-    }
-    trainer = pl.Trainer(accelerator="cpu", logger=tensorboard(tmp_path))
-    log_curves(trainer, profile, "mean_score")
-    trainer.loggers[0].finalize("success")
-    events = EventAccumulator(str(tmp_path)).Reload()
-    sums = [(point.step, point.value) for point in events.Scalars("mean_score_sum_of_10_layers/last")]
-    assert sums == [(0, 45.0), (1, 55.0), (2, 65.0)]
-    assert set(events.Tags()["scalars"]) == {"mean_score/last", "mean_score_sum_of_10_layers/last"}
-
-
-def test_another_kind_of_logger_takes_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    class Kept(CSVLogger):
-        pass
-
-    taken = []
-    adapters: dict[type[Logger], Any] = {Kept: lambda _, tag, image, step: taken.append((tag, image.size, step))}
-    monkeypatch.setattr("lit_attr.views.pictures.IMAGE_LOGGERS", adapters)
-    trainer = pl.Trainer(accelerator="cpu", logger=Kept(str(tmp_path)))
-    log_image(trainer, tmp_path / "figures", "a/b", Image.new("RGB", (3, 2)), 5)
-    assert taken == [("a/b", (3, 2), 5)]
-    assert not (tmp_path / "figures").exists()
-
-
-@pytest.mark.parametrize("text", ["../../etc/passwd", "..", "/abs", "a/b\\c", "x" * 300, "\ud800", ""])
-def test_text_from_the_data_is_one_part_of_a_path(text: str):
-    part = safe_tag(text)
-    assert Path(part).name == part
-    assert 0 < len(part) <= 100
-    part.encode()
+@pytest.mark.parametrize(("component", "name"), [("mlp", "MLP"), ("attention", "attention")])
+def test_component_names(component: str, name: str):
+    assert component_name(component) == name

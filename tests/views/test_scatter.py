@@ -1,14 +1,16 @@
+"""Scatter plots: where points, ticks and labels stand, and what is beyond the scale."""
+
 import numpy as np
 import pytest
 from PIL import ImageChops
-from test_heatmaps import place, place_upright, shows
+from pixels import place, place_upright, shows
 
-from lit_attr import scatter, sheet
+from lit_attr.views import marks, scatter, sheet
 from lit_attr.views.labels import drawable, line_height, text_mask
 from lit_attr.views.scatter import draw_scatter
 
 WHITE = (255, 255, 255)
-# With it the scale is a little more than 1 and the ticks are these, unless another point is larger.
+# With this point the scale is a little more than 1, and these are the ticks, unless another point is larger.
 CORNER = (1.0, -1.0, 0)
 TICKS = ["−1.0", "−0.5", "0", "0.5", "1.0"]
 
@@ -19,7 +21,7 @@ def scattered(scores_N, effects_N, layers_N, **changes):
 
 
 def plot(*points, **changes):
-    """Points as score, effect and layer."""
+    """A plot of points, each a score, an effect and a layer."""
     return scattered(*zip(*points, strict=True), **changes)
 
 
@@ -38,7 +40,7 @@ def frame(image):
 
 
 def ticks(image):
-    """Where the ticks are: x of those below the frame, y, upwards, of those to the left of it."""
+    """The x of the ticks below the frame, and the y, upwards, of those to the left of it."""
     left, top, right, bottom = frame(image)
     is_frame = (np.asarray(image) == sheet.FRAME).all(axis=2)
     below, beside = is_frame[bottom + 2, left : right + 1], is_frame[top : bottom + 1, left - 2]
@@ -46,13 +48,13 @@ def ticks(image):
 
 
 def where(image, score, effect):
-    """The pixel of a place, by the outermost ticks, which are -1 and 1."""
+    """The pixel of a score and an effect; the outermost ticks are -1 and 1."""
     x, y = ticks(image)
     return round(np.interp(score, (-1, 1), x[[0, -1]])), round(np.interp(effect, (-1, 1), y[[0, -1]]))
 
 
 def share(pixel, colour):
-    """How much of a colour there is in a pixel on white; None where it is another colour."""
+    """The opacity of a colour on white that gives the pixel; None where it has another colour."""
     covered, full = 255 - np.asarray(pixel, dtype=float), 255 - np.asarray(colour, dtype=float)
     part = covered @ full / (full @ full)
     return part if np.abs(covered - part * full).max() < 6 else None
@@ -63,13 +65,13 @@ def is_dark(image, x, y):
 
 
 def lightness(colours_NC, eyes=((1, 0, 0), (0, 1, 0), (0, 0, 1))):
-    """CIE L*, 100 is white, as eyes see it whose cones mix linear RGB like that."""
+    """CIE L*, where 100 is white, for eyes whose cones mix linear RGB as the matrix `eyes` does."""
     linear = np.where(colours_NC < 11, colours_NC / 3294, ((colours_NC / 255 + 0.055) / 1.055) ** 2.4)
     return 116 * np.cbrt(np.clip(linear @ np.transpose(eyes), 0, 1) @ (0.2126, 0.7152, 0.0722)) - 16
 
 
 @pytest.mark.parametrize("score, effect", [(0.5, -0.25), (-0.7, 0.3), (0.1, 0.8), (-0.33, -0.62)])
-def test_a_point_is_at_its_score_to_the_right_and_its_effect_upwards(score, effect):
+def test_point_stands_at_its_score_and_its_effect(score, effect):
     image, without = plot(CORNER, (score, effect, 1)), plot(CORNER, (*CORNER[:2], 1))
     x, y = where(image, score, effect)
     assert 0.8 < share(image.getpixel((x, y)), scatter._colours(2)[1]) < 1
@@ -77,17 +79,17 @@ def test_a_point_is_at_its_score_to_the_right_and_its_effect_upwards(score, effe
     corner = where(image, *CORNER[:2])
     changed.paste((0, 0, 0), (corner[0] - 6, corner[1] - 6, corner[0] + 7, corner[1] + 7))
     x0, y0, x1, y1 = changed.getbbox()
-    assert 6 < x1 - x0 < 12 and abs((x1 - x0) - (y1 - y0)) <= 1, "it alone, and round"
+    assert 6 < x1 - x0 < 12 and abs((x1 - x0) - (y1 - y0)) <= 1, "only that point, and round"
     assert ((x0 + x1 - 1) / 2, (y0 + y1 - 1) / 2) == pytest.approx((x, y), abs=1)
 
 
-def test_points_move_by_parts_of_a_pixel():
+def test_points_have_subpixel_positions():
     one, other = (plot(CORNER, (0.5 + shift, -0.3, 0)) for shift in (0, 0.5 / 210))
     assert ImageChops.difference(one, other).getbbox()
 
 
 @pytest.mark.parametrize("layer", range(5))
-def test_a_point_has_the_colour_that_the_legend_gives_its_layer(layer):
+def test_point_has_the_colour_of_its_layer_in_the_legend(layer):
     points = [(0.4, -0.5 + 0.25 * at, 2 * at) for at in range(5)]
     image = plot(CORNER, *points)
     _, top, right, bottom = frame(image)
@@ -99,23 +101,23 @@ def test_a_point_has_the_colour_that_the_legend_gives_its_layer(layer):
     assert not any(share(point, colour) for at, colour in enumerate(scatter._colours(5)) if at != layer)
 
 
-# Without the cones for red, or for green: Machado, Oliveira & Fernandes (2009).
+# Eyes without cones for red, or for green: Machado, Oliveira & Fernandes (2009).
 PROTANOPE = ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998))
 DEUTERANOPE = ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881))
 
 
 @pytest.mark.parametrize("eyes", [np.eye(3), PROTANOPE, DEUTERANOPE])
 @pytest.mark.parametrize("count", [2, 12, 48, 96])
-def test_later_layers_are_lighter_for_all_eyes_and_none_is_lost_on_white(count, eyes):
+def test_layer_colours_lighten_evenly_for_all_eyes_and_stay_visible_on_white(count, eyes):
     light = lightness(scatter._colours(count), eyes)
     steps = np.diff(light)
     assert steps.min() > 0
-    assert np.abs(steps - steps.mean()).max() < 0.5 * steps.mean() + 0.4, "evenly, rounding apart"
+    assert np.abs(steps - steps.mean()).max() < 0.5 * steps.mean() + 0.4, "evenly, up to rounding"
     assert light[0] < 25 and light[-1] < 80 and light[-1] - light[0] > 50
 
 
 @pytest.mark.parametrize("layers, named", [([4], [4]), ([0, 5, 11], [0, 5, 11]), (range(30, 42), range(30, 42))])
-def test_the_legend_numbers_up_to_12_layers_the_highest_at_the_top(layers, named):
+def test_legend_numbers_up_to_12_layers_the_highest_at_the_top(layers, named):
     image = plot(*((1.0, 0.5, layer) for layer in layers))
     _, top, right, bottom = frame(image)
     places = [place(image, (right, top, image.width, bottom), str(layer)) for layer in named]
@@ -125,7 +127,7 @@ def test_the_legend_numbers_up_to_12_layers_the_highest_at_the_top(layers, named
     assert shows(image, (right, top, image.width, bottom), "layer")
 
 
-def test_of_more_than_12_layers_the_legend_numbers_the_first_and_the_last():
+def test_legend_numbers_the_first_and_the_last_of_more_than_12_layers():
     image = plot(*((1.0, 0.5, layer) for layer in range(30, 78)))
     _, top, right, bottom = frame(image)
     box = (right, top, image.width, bottom)
@@ -137,7 +139,7 @@ def test_of_more_than_12_layers_the_legend_numbers_the_first_and_the_last():
     assert list(dict.fromkeys(bar)) == [tuple(colour) for colour in scatter._colours(48)[::-1]]
 
 
-def test_the_axes_are_square_and_both_have_the_same_ticks():
+def test_axes_are_square_with_the_same_ticks():
     image = plot((0.2, -1.0, 0))
     left, top, right, bottom = frame(image)
     assert right - left == bottom - top > 400
@@ -150,7 +152,7 @@ def test_the_axes_are_square_and_both_have_the_same_ticks():
     assert np.ptp(np.diff(x)) <= 1 and list(x - left) == list(bottom - y)
 
 
-def test_the_axes_have_their_names_and_their_unit():
+def test_axes_have_names_and_units():
     image = plot(CORNER)
     left, top, right, bottom = frame(image)
     x, _ = place(image, (0, bottom, *image.size), "score (logits)")
@@ -159,7 +161,7 @@ def test_the_axes_have_their_names_and_their_unit():
     assert x < left and y == pytest.approx((top + bottom) / 2, abs=1)
 
 
-def test_equal_values_are_on_a_thin_dark_line_at_45_degrees():
+def test_diagonal_is_thin_and_dark():
     image = plot((-0.9, 0.8, 0), CORNER)
     left, top, right, bottom = frame(image)
     for step in range(3, right - left - 3, 7):
@@ -171,21 +173,21 @@ def test_equal_values_are_on_a_thin_dark_line_at_45_degrees():
     assert right - 40 < name[0] < right and top - 20 < name[1] < top, "at its end"
 
 
-def test_the_line_of_equal_values_is_seen_through_any_number_of_points():
+def test_diagonal_stays_visible_under_any_number_of_points():
     line = np.linspace(-1, 1, 20_000)
     image = scattered(line, line, np.arange(20_000) > 0)
     x, y = where(image, 0.5, 0.5)
-    assert share(image.getpixel((x + 1, y + 1)), scatter._colours(2)[1]) > 0.5, "points on either side of it"
+    assert share(image.getpixel((x + 1, y + 1)), scatter._colours(2)[1]) > 0.5, "points on either side of the line"
     assert is_dark(image, x, y)
 
 
-def test_there_is_a_line_at_zero_each_way():
+def test_both_axes_have_a_line_at_zero():
     image = plot(CORNER)
     for at in (-0.8, -0.3, 0.3, 0.8):
         assert image.getpixel(where(image, at, 0)) == image.getpixel(where(image, 0, at)) == scatter.ZERO
 
 
-def test_a_large_value_among_many_does_not_set_the_scale():
+def test_outlier_does_not_set_the_scale():
     calm, loud = (plot(*cloud(200), (score, 0.25, 0)) for score in (-0.95, 5000.0))
     _, _, right, bottom = frame(calm)
     above = (0, 0, calm.width, bottom + 30)
@@ -194,7 +196,7 @@ def test_a_large_value_among_many_does_not_set_the_scale():
     for box in ((x - 6, y - 6, x + 7, y + 7), (right - 10, y - 6, right, y + 7)):
         assert changed.crop(box).getbbox()
         changed.paste((0, 0, 0), box)
-    assert not changed.getbbox(), "that point alone: neither the others nor the scale"
+    assert not changed.getbbox(), "only that point, neither the others nor the scale"
     note = "triangles: 1 beyond the scale, magnitudes up to 5000"
     assert shows(loud, (0, loud.height - 60, *loud.size), note, sheet.SMALL, sheet.SOFT_INK)
     assert calm.height == loud.height - line_height(sheet.SMALL)
@@ -203,7 +205,7 @@ def test_a_large_value_among_many_does_not_set_the_scale():
 @pytest.mark.parametrize(
     "right, up", [(right, up) for right in (-1, 0, 1) for up in (-1, 0, 1) if (right, up) != (0, 0)]
 )
-def test_what_is_beyond_the_scale_is_a_triangle_at_the_edge_that_points_outwards(right, up):
+def test_point_beyond_the_scale_is_a_triangle_that_points_outwards(right, up):
     others = [(0.0, 1.0, 0)] * 60
     at = (right * 70.0 or 0.3, up * 70.0 or -0.4)
     image, without = (plot(*others, point) for point in ((*at, 1), (0.0, 0.0, 1)))
@@ -217,14 +219,14 @@ def test_what_is_beyond_the_scale_is_a_triangle_at_the_edge_that_points_outwards
     x, y = where(image, *at)
     middle = {-1: left + 5, 0: x, 1: last - 5}[right], {-1: bottom - 5, 0: y, 1: top + 5}[up]
     assert ((x0 + x1 - 1) / 2, (y0 + y1 - 1) / 2) == pytest.approx(middle, abs=2.5)
-    # On the way outwards it becomes narrower.
+    # It narrows outwards.
     rows, columns = np.nonzero(np.asarray(changed) > 20)
     along, across = columns * right - rows * up, columns * up + rows * right
     inner, outer = along < along.mean() - 1, along > along.mean() + 1
     assert np.ptp(across[inner]) > np.ptp(across[outer]) + 2
 
 
-def test_all_that_is_beyond_the_scale_is_counted():
+def test_points_beyond_the_scale_are_counted():
     generator = np.random.default_rng(0)
     scores_N, effects_N = generator.standard_normal((2, 10_000))
     scores_N[:30], effects_N[20:50] = 100.0, -123.4
@@ -240,22 +242,22 @@ def is_noted(image):
 
 @pytest.mark.parametrize("large", [2, 50_000])
 @pytest.mark.parametrize("count, beyond", [(2, False), (50, False), (60, True), (1000, True)])
-def test_only_of_more_than_50_points_some_can_be_beyond_the_scale(count, beyond, large):
+def test_up_to_50_points_are_all_within_the_scale(count, beyond, large):
     image = plot(*[(0.9, 0.9, 0)] * (count - 1), (0.5, -large, 0))
     assert is_noted(image) == beyond
 
 
-def test_a_normal_distribution_is_all_within_the_scale():
+def test_normal_distribution_is_within_the_scale():
     scores_N = np.random.default_rng(0).standard_normal(2000)
     assert not is_noted(scattered(scores_N, 0.5 * scores_N, np.zeros(2000, int)))
 
 
-def test_cells_that_can_have_no_effect_do_not_set_the_scale():
+def test_cells_without_effect_do_not_set_the_scale():
     within = [(1.0 - at / 40, 0.5, 0) for at in range(20)]
     assert not is_noted(plot(*within, *[(0.0, 0.0, 1)] * 5000))
 
 
-def test_no_layer_lies_on_top_of_another():
+def test_no_layer_covers_another():
     scores_N, effects_N = np.random.default_rng(0).uniform((0.2, -0.8), (0.8, -0.2), (1501, 2)).T
     scores_N[-1], effects_N[-1] = 1, -1
     is_first_half_N = np.arange(1501) < 750
@@ -264,16 +266,16 @@ def test_no_layer_lies_on_top_of_another():
         image = scattered(scores_N, effects_N, layers_N)
         box = (*where(image, 0.2, -0.2), *where(image, 0.8, -0.8))
         means.append(np.asarray(image.crop(box)).mean(axis=(0, 1)))
-    assert means[0] == pytest.approx(means[1], abs=4), "whichever comes first"
+    assert means[0] == pytest.approx(means[1], abs=4), "whichever layer comes first"
 
 
-def test_where_points_are_dense_it_is_darker():
+def test_dense_regions_are_darker():
     image = plot(CORNER, (0.5, -0.5, 0), *[(-0.5, 0.5, 0)] * 40)
     one, many = (image.convert("L").getpixel(where(image, *at)) for at in ((0.5, -0.5), (-0.5, 0.5)))
     assert many + 20 < one < 150
 
 
-def test_points_are_smaller_the_more_there_are():
+def test_more_points_are_smaller():
     def inked(count):
         image = plot((0.5, -0.7, 0), *[CORNER] * count)
         x, y = where(image, 0.5, -0.7)
@@ -298,7 +300,7 @@ def test_points_are_smaller_the_more_there_are():
         (240_000.0, ["−2e5", "−1e5", "0", "1e5", "2e5"]),
     ],
 )
-def test_ticks_are_at_round_numbers_within_the_scale(largest, texts):
+def test_ticks_are_round_numbers_within_the_scale(largest, texts):
     image = plot((largest, -0.3 * largest, 0))
     left, top, right, bottom = frame(image)
     x, y = ticks(image)
@@ -322,12 +324,12 @@ def test_tick_numbers_never_touch(largest):
     top = bottom + sheet.GAP + 2
     numbers = image.convert("L").crop((left - 40, top, right + 40, top + line_height(sheet.TEXT) - 4))
     inked = np.flatnonzero((np.asarray(numbers) < 128).any(axis=0))
-    assert (np.diff(inked) > 5).sum() + 1 == len(x), "characters of a number are less than that apart"
+    assert (np.diff(inked) > 5).sum() + 1 == len(x), "gaps between the characters of a number are smaller"
 
 
 @pytest.mark.parametrize("value", [0.0, 4.7, -3e-5])
 @pytest.mark.parametrize("count", [1, 2, 1000])
-def test_values_that_are_all_the_same_are_one_point_within_the_scale(value, count):
+def test_equal_values_are_one_point_within_the_scale(value, count):
     image = scattered(np.full(count, value), np.full(count, value / 2), np.zeros(count, int))
     left, top, right, bottom = frame(image)
     inner = np.asarray(image.crop((left + 1, top + 1, right, bottom)).convert("L")).copy()
@@ -337,14 +339,14 @@ def test_values_that_are_all_the_same_are_one_point_within_the_scale(value, coun
     inner[np.abs(at + at[:, None] - 2 * middle) < 12] = 255
     rows, columns = np.nonzero(inner < 250)
     if value == 0:
-        assert not len(rows), "hidden with the lines"
+        assert not len(rows), "hidden by the lines through zero"
     else:
         assert np.ptp(rows) < 12 and np.ptp(columns) < 12
         assert np.sign(columns.mean() - middle) == np.sign(middle - rows.mean()) == np.sign(value)
     assert not is_noted(image)
 
 
-def test_where_all_is_zero_the_scale_is_1():
+def test_scale_of_all_zeros_is_1():
     image = plot((0.0, 0.0, 0))
     left, _, right, bottom = frame(image)
     for text in TICKS:
@@ -354,7 +356,7 @@ def test_where_all_is_zero_the_scale_is_1():
 
 
 @pytest.mark.parametrize("title", ["Prag " * 60, "x" * 300, "gradient × activation → 日本 " * 10])
-def test_a_title_of_300_characters_is_there_to_its_end(title):
+def test_title_of_300_characters_is_not_clipped(title):
     def ink(image):
         return (255 - np.asarray(image.convert("L"), dtype=int)).sum()
 
@@ -366,7 +368,7 @@ def test_a_title_of_300_characters_is_there_to_its_end(title):
     assert plot(CORNER, title=title).height > plot(CORNER, title="x").height + 3 * line_height(sheet.TITLE)
 
 
-def test_the_title_and_the_subtitle_are_at_the_top():
+def test_title_and_subtitle_are_at_the_top():
     image = plot(CORNER, title="A title", subtitle="and below it")
     _, top, _, _ = frame(image)
     heading = (0, 0, image.width, top)
@@ -379,7 +381,7 @@ def test_the_title_and_the_subtitle_are_at_the_top():
 
 @pytest.mark.parametrize("size", [1e-7, 1.0, 12_345.0])
 @pytest.mark.parametrize("count", [1, 100, 20_000])
-def test_every_number_of_points_has_a_white_margin_and_a_size_that_can_be_looked_at(count, size):
+def test_any_number_of_points_has_a_white_margin_and_a_reasonable_size(count, size):
     scores_N, effects_N = size * np.random.default_rng(0).standard_cauchy((2, count))
     image = scattered(scores_N, effects_N, np.arange(count) % 160, title="The capital of Spain is " * 12)
     assert image.mode == "RGB"
@@ -389,10 +391,10 @@ def test_every_number_of_points_has_a_white_margin_and_a_size_that_can_be_looked
     assert (framed == 255).all()
 
 
-def test_the_same_numbers_give_the_same_bytes():
+def test_same_points_give_the_same_bytes():
     points = cloud(3000)
     first = plot(*points).tobytes()
-    for cached in (text_mask, scatter._disc, scatter._triangle):
+    for cached in (text_mask, marks._disc, marks._triangle):
         cached.cache_clear()
     assert plot(*points).tobytes() == first
     values_3N = np.asarray(points, dtype=np.float32).T
@@ -402,7 +404,7 @@ def test_the_same_numbers_give_the_same_bytes():
     )
 
 
-def test_shapes_must_match():
+def test_refuses_shapes_that_do_not_match():
     with pytest.raises(ValueError, match=r"scores_N: shape \(3,\), but layers_N is \(2,\)"):
         scattered(np.ones(3), np.ones(3), [0, 1])
     with pytest.raises(ValueError, match=r"effects_N: shape \(1,\), but layers_N is \(2,\)"):
@@ -412,7 +414,7 @@ def test_shapes_must_match():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_numbers_must_be_finite(value):
+def test_refuses_numbers_that_are_not_finite(value):
     with pytest.raises(ValueError, match="scores_N: every number must be finite"):
         plot((value, 1.0, 0))
     with pytest.raises(ValueError, match="effects_N: every number must be finite"):

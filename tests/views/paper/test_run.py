@@ -1,0 +1,70 @@
+"""Reading a run: the means over roles, and the facts that are drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_runs import FIRST, LAST, ONE, QUANTILE, TWO, example, write_run
+
+from lit_attr.attribution.gradient import AttributionBatch
+from lit_attr.errors import ArgumentError
+from lit_attr.evaluation.summary import summarise
+from lit_attr.records.encoding import batch_record
+from lit_attr.records.files import write_json
+from lit_attr.records.folder import RunFolder
+from lit_attr.records.reading import to_dict
+from lit_attr.views.paper.run import estimate, pick_facts, read_run
+
+
+def test_means_and_confidence_match_hand_computation(run: Path):
+    each = estimate(read_run(run).means_NLR)
+    # Two contrasts: the one of a token with itself is left out.
+    assert each.count_R.tolist() == [0, 2, 0, 2, 2, 0, 2]
+    np.testing.assert_allclose(each.mean_LR[:, LAST], [5, 2])
+    np.testing.assert_allclose(each.mean_LR[:, FIRST], [2.5, 9.5])
+    assert np.isnan(each.mean_LR[:, 0]).all()
+    # The standard error of two values a and b is |a - b| / 2.
+    np.testing.assert_allclose(each.half_LR[:, LAST], [QUANTILE * 1, QUANTILE * 6], rtol=1e-6)
+
+
+def test_means_match_the_summary(batch: AttributionBatch, tmp_path: Path):
+    folder = write_run(tmp_path / "run", [])
+    write_json(folder / "batches" / "0.json", batch_record(batch))
+    profile = summarise(RunFolder(folder)).summary["profile"]
+    each = estimate(read_run(folder).means_NLR)
+    mean_LR, error_LR = (np.array(profile[name], dtype=float) for name in ("mean_score", "standard_error"))
+    np.testing.assert_allclose(each.mean_LR, mean_LR, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(each.half_LR, QUANTILE * error_LR, rtol=1e-4, atol=1e-7)
+    assert each.count_R.tolist() == profile["contrasts"]
+
+
+def test_hand_made_examples_are_like_written_ones(batch: AttributionBatch):
+    assert set(to_dict(batch_record(batch).examples[0])) == set(ONE)
+
+
+def test_one_contrast_has_a_mean_and_no_band(tmp_path: Path):
+    each = estimate(read_run(write_run(tmp_path / "run", [ONE])).means_NLR)
+    np.testing.assert_allclose(each.mean_LR[:, LAST], [4, 8])
+    assert np.isnan(each.half_LR).all()
+
+
+def test_facts_are_spread_over_the_run_or_chosen_by_id(tmp_path: Path):
+    facts = [example(number, [[1] * 4] * 2, rank_true=number % 2) for number in range(9)]
+    taken = read_run(write_run(tmp_path / "run", facts))
+
+    def picked(count: int, ids: list[str], known: bool) -> list[int]:
+        return [record["id"] for record in pick_facts(taken, count, ids, known=known)]
+
+    assert picked(3, [], False) == [0, 4, 8]
+    assert picked(2, [], True) == [0, 8]
+    assert picked(20, [], True) == [0, 2, 4, 6, 8]
+    assert picked(0, [], False) == []
+    assert picked(3, ["7", "2"], True) == [7, 2]
+
+
+def test_refuses_scores_of_several_components(tmp_path: Path):
+    several = {**ONE, "scores": {"mlp": ONE["scores"]["mlp"], "attention": ONE["scores"]["mlp"]}}
+    with pytest.raises(ArgumentError, match="component: none is named; take one of attention, mlp"):
+        read_run(write_run(tmp_path / "run", [several, TWO]))

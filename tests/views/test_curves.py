@@ -1,0 +1,123 @@
+"""Curves, charts and hyperparameters as plain data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lit_attr.facts.roles import ROLES
+from lit_attr.views.curves import (
+    agreement_curves,
+    custom_scalar_layout,
+    faithfulness_curves,
+    hyperparameters,
+    profile_curves,
+)
+
+SUMMARY: dict[str, Any] = {
+    "contrasts": 4,
+    "contrast_accuracy": 0.75,
+    "known_share": 0.5,
+    "median_logit_diff": None,
+    "agreement": None,
+}
+
+
+def test_profile_curves_have_a_point_a_layer_with_its_band():
+    profile = {
+        "layers": [3, 7],
+        "roles": ["last", "first subject"],
+        "mean_score": [[1.0, None], [-2.0, 0.5]],
+        "standard_error": [[0.5, None], [None, 0.25]],
+    }
+    curves = [*profile_curves(profile, "mean_score")]
+    assert curves == [
+        (
+            3,
+            {
+                "mean_score/last": 1.0,
+                "mean_score_low/last": pytest.approx(1 - 0.98),
+                "mean_score_high/last": pytest.approx(1 + 0.98),
+            },
+        ),
+        (
+            7,
+            {
+                "mean_score/last": -2.0,
+                "mean_score/first_subject": 0.5,
+                "mean_score_low/first_subject": pytest.approx(0.5 - 0.49),
+                "mean_score_high/first_subject": pytest.approx(0.5 + 0.49),
+            },
+        ),
+    ]
+
+
+def test_sums_over_windows_of_ten_layers():
+    profile = {
+        "layers": list(range(12)),
+        "roles": ["last", "further"],
+        "mean_score": [[float(layer), None] for layer in range(12)],
+        "standard_error": [[None, None]] * 12,
+    }
+    curves = [*profile_curves(profile, "mean_score")]
+    tag = "mean_score_sum_of_10_layers/last"
+    assert [(step, values[tag]) for step, values in curves if tag in values] == [(0, 45.0), (1, 55.0), (2, 65.0)]
+    assert {name for _, values in curves for name in values} == {"mean_score/last", tag}
+
+
+def test_agreement_curves_leave_out_what_is_undefined():
+    agreement = {"by_layer": {"0": {"pearson": 0.25, "spearman": None}, "5": {"pearson": 0.5, "spearman": 1.0}}}
+    assert [*agreement_curves(agreement)] == [
+        (0, {"agreement/pearson": 0.25}),
+        (5, {"agreement/pearson": 0.5, "agreement/spearman": 1.0}),
+    ]
+
+
+def test_faithfulness_curves_have_a_point_a_percentage():
+    faithfulness = {
+        "percent": [1, 5],
+        "comprehensiveness": {"scores": {"curve": [0.5, 1.5]}, "random": {"curve": [0.25, None]}},
+        "sufficiency": {"scores": {"curve": [3.0, 2.0]}, "random": {"curve": [4.0, 3.5]}},
+    }
+    assert [*faithfulness_curves(faithfulness)] == [
+        (
+            1,
+            {
+                "comprehensiveness/scores": 0.5,
+                "comprehensiveness/random": 0.25,
+                "sufficiency/scores": 3.0,
+                "sufficiency/random": 4.0,
+            },
+        ),
+        (5, {"comprehensiveness/scores": 1.5, "sufficiency/scores": 2.0, "sufficiency/random": 3.5}),
+    ]
+
+
+def test_charts_use_the_tags_of_the_curves():
+    layout = custom_scalar_layout(ROLES)
+    profile = {
+        "layers": [0],
+        "roles": ROLES,
+        "mean_score": [[1.0] * len(ROLES)],
+        "standard_error": [[0.5] * len(ROLES)],
+    }
+    assert set(layout) == {"mean_score", "mean_score_known"}
+    for name, charts in layout.items():
+        ((_, values),) = profile_curves(profile, name)
+        assert len(charts) == len(ROLES)
+        assert {tag for kind, tags in charts.values() if kind == "Margin" for tag in tags} == set(values)
+
+
+def test_hyperparameters_are_settings_and_final_numbers():
+    manifest = {"model": {"model_name": "demo", "layers": [0, 1]}, "data": {"limit": None}}
+    settings, metrics = hyperparameters(SUMMARY, manifest)
+    assert settings == {"model/model_name": "demo", "model/layers": "[0, 1]", "data/limit": "None"}
+    assert metrics == {"contrasts": 4, "contrast_accuracy": 0.75, "known_share": 0.5}
+
+
+@pytest.mark.parametrize(("pearson", "metrics"), [(0.75, {"agreement_pearson": 0.75}), (None, {})])
+def test_agreement_is_a_final_number(pearson: float | None, metrics: dict[str, float]):
+    summary = {**SUMMARY, "agreement": {"pearson": pearson}}
+    _, found = hyperparameters(summary, {"model": {}, "data": {}})
+    assert {name: value for name, value in found.items() if name not in SUMMARY} == metrics

@@ -1,0 +1,88 @@
+"""The page of text on a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tiny_runs import ONE
+
+from lit_attr.evaluation.findings import RunFindings
+from lit_attr.evaluation.profile import ProfileSums
+from lit_attr.views.pages import summary_page
+
+NO_SETTINGS: dict[str, Any] = {"model": {}, "data": {}}
+
+
+def findings(agreement: dict[str, Any] | None = None, **changes: Any) -> RunFindings:
+    profile = ProfileSums([0, 1], "mlp", "gradient")
+    profile.add(np.array(ONE["scores"]["mlp"]["sum"]), ONE["roles"], ONE["subject_span"])
+    summary = {
+        "contrasts": 3,
+        "known": 1,
+        "rejected": 2,
+        "contrast_accuracy": 2 / 3,
+        "median_logit_diff": -0.5,
+        "profile": profile.compute(),
+        "agreement": agreement,
+    }
+    lists = ("spread", "asked_for", "not_found", "largest", "strongest", "failures")
+    found: dict[str, Any] = {name: [] for name in lists}
+    return RunFindings(**{**found, "summary": summary, "relations": {}, "points": None, **changes})
+
+
+def test_page_counts_and_names_the_strongest_layers():
+    lines = summary_page(findings(), NO_SETTINGS).splitlines()
+    for line in (
+        "| contrasts | 3 |",
+        r"| known \(true answer above every other token\) | 1 |",
+        "| rows refused | 2 |",
+        r"| contrast accuracy \(true above false\) | 66\.7% |",
+        r"| median logit difference | \-0\.50 |",
+        r"| last | 1: \+8\.000, 0: \+4\.000 |",
+    ):
+        assert line in lines
+
+
+def test_page_of_an_empty_run_has_dashes():
+    empty = findings()
+    summary = {**empty.summary, "contrasts": 0, "contrast_accuracy": None, "median_logit_diff": None}
+    lines = summary_page(empty._replace(summary=summary), NO_SETTINGS).splitlines()
+    assert r"| contrast accuracy \(true above false\) | \- |" in lines
+    assert r"| median logit difference | \- |" in lines
+
+
+def test_page_lists_facts_and_settings():
+    failure = {**ONE, "id": "two", "logit_diff": -2.5}
+    page = summary_page(
+        findings(strongest=[{**ONE, "logit_diff": 1.25}], failures=[failure]),
+        {"model": {"model_name": "demo", "revision": None}, "data": {"limit": 3}},
+    )
+    sections = {title: rows for title, _, rows in (part.partition("\n") for part in page.split("## "))}
+    assert r"| one | A B is in | X | Y | \+1\.25 |" in sections["Strongest facts"]
+    assert r"| two | A B is in | X | Y | \-2\.50 |" in sections["Failures: the false answer preferred"]
+    assert r"| model\_name | demo |" in sections["Settings: model"] and "revision" not in page
+    assert "| limit | 3 |" in sections["Settings: data"]
+
+
+def test_page_escapes_what_comes_from_the_data():
+    strongest = {**ONE, "prompt": "<script>alert(1)</script> | [x](http://x) *b* `c` # d"}
+    page = summary_page(findings(strongest=[strongest]), {"model": {"model_name": "a|b"}, "data": {}})
+    assert "<script>" not in page
+    assert r"&lt;script&gt;alert\(1\)&lt;/script&gt; \| \[x\]\(http://x\) \*b\* \`c\` \# d" in page
+    assert r"a\|b" in page
+
+
+def test_page_shows_the_agreement_of_each_layer():
+    layer = {"pearson": 0.25, "spearman": None, "same_sign": 0.5, "top_3_overlap": 1.0}
+    agreement = {"contrasts": 4, "pearson": 0.75, "spearman": 0.5, "same_sign": 0.9, "by_layer": {"0": layer}}
+    page = summary_page(findings(agreement), NO_SETTINGS)
+    assert r"do not rely on the scores of layer 0 \(r = 0\.25\)" in page
+    lines = page.splitlines()
+    start = lines.index("| layer | pearson | spearman | same sign | top 3 overlap |")
+    assert lines[start + 2 : start + 4] == [
+        r"| all | \+0\.75 | \+0\.50 | \+0\.90 | \- |",
+        r"| 0 | \+0\.25 | \- | \+0\.50 | \+1\.00 |",
+    ]
+    assert "## Agreement" in lines
+    assert "## Agreement" not in summary_page(findings(), NO_SETTINGS)
