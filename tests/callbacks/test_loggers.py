@@ -1,0 +1,143 @@
+"""Pictures, curves and text of a run: in event files, in other loggers, as files."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import orjson
+import pytest
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from PIL import Image
+from project import writing_trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.util.tensor_util import make_ndarray
+
+from lit_attr.callbacks.loggers import log_image
+from lit_attr.datamodule import CounterfactDataModule
+from lit_attr.facts.roles import ROLES
+from lit_attr.facts.sources import SAMPLE, open_rows
+from lit_attr.module import AttributionModule
+
+ROWS = [*open_rows(SAMPLE)][::20]
+
+
+def run(folder: Path, logger: Any, **writer: Any) -> dict[str, Any]:
+    """Runs over some facts and returns the summary."""
+    trainer = writing_trainer(folder, logger=logger, **writer)
+    trainer.predict(
+        AttributionModule(), datamodule=CounterfactDataModule(ROWS, batch_size=8), return_predictions=False
+    )
+    summary: dict[str, Any] = orjson.loads((folder / "summary.json").read_bytes())
+    return summary
+
+
+def tensorboard(folder: Path) -> TensorBoardLogger:
+    return TensorBoardLogger(str(folder), name="", version="")
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], EventAccumulator]:
+    """A run's summary, and its event file."""
+    folder = tmp_path_factory.mktemp("run")
+    summary = run(folder, tensorboard(folder), max_heatmaps=2, heatmap_ids=[7, 7000])
+    return summary, EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0, "tensors": 0}).Reload()
+
+
+def test_curves_have_a_point_a_layer(shown: tuple[dict[str, Any], EventAccumulator]):
+    summary, events = shown
+    profile = summary["profile"]
+    for place, role in enumerate(ROLES):
+        points = {
+            kind: events.Scalars(f"mean_score{kind}/{role.replace(' ', '_')}") for kind in ("", "_low", "_high")
+        }
+        assert [point.step for point in points[""]] == profile["layers"]
+        for layer, row in enumerate(profile["mean_score"]):
+            error = 1.96 * profile["standard_error"][layer][place]
+            for kind, expected in (("", row[place]), ("_low", row[place] - error), ("_high", row[place] + error)):
+                assert points[kind][layer].value == pytest.approx(expected, rel=1e-5)
+
+
+def test_custom_scalars_show_the_curves_with_their_bands(shown: tuple[dict[str, Any], EventAccumulator]):
+    _, events = shown
+    (event,) = events.Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(make_ndarray(event.tensor_proto).item())
+    titles = {category.title: [chart.title for chart in category.chart] for category in layout.category}
+    assert {name: len(charts) for name, charts in titles.items()} == {"mean_score": 7, "mean_score_known": 7}
+    for category in layout.category:
+        for chart in category.chart:
+            (series,) = chart.margin.series
+            assert {series.value, series.lower, series.upper} <= set(events.Tags()["scalars"])
+
+
+def test_page_has_the_counts_and_the_strongest_facts(shown: tuple[dict[str, Any], EventAccumulator]):
+    summary, events = shown
+    (event,) = events.Tensors("summary/text_summary")
+    page = make_ndarray(event.tensor_proto).item().decode()
+    assert f"| contrasts | {summary['contrasts']} |" in page
+    assert "Strongest facts" in page
+    assert page.count("\n") > 40
+
+
+def test_hyperparameters_have_the_final_numbers(shown: tuple[dict[str, Any], EventAccumulator]):
+    summary, events = shown
+    plugins = events.SummaryMetadata("_hparams_/session_start_info")
+    content = plugin_data_pb2.HParamsPluginData.FromString(plugins.plugin_data.content)
+    assert content.session_start_info.hparams["model/model_name"].string_value == "demo"
+    for name in ("contrasts", "contrast_accuracy", "known_share", "median_logit_diff"):
+        assert events.Scalars(name)[-1].value == pytest.approx(summary[name], rel=1e-5)
+
+
+def test_facts_asked_for_are_drawn(shown: tuple[dict[str, Any], EventAccumulator]):
+    _, events = shown
+    facts = [tag for tag in events.Tags()["images"] if tag.startswith("facts/")]
+    assert "facts/7-0" in facts
+    assert len(facts) in (2, 3)  # 7 may be one of the two spread over the run
+
+
+def test_largest_logit_differences_are_drawn(tmp_path: Path):
+    run(tmp_path, False, max_heatmaps=3, heatmaps="largest")
+    records = [
+        example
+        for path in tmp_path.glob("batches/*.json")
+        for example in orjson.loads(path.read_bytes())["examples"]
+    ]
+    largest = sorted(records, key=lambda example: -abs(example["logit_diff"]))[:3]
+    found = {path.name for path in (tmp_path / "figures" / "facts").iterdir()}
+    assert found == {f"{example['id']}-0.png" for example in largest}
+
+
+def test_pictures_are_files_where_no_logger_takes_them(tmp_path: Path):
+    run(tmp_path, CSVLogger(str(tmp_path), name="", version=""), max_heatmaps=2)
+    figures = {path.relative_to(tmp_path / "figures") for path in tmp_path.rglob("*.png")}
+    assert len([path for path in figures if path.parts[0] == "facts"]) == 2
+    assert {Path("profile/role_by_layer.png"), Path("profile/role_by_layer_known.png")} <= figures
+    for path in tmp_path.rglob("*.png"):
+        Image.open(path).verify()
+    with (tmp_path / "metrics.csv").open() as stream:
+        assert len([row for row in csv.DictReader(stream) if row["mean_score/last"]]) == 8
+
+
+def test_each_of_several_loggers_gets_what_it_takes(tmp_path: Path):
+    loggers = [tensorboard(tmp_path / "board"), CSVLogger(str(tmp_path / "csv"), name="", version="")]
+    run(tmp_path / "out", loggers, max_heatmaps=1)
+    assert not (tmp_path / "out" / "figures").exists()
+    assert (tmp_path / "csv" / "metrics.csv").exists()
+    assert [*(tmp_path / "board").glob("events.*")]
+
+
+def test_another_kind_of_logger_takes_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Kept(CSVLogger):
+        pass
+
+    taken = []
+    adapters: dict[type[Logger], Any] = {Kept: lambda _, tag, image, step: taken.append((tag, image.size, step))}
+    monkeypatch.setattr("lit_attr.callbacks.loggers.IMAGE_LOGGERS", adapters)
+    trainer = pl.Trainer(accelerator="cpu", logger=Kept(str(tmp_path)))
+    log_image(trainer, tmp_path / "figures", "a/b", Image.new("RGB", (3, 2)), 5)
+    assert taken == [("a/b", (3, 2), 5)]
+    assert not (tmp_path / "figures").exists()
