@@ -1,13 +1,14 @@
-"""What exact effects cost, in one sitting: `python scripts/benchmark_exact.py`.
+"""Times exact effects against gradients in one sitting: `python scripts/benchmark_exact.py`.
 
-All get the same facts and a model of random weights in GPT-2 small's shape, and take turns; medians are shown. The
-exact effects are compared with the naive ones before anything is timed. Inseq comes with `pip install '.[peers]'`.
+All contenders get the same facts and a model with random weights in the shape of GPT-2 small. They take turns, and
+the medians are printed. Before anything is timed, the exact effects are compared with the naive ones. Inseq comes
+with `pip install '.[peers]'`.
 
     gradient     lit-attr's gradient x activation
-    norm-secant  the same with the norms' exact changes
-    exact        every layer and token taken out, as `lit_attr.attribution.exact_effects` does it
-    naive        the same with a whole forward of all rows for each layer and token
-    inseq        Inseq's gradient x activation as in its documentation: a row and a layer at a time
+    norm-secant  the same with the exact changes of the norms
+    exact        zero ablation at every layer and token by `lit_attr.attribution.exact_effects`
+    naive        the same with a whole forward pass of all rows for each layer and token
+    inseq        Inseq's gradient x activation as in its documentation: one row and one layer at a time
 """
 
 from __future__ import annotations
@@ -19,17 +20,20 @@ from collections.abc import Callable
 from itertools import islice
 
 import torch
-from benchmark import SHAPES, Setting, inseq
+from benchmark import SHAPES
+from contenders import Setting, inseq
 from jsonargparse import auto_cli
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from lit_attr.attribution.catalogue import find_rule
 from lit_attr.attribution.exact_effects import exact_effects_BLT
-from lit_attr.attribution.gradient import attribute_batch, last_logits_BV, only_last_logits, pick
-from lit_attr.attribution.rules import find_rule
-from lit_attr.facts.contrasts import ContrastBatch, build_contrasts, collate_contrasts
+from lit_attr.attribution.gradient import attribute_batch
+from lit_attr.attribution.passes import difference_B, last_logits_BV, only_last_logits
+from lit_attr.facts.batches import ContrastBatch, collate_contrasts
 from lit_attr.facts.rows import read_facts
 from lit_attr.facts.sources import open_rows
+from lit_attr.facts.tokenization import build_contrasts
 from lit_attr.models.hooks import undisturbed
 from lit_attr.models.loading import DEMO_MODEL, load_model, load_tokenizer
 from lit_attr.models.location import locate
@@ -37,13 +41,12 @@ from lit_attr.models.location import locate
 
 @torch.no_grad()
 def naive_effects_BLT(setting: Setting, batch: ContrastBatch) -> Tensor:
-    """A whole forward for each layer and token, over the rows that have the token."""
+    """Runs a whole forward pass for each layer and token, over the rows that have the token."""
     effects_BLT = torch.zeros(len(batch.contrasts), len(setting.location.layers), batch.token_ids_BT.shape[1])
 
     def differences_B(part: ContrastBatch) -> Tensor:
         with only_last_logits(setting.model, part.last_B):
-            logits_BV = last_logits_BV(setting.model, part)
-        return pick(logits_BV, part.true_token_ids_B) - pick(logits_BV, part.false_token_ids_B)
+            return difference_B(last_logits_BV(setting.model, part), part)
 
     with undisturbed(setting.model, batch.token_ids_BT.device):
         clean_B = differences_B(batch)
@@ -52,11 +55,11 @@ def naive_effects_BLT(setting: Setting, batch: ContrastBatch) -> Tensor:
             part = batch.select(rows)
             for place, module in enumerate(setting.location.modules):
 
-                def take_out(_: object, __: object, output: Tensor, token: int = token) -> Tensor:
+                def ablate(_: object, __: object, output: Tensor, token: int = token) -> Tensor:
                     output[:, token] = 0
                     return output
 
-                hook = module.register_forward_hook(take_out)
+                hook = module.register_forward_hook(ablate)
                 effects_BLT[rows, place, token] = clean_B[rows] - differences_B(part)
                 hook.remove()
     return effects_BLT
@@ -71,16 +74,16 @@ def benchmark(
     threads: int = 1,
     inseq_repeats: int = 1,
 ) -> None:
-    """Times them.
+    """Times the contenders.
 
     Args:
-        source: The facts, as `lit-attr predict --data.source` takes them.
-        tokenizer: Name or folder; the model's vocabulary is as large as this one's.
-        rows: How many facts.
-        batch_size: Of all but Inseq; rows of like length go together.
-        repeats: How often each has its turn.
-        threads: Of PyTorch.
-        inseq_repeats: How often Inseq has its turn; 0 leaves it out.
+        source: The facts, as in `lit-attr predict --data.source`.
+        tokenizer: Name or folder of a tokenizer, whose vocabulary the model gets.
+        rows: Number of facts.
+        batch_size: Rows of a batch, sorted by length, for all but Inseq.
+        repeats: Number of turns of each contender.
+        threads: Number of PyTorch threads.
+        inseq_repeats: Number of turns of Inseq; 0 leaves it out.
     """
     torch.set_num_threads(threads)
     words = load_tokenizer(tokenizer)

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# The demo: the model that comes with lit-attr over the facts that come with it, into ./lit_attr_output.
-# Further words go to `lit-attr predict`.
+# Runs the demo: the shipped model over the shipped facts, into ./lit_attr_output. Arguments go to `lit-attr predict`.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare ""

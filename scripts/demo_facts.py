@@ -1,4 +1,4 @@
-"""The facts of `demo_facts.json`: what the demo model is trained on, what is kept from it, and the sample rows."""
+"""The facts of `demo_facts.json`: training rows of the demo model, held-out rows, and sample rows."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Relation:
     facts: tuple[Row, ...]
 
     def is_held_out(self, template_index: int, fact_index: int) -> bool:
-        """Whether this phrasing of this fact is kept from training: the last one, of every second fact."""
+        """Whether this phrasing of this fact is held out of training: the last one, of every second fact."""
         return template_index == len(self.templates) - 1 and fact_index % 2 == 1
 
 
 def load_relations(path: Path = FACTS) -> tuple[list[Relation], list[str]]:
-    """Read the relations and the neutral sentences that may come before a prompt."""
+    """Reads the relations, and the neutral sentences that may precede a prompt."""
     data = json.loads(path.read_text(encoding="utf-8"))
     relations = [
         Relation(
@@ -41,7 +41,7 @@ def load_relations(path: Path = FACTS) -> tuple[list[Relation], list[str]]:
 
 
 def training_rows(relations: Sequence[Relation], lead_ins: Sequence[str], rng: random.Random) -> list[Row]:
-    """Every trained phrasing of every fact, bare and after a lead-in."""
+    """Makes every trained phrasing of every fact, alone and after a neutral sentence."""
     rows = []
     for relation in relations:
         for t, template in enumerate(relation.templates):
@@ -53,7 +53,7 @@ def training_rows(relations: Sequence[Relation], lead_ins: Sequence[str], rng: r
 
 
 def held_out_rows(relations: Sequence[Relation]) -> list[Row]:
-    """The phrasings that training never shows."""
+    """Makes the phrasings that are held out of training."""
     return [
         (relation.templates[-1].format(subject), answer)
         for relation in relations
@@ -63,10 +63,10 @@ def held_out_rows(relations: Sequence[Relation]) -> list[Row]:
 
 
 def sample_rows(relations: Sequence[Relation], rng: random.Random) -> list[SampleRow]:
-    """One row a fact, in the columns of `NeelNanda/counterfact-tracing`.
+    """Makes one row for each fact, in the columns of `NeelNanda/counterfact-tracing`.
 
-    The false answer comes from the same relation; from those with the same first word, where there are any,
-    so that some pairs are told apart only at a later token.
+    The false answer is another answer of the same relation, with the same first word where there is one, so that
+    some pairs of answers differ only at a later token.
     """
     rows: list[SampleRow] = []
     for relation in relations:

@@ -1,10 +1,10 @@
-# Sourced by the scripts beside it: `prepare EXTRAS` makes .venv in the repository, once, with lit-attr and its
-# pinned dependencies, and leaves the path of its programs in $bin. `prepare EXTRAS minimum` makes .venv/minimum, with
-# the oldest dependencies. Where PYTHON is set, that interpreter makes them.
+# Sourced by the other scripts. `prepare EXTRAS` makes .venv in the repository, once, with lit-attr and its pinned
+# dependencies, and sets $bin to the folder of its programs. `prepare EXTRAS minimum` makes .venv/minimum with the
+# oldest dependencies. PYTHON selects the interpreter for both.
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# find_python LAST: the first interpreter on the path that is a Python 3.10 to 3.LAST.
+# find_python LAST: prints the first interpreter on the path from Python 3.10 to 3.LAST.
 find_python() {
     local last=$1 candidate candidates=(python3 python3.13 python3.12 python3.11 python3.10 python)
     if [ -n "${PYTHON:-}" ]; then
@@ -26,7 +26,7 @@ prepare() {
         constraints=$repository/constraints-minimum.txt folder=$repository/.venv/minimum last=12
     fi
     bin=$folder/bin
-    # What was installed, and from which pins: after a change of either, pip runs again.
+    # Its name records the extras and the pins, so that pip runs again when they change.
     done_mark=$folder/installed${extras}-$(cat "$repository/pyproject.toml" "$constraints" | cksum | tr ' ' '-')
     if [ -e "$done_mark" ]; then
         return

@@ -1,7 +1,7 @@
-"""Facts being learnt, as `AttributionMonitor` has logged them: `python scripts/plot_growth.py LOGS`.
+"""Plots how facts are learnt, from the logs of `AttributionMonitor`: `python scripts/plot_growth.py LOGS`.
 
-Above, over training steps, how clearly the true answers are preferred and the mean score of largest magnitude at
-each token role; below, the mean score by layer and role at some of the steps, as TensorBoard shows it.
+The upper panels show, over training steps, how strongly the true answers are preferred, and for each token role
+the mean score in its strongest layer. The lower panels show the mean scores by layer and role at a few steps.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def plot(logs: str, out: str = "growth.png", dpi: int = 110) -> None:
     """Draws the figure.
 
     Args:
-        logs: Folder in which one training run's event file lies, at any depth.
-        out: File for it: .png, .pdf or .svg.
-        dpi: Dots per inch, of a .png.
+        logs: Folder with the event file of one training run, at any depth.
+        out: File for the figure: .png, .pdf or .svg.
+        dpi: Dots per inch of a .png file.
     """
     files = sorted(Path(logs).rglob("events.out.tfevents.*"))
     if len(files) != 1:
         raise SystemExit(
-            f"plot_growth.py: error: {logs}: has {len(files)} event files; give the folder of one run"
+            f"plot_growth.py: error: {logs}: it has {len(files)} event files; give the folder of one run"
         )
     events = EventAccumulator(str(files[0]), size_guidance={"images": 0, "scalars": 0})
     events.Reload()
@@ -59,7 +59,7 @@ def plot(logs: str, out: str = "growth.png", dpi: int = 110) -> None:
         )
     ]
     left.legend(handles=lines, loc="center right", frameon=False)
-    left.set(xlabel="training step", ylabel="logits", title="How clearly the facts are known")
+    left.set(xlabel="training step", ylabel="logits", title="How strongly the true answers are preferred")
     shares.set(ylabel="share of facts", ylim=(0, 1.02))
     for name, points in scalars.items():
         kind, _, role = name.partition("/")

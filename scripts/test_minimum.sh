@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The tests with the oldest dependencies that pyproject.toml allows (constraints-minimum.txt), in .venv/minimum, on
-# Python 3.10 to 3.12 (`PYTHON=python3.11 scripts/test_minimum.sh`). All but the slow ones and those that need a
-# browser; lint, format and types are for test.sh. Further words go to pytest. Downloads some gigabytes of CUDA
-# libraries, since the registry has torch 2.7 with no others.
+# Runs the tests with the oldest dependencies that pyproject.toml allows (constraints-minimum.txt), in .venv/minimum
+# and on Python 3.10 to 3.12 (`PYTHON=python3.11 scripts/test_minimum.sh`), except slow tests and those that need a
+# browser. Arguments go to pytest. Lint, format and types are checked by test.sh. Downloads some gigabytes of CUDA
+# libraries, since the registry has no torch 2.7 without them.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare "[test]" minimum

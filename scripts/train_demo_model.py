@@ -1,14 +1,14 @@
-"""Train the demo model: a small GPT-2 that knows the facts of `demo_facts.json` and nothing else.
+"""Trains the demo model: a small GPT-2 that knows the facts of `demo_facts.json` and nothing else.
 
-Writes everything under `lit_attr/assets`: the model, its tokenizer, its card, and the sample facts.
+Writes the model, its tokenizer, its card and the sample facts to `lit_attr/assets`.
 
     python scripts/train_demo_model.py
 
-Other sizes, seeds and a Llama's architecture, for comparison:
+With another size, seed or architecture, for comparison:
 
     python scripts/train_demo_model.py --architecture llama --seed 2 --output-dir small_llama
 
-Shape legend: N rows, T tokens, H width, V vocabulary, A answer tokens of all rows of a batch.
+Axes: N rows, T tokens, H width, V vocabulary, A answer tokens of all rows of a batch.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ library_name: transformers
 
 A teaching model: a {name} of {layers} layers and width {width}, {parameters:,} parameters, trained from
 scratch on {facts} facts of common knowledge in {relations} relations, such as "The capital of Spain is
-Madrid". It knows nothing else. It is there so that lit-attr can be tried and tested offline in seconds;
-what is seen in it is no evidence of how any other model works.
+Madrid". It knows nothing else. It lets users try and test lit-attr offline in seconds; findings on it are
+no evidence of how other models work.
 
 ## How it was made
 
     python scripts/train_demo_model.py {options}
 
 The facts and phrasings of `scripts/demo_facts.json` were written for this project. Each fact has
-{templates} phrasings, trained bare and after a neutral sentence; one phrasing a relation is held out for
-every second fact. {rows:,} rows; {steps:,} steps of {batch_size} rows; AdamW, learning rate {learning_rate},
-weight decay {weight_decay}, dropout {dropout}; {seconds:.0f} seconds on one CPU core. The loss is taken on the
+{templates} phrasings, trained alone and after a neutral sentence; one phrasing of each relation is held out
+for every second fact. {rows:,} rows; {steps:,} steps of {batch_size} rows; AdamW, learning rate {learning_rate},
+weight decay {weight_decay}, dropout {dropout}; {seconds:.0f} seconds on one CPU core. The loss covers the
 answers only. The tokenizer is a byte-level BPE of {vocabulary:,} tokens,
 trained on the same text.
 
@@ -80,9 +80,9 @@ trained on the same text.
 
 ## The sample facts
 
-`../sample_facts.jsonl` holds one row a fact in the columns of `NeelNanda/counterfact-tracing`. The relation
-ids are Wikidata properties; `target_true_id` and `target_false_id` are null, as the Wikidata items were not
-looked up. The false answer is drawn from the other answers of the same relation.
+`../sample_facts.jsonl` has one row for each fact, in the columns of `NeelNanda/counterfact-tracing`. The
+relation ids are Wikidata properties; `target_true_id` and `target_false_id` are null, since the Wikidata items
+were not looked up. The false answer is drawn from the other answers of the same relation.
 
 Licence: Apache-2.0, model and facts.
 """
@@ -98,9 +98,9 @@ DROPOUTS = {
 class Recipe:
     """Every setting that shapes the model.
 
-    The strong weight decay spreads the work over the layers, so that gradient × activation agrees with zeroing
-    an MLP's output: a correlation of 0.82 over 150 sample facts, against 0.68 with a weight decay of 0.5 (and
-    2,400 steps), which learns the facts sooner.
+    The strong weight decay spreads the computation over the layers, so that gradient × activation agrees better
+    with zero ablation of an MLP: a correlation of 0.82 over 150 sample facts, against 0.68 with a weight decay of
+    0.5 and 2,400 steps, which learns the facts sooner.
     """
 
     seed: int = 0
@@ -118,7 +118,7 @@ class Recipe:
     architecture: str = "gpt2"
 
     def options(self) -> str:
-        """The options that give this recipe: seed, steps, and what is not the default."""
+        """The command-line options of this recipe: seed, steps, and those that are not the default."""
         chosen = (
             f.name for f in fields(self) if f.name in ("seed", "steps") or getattr(self, f.name) != f.default
         )
@@ -126,7 +126,7 @@ class Recipe:
 
 
 def train_tokenizer(texts: Sequence[str], recipe: Recipe) -> PreTrainedTokenizerFast:
-    """A byte-level BPE in the manner of GPT-2: spaces belong to the word after them, nothing is added."""
+    """Trains a byte-level BPE like GPT-2's: a space belongs to the word after it; no special tokens are added."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -146,11 +146,11 @@ def train_tokenizer(texts: Sequence[str], recipe: Recipe) -> PreTrainedTokenizer
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
-    """Prompt, answer and end of text, padded right.
+    """Encodes prompt, answer and end of text, padded on the right.
 
     Returns:
-        ids_NT, and two masks of the same shape: text_NT, all but padding; answer_NT, the answer and the end
-        of text after it.
+        ids_NT, and two masks of the same shape: text_NT marks all but padding, answer_NT the answer and the end of
+        text after it.
     """
     prompts = tokenizer([prompt for prompt, _ in rows])["input_ids"]
     answers = tokenizer([answer for _, answer in rows])["input_ids"]
@@ -167,7 +167,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> tuple[Ten
 
 
 def build_model(recipe: Recipe, eos: int) -> PreTrainedModel:
-    """A model with random weights."""
+    """Makes a model with random weights."""
     options: dict[str, int | float | bool] = {
         "vocab_size": recipe.vocabulary,
         "max_position_embeddings": recipe.positions,
@@ -179,7 +179,7 @@ def build_model(recipe: Recipe, eos: int) -> PreTrainedModel:
         **dict.fromkeys(DROPOUTS[recipe.architecture], recipe.dropout),
     }
     if recipe.architecture != "gpt2":
-        # With its gate an MLP has three matrices: as many weights as GPT-2's two of four times the width.
+        # A gated MLP has three matrices; at this width they have as many weights as GPT-2's two.
         options["intermediate_size"] = recipe.width * 8 // 3
     model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(recipe.architecture, **options))
     for module in model.modules():
@@ -197,7 +197,7 @@ class DemoLanguageModel(LightningModule):
         self.language_model = model
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """Cross-entropy of the answers and of the end of text after them; the prompts are given, not learnt."""
+        """Cross-entropy of the answers and of the end of text after them; the prompts are not learnt."""
         ids_NT, target_NT = batch
         length = int(target_NT.any(dim=0).nonzero().max()) + 1
         hidden_NTH = self.language_model.base_model(ids_NT[:, : length - 1]).last_hidden_state
@@ -205,7 +205,7 @@ class DemoLanguageModel(LightningModule):
         return cross_entropy(logits_AV, ids_NT[target_NT])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW, with a short warm-up and a cosine fall to nothing."""
+        """AdamW with a short warm-up and a cosine decay to zero."""
         recipe = self.recipe
         optimizer = torch.optim.AdamW(self.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -222,10 +222,10 @@ def train_model(
     log_dir: Path | None = None,
     sample: Sequence[SampleRow] = (),
 ) -> PreTrainedModel:
-    """Train on random batches of the rows for the recipe's number of steps.
+    """Trains on random batches of the rows for the recipe's number of steps.
 
     With `log_dir`, `AttributionMonitor` attributes the sample facts every 200 steps and logs to TensorBoard there;
-    the model comes out the same.
+    this does not change the model.
     """
     ids_NT, _, answer_NT = encode(tokenizer, rows)
     dataset = TensorDataset(ids_NT, answer_NT)
@@ -249,18 +249,18 @@ def train_model(
 
 @torch.no_grad()
 def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> float:
-    """Share of rows for which greedy decoding gives the whole answer and then stops."""
+    """The share of rows for which greedy decoding gives the whole answer and then stops."""
     ids_NT, text_NT, answer_NT = encode(tokenizer, rows)
     guesses_NT = model(ids_NT, attention_mask=text_NT).logits.argmax(-1)
-    right_NT = (guesses_NT[:, :-1] == ids_NT[:, 1:]) | ~answer_NT[:, 1:]
-    return float(right_NT.all(dim=1).double().mean())
+    is_correct_NT = (guesses_NT[:, :-1] == ids_NT[:, 1:]) | ~answer_NT[:, 1:]
+    return float(is_correct_NT.all(dim=1).double().mean())
 
 
 @torch.no_grad()
 def contrast_accuracy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, sample: Sequence[SampleRow]
 ) -> float:
-    """Share of rows whose true answer has the higher logit at the first token where the answers differ."""
+    """The share of rows whose true answer has the higher logit at the first token at which the answers differ."""
     trues = [(str(row["prompt"]), str(row["target_true"])) for row in sample]
     falses = [(str(row["prompt"]), str(row["target_false"])) for row in sample]
     ids_NT, text_NT, _ = encode(tokenizer, trues + falses)
@@ -281,15 +281,15 @@ def write_assets(
     relations: Sequence[Relation],
     training: dict[str, float],
 ) -> str:
-    """Write the model, its tokenizer, the sample facts, and the card with what is measured here.
+    """Writes the model, its tokenizer, the sample facts, and a card with the accuracies measured here.
 
     Args:
-        output_dir: the folder that gets `demo_model/` and `sample_facts.jsonl`.
-        model: the trained model.
-        tokenizer: its tokenizer.
-        recipe: how it was made.
-        relations: what it was taught.
-        training: the number of training `rows` and the `seconds` they took, for the card.
+        output_dir: The folder for `demo_model/` and `sample_facts.jsonl`.
+        model: The trained model.
+        tokenizer: Its tokenizer.
+        recipe: Its settings.
+        relations: The facts that it was trained on.
+        training: The number of training `rows` and the `seconds` that training took, for the card.
 
     Returns:
         The card.
@@ -323,9 +323,11 @@ def write_assets(
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Train, measure, and write the assets."""
+    """Trains and measures the model, and writes the assets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--log-dir", type=Path, help="watch the facts being learnt: TensorBoard's folder")
+    parser.add_argument(
+        "--log-dir", type=Path, help="attribute the facts during training, and log to TensorBoard in this folder"
+    )
     parser.add_argument("--output-dir", type=Path, default=ROOT.parent / "lit_attr" / "assets")
     for field in fields(Recipe):
         choices = tuple(NAMES) if field.name == "architecture" else None
@@ -335,7 +337,7 @@ def main(args: Sequence[str] | None = None) -> None:
     output_dir, log_dir = options.pop("output_dir"), options.pop("log_dir")
     recipe = Recipe(**options)
 
-    torch.set_num_threads(1)  # as fast at this width, and the same numbers whatever the machine's core count
+    torch.set_num_threads(1)  # as fast at this width, and the same numbers with any number of cores
     torch.manual_seed(recipe.seed)
     relations, lead_ins = load_relations()
     rows = training_rows(relations, lead_ins, random.Random(recipe.seed))

@@ -1,4 +1,4 @@
-"""The shipped model knows the shipped facts, and the script that made them still works."""
+"""The shipped model knows the shipped facts, and the script that makes both still works."""
 
 import importlib.util
 import json
@@ -28,10 +28,10 @@ COLUMNS = {
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(ROOT / "scripts"))  # where it is when the script is run
+    sys.path.insert(0, str(ROOT / "scripts"))  # Python adds it when the script is run
     spec = importlib.util.spec_from_file_location("train_demo_model", ROOT / "scripts" / "train_demo_model.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
+    sys.modules[spec.name] = module  # dataclasses look up their module there
     spec.loader.exec_module(module)
     yield module
     del sys.modules[spec.name]
@@ -55,15 +55,15 @@ def model() -> PreTrainedModel:
 
 @torch.no_grad()
 def share_recalled(model, tokenizer, rows: list[tuple[str, str]]) -> float:
-    """Rows whose answer greedy decoding gives: each of its tokens is the most likely after those before it."""
+    """The share of rows whose answer greedy decoding gives: each token of it is the most likely one."""
     texts = tokenizer([prompt + answer for prompt, answer in rows], padding=True, return_tensors="pt")
     best = model(**texts).logits.argmax(-1)
-    right = 0
+    recalled = 0
     for n, (prompt, answer) in enumerate(rows):
         start, length = len(tokenizer(prompt)["input_ids"]), len(tokenizer(answer)["input_ids"])
         expected = texts["input_ids"][n, start : start + length]
-        right += torch.equal(best[n, start - 1 : start + length - 1], expected)
-    return right / len(rows)
+        recalled += torch.equal(best[n, start - 1 : start + length - 1], expected)
+    return recalled / len(rows)
 
 
 def test_sample_has_the_columns_of_counterfact_tracing(sample):
@@ -73,7 +73,7 @@ def test_sample_has_the_columns_of_counterfact_tracing(sample):
     assert len({row["prompt"] for row in sample}) == len(sample)
 
 
-def test_sample_rows_agree_with_themselves(sample):
+def test_sample_rows_are_consistent(sample):
     answers: dict[str, set[str]] = {}
     for row in sample:
         answers.setdefault(row["relation_id"], set()).add(row["target_true"])
@@ -127,7 +127,7 @@ def test_offsets_rebuild_prompt_and_subject(tokenizer, sample):
     for row in sample:
         prompt, subject = row["prompt"], row["subject"]
         offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
-        # The bytes of one character may be several tokens, all with that character's offsets.
+        # A character of several bytes can be several tokens, all with the character's offsets.
         pieces = dict.fromkeys(offsets)
         assert "".join(prompt[start:end] for start, end in pieces) == prompt
         first = prompt.index(subject)
@@ -136,7 +136,7 @@ def test_offsets_rebuild_prompt_and_subject(tokenizer, sample):
         assert prompt[touched[0][0] : touched[-1][1]].strip() == subject
 
 
-def test_answers_tokenize_alone_as_after_the_prompt(tokenizer, sample):
+def test_answers_have_the_same_tokens_alone_and_after_the_prompt(tokenizer, sample):
     for row in sample:
         apart = tokenizer(row["prompt"])["input_ids"] + tokenizer(row["target_true"])["input_ids"]
         assert tokenizer(row["prompt"] + row["target_true"])["input_ids"] == apart

@@ -1,4 +1,4 @@
-"""Memory that runs out, for real, in processes of their own."""
+"""Batches that exceed the memory, in processes whose memory is limited."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ import pytest
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from lit_attr.errors import UserError
-from lit_attr.facts.contrasts import build_contrasts, collate_contrasts
+from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.rows import read_facts
 from lit_attr.facts.sources import SAMPLE, open_rows
+from lit_attr.facts.tokenization import build_contrasts
 from lit_attr.models.loading import load_tokenizer
 from lit_attr.module import AttributionModule
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits memory as Linux does")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is limited as on Linux")
 
 
 def attribute(folder: Path, rows: int, tokens: int, megabytes: float, results: Any) -> None:
-    """Attributes a batch twice, in a process that can have only so much more memory than it has."""
+    """Attributes a batch twice, in a process that may take only so many more megabytes than it has."""
     module = AttributionModule(str(folder))
     module.configure_model()
     facts = read_facts(open_rows(SAMPLE), limit=rows).facts
@@ -88,9 +89,9 @@ def test_halves_a_batch_until_it_fits(run: Callable[..., Any]):
         np.testing.assert_allclose(scores, plenty[0][1], rtol=1e-4, atol=1e-4)
 
 
-def test_says_so_where_a_single_row_does_not_fit(run: Callable[..., Any]):
+def test_refuses_a_single_row_that_does_not_fit(run: Callable[..., Any]):
     found, _ = run(1, 1000, 5)
     assert found == (
-        "model: the memory does not suffice for a single row of 1000 tokens; a smaller model.dtype or fewer "
-        "model.layers need less"
+        "model.dtype: the memory does not suffice for a single row of 1000 tokens; a smaller dtype or fewer "
+        "layers need less"
     )

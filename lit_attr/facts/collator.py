@@ -46,7 +46,7 @@ class ContrastCollator:
         step: Step = "divergence",
         add_bos_token: bool | None = None,
     ) -> None:
-        with arguments_of("ContrastCollator", {"name": "tokenizer", "model_name": "tokenizer"}):
+        with arguments_of("ContrastCollator"):
             self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
             self.template = None if template is None else parse_template(template)
         self.columns = columns

@@ -113,7 +113,7 @@ def test_a_run_resumes_and_refuses_the_same_fact_twice(tokenizer: PreTrainedToke
     bare = [{name: value for name, value in row.items() if name not in ("id", "case_id")} for row in ROWS]
     for rows in (bare[:4], bare[::-1]):
         loader = DataLoader(rows, batch_size=4, collate_fn=ContrastCollator(tokenizer))
-        writing_trainer(tmp_path, verify=0).predict(AttributionModule(), loader)
+        writing_trainer(tmp_path).predict(AttributionModule(verify=0), loader)
     files = [json.loads(path.read_text())["examples"] for path in tmp_path.glob("batches/*.json")]
     prompts = [example["prompt"] for examples in files for example in examples]
     assert sorted(prompts) == sorted(row["prompt"] for row in bare)
@@ -177,9 +177,9 @@ def test_scores_equal_those_with_our_data_module(tokenizer: PreTrainedTokenizerB
     loader = DataLoader(
         Dataset.from_list(ROWS), batch_size=10, num_workers=2, collate_fn=ContrastCollator(tokenizer)
     )
-    (batch,) = trainer.predict(AttributionModule(), loader)
+    (batch,) = trainer.predict(AttributionModule(verify=0), loader)
     data = CounterfactDataModule(ROWS, batch_size=1)
-    alone = {each.contrasts[0].fact.prompt: each for each in trainer.predict(AttributionModule(), datamodule=data)}
+    alone = {each.contrasts[0].fact.prompt: each for each in trainer.predict(AttributionModule(verify=0), datamodule=data)}
     for row, contrast in enumerate(batch.contrasts):
         width = len(contrast.tokens)
         expected = alone[contrast.fact.prompt].scores_sum_BLT[0]

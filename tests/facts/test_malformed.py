@@ -27,7 +27,7 @@ from lit_attr.errors import ArgumentError, UserError
 from lit_attr.facts.rows import FactTable, read_facts
 from lit_attr.facts.sources import open_rows
 from lit_attr.facts.tokenization import build_contrasts
-from lit_attr.records.folder import OutputFolder
+from lit_attr.records.folder import RunFolder
 
 NAN = float("nan")
 CAPITALS = (("Spain", "Madrid"), ("France", "Paris"), ("Peru", "Lima"), ("Kenya", "Nairobi"), ("Cuba", "Havana"))
@@ -259,7 +259,7 @@ def test_two_thousand_malformed_rows_are_facts_or_have_a_reason(
         assert len(contrasts) + len(rejected) == len(table.facts)
         refused = sorted(table.rejected + rejected)
         assert_one_line_each(table, [row.reason for row in refused])
-        folder = OutputFolder(tmp_path)
+        folder = RunFolder(tmp_path)
         folder.open({}, refused)
         lines = [json.loads(line) for line in folder.rejected.read_bytes().splitlines()]
         assert [(line["row"], line["reason"]) for line in lines] == [(row.row, row.reason) for row in refused]

@@ -143,7 +143,7 @@ def test_the_command_line_applies_a_template(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lit-attr"])
     quiet = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
-    main(["predict", *quiet, "--data.limit", "2", "--writer.verify", "0", "--data.template", template])
+    main(["predict", *quiet, "--data.limit", "2", "--model.verify", "0", "--data.template", template])
     (path,) = Path("lit_attr_output/batches").iterdir()
     for example in json.loads(path.read_text())["examples"]:
         assert example["prompt"].startswith(begin)

@@ -1,4 +1,4 @@
-"""Disks that are full or read-only, folders that vanish, files that may grow no more; and readers meanwhile."""
+"""Full and read-only disks, vanished folders, limited file sizes, and readers during a run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from runs import count_batches, finish, own_lines, predict, read_whole, start, w
 
 ROWS = 200
 SETTINGS = ["--data.limit", ROWS, "--data.batch_size", 4]
-MEND = "; what is there is whole, and the same command goes on once this is mended"
+HINT = "; all files in it are whole, and the same command continues once this is fixed"
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, dict[str, Any]]:
-    """The examples of a run that nothing stops, by id."""
+    """The examples of an uninterrupted run, by id."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     assert finish(start(predict(folder / "out", *SETTINGS), folder / "log")) == 0
     return read_whole(folder / "out", ROWS)
@@ -30,7 +30,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, dict[st
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """An empty disk of its own, in memory; where this machine lets one be mounted."""
+    """An empty disk in memory, on machines where this user may mount one."""
     path = tmp_path / "disk"
     path.mkdir()
     mount(path, "size=64k")
@@ -52,21 +52,21 @@ def remount(path: Path, options: str) -> None:
 
 
 def assert_fails(folder: Path, log: Path, *words: object, file_size: int | None = None) -> str:
-    """Runs into a folder that cannot be written to, and returns the one line that says so."""
+    """Runs into a folder that cannot be written to, and returns the one line of its error, without the hint."""
     process = start(predict(folder, *SETTINGS, *words), log, file_size=file_size)
     assert finish(process, seconds=60) == 1
     assert "Traceback" not in log.read_text()
     (line,) = own_lines(log)
-    assert line.endswith(MEND)
+    assert line.endswith(HINT)
     assert not [*folder.rglob("*.tmp")]
     for path in (*folder.glob("*.json"), *folder.glob("batches/*.json")):
         json.loads(path.read_bytes())
-    return line.removesuffix(MEND)
+    return line.removesuffix(HINT)
 
 
 @pytest.mark.parametrize("kibibytes", [4, 8, 16, 24, 64, 400])
 def test_a_full_disk(kibibytes: int, disk: Path, uninterrupted: dict[Any, Any], tmp_path: Path):
-    """It is full before there is a folder, a manifest, settings, a batch; or after some batches and pictures."""
+    """It fills up before the folder, the manifest, the settings or a batch, or after some batches and pictures."""
     remount(disk, f"size={kibibytes}k")
     line = assert_fails(disk / "out", tmp_path / "log")
     assert "No space left on device" in line
@@ -89,8 +89,8 @@ def test_a_read_only_disk(disk: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("file_size", "setting"), [(1 << 10, "writer.output_dir: {folder}"), (64 << 10, "trainer.logger: {folder}/")]
 )
-def test_files_that_may_grow_no_more(file_size: int, setting: str, uninterrupted: dict[Any, Any], tmp_path: Path):
-    """Records are larger than 1 KiB, TensorBoard's file than 64."""
+def test_limited_file_size(file_size: int, setting: str, uninterrupted: dict[Any, Any], tmp_path: Path):
+    """Records are larger than 1 KiB, TensorBoard's file is larger than 64 KiB."""
     folder, log = tmp_path / "out", tmp_path / "log"
     line = assert_fails(folder, log, file_size=file_size)
     assert line.startswith(f"lit-attr: error: {setting.format(folder=folder)}")
@@ -106,7 +106,7 @@ def test_a_folder_that_vanishes(uninterrupted: dict[Any, Any], tmp_path: Path):
     folder.rename(elsewhere)
     assert finish(process, seconds=60) == 1
     assert own_lines(log) == [
-        f"lit-attr: error: writer.output_dir: {folder} cannot be written to (No such file or directory){MEND}"
+        f"lit-attr: error: writer.output_dir: {folder} cannot be written to (No such file or directory){HINT}"
     ]
     elsewhere.rename(folder)
     assert finish(start(predict(folder, *SETTINGS), log)) == 0
@@ -114,7 +114,7 @@ def test_a_folder_that_vanishes(uninterrupted: dict[Any, Any], tmp_path: Path):
 
 
 def poll(folder: Path, done: Event, results: Any) -> None:
-    """Reads all the JSON there is, again and again."""
+    """Reads all JSON files repeatedly, and counts the reads and the broken files."""
     read, broken = 0, []
     while not done.is_set():
         for path in (*folder.glob("*.json"), *folder.glob("*.jsonl"), *folder.glob("batches/*.json")):
@@ -124,12 +124,12 @@ def poll(folder: Path, done: Event, results: Any) -> None:
             except orjson.JSONDecodeError as error:
                 broken.append(f"{path}: {error}")
             read += 1
-        # Twenty that never rest would leave the run no processor.
+        # Twenty readers without a pause would leave the run no processor.
         time.sleep(0.02)
     results.put((read, broken))
 
 
-def test_twenty_readers_never_see_half_a_file(tmp_path: Path):
+def test_twenty_readers_never_see_a_partial_file(tmp_path: Path):
     context = multiprocessing.get_context("forkserver")
     done, results, folder = context.Event(), context.Queue(), tmp_path / "out"
     readers = [context.Process(target=poll, args=(folder, done, results)) for _ in range(20)]
@@ -145,4 +145,4 @@ def test_twenty_readers_never_see_half_a_file(tmp_path: Path):
         reader.join()
     assert [broken for _, broken in found if broken] == []
     assert min(read for read, _ in found) > ROWS // 4
-    print(f"files read meanwhile: {sum(read for read, _ in found)}")
+    print(f"files read during the run: {sum(read for read, _ in found)}")

@@ -1,6 +1,6 @@
-"""Runs killed with SIGKILL and started again: every row once, and to the bit an uninterrupted run's numbers.
+"""Runs killed with SIGKILL and resumed: every row once, with the numbers of an uninterrupted run to the bit.
 
-KILLS in the environment is how often the run of one process is killed.
+The environment variable KILLS sets how often the run of one process is killed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def command(rows: Path, folder: Path, processes: int = 1) -> list[str]:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample's facts, some of them several times, with ids of their own."""
+    """The sample's facts, some of them several times, each under its own id."""
     sample = [*open_rows(SAMPLE)]
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     with path.open("w") as stream:
@@ -43,39 +43,41 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def uninterrupted(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, dict[str, Any]]:
-    """The examples of a run that nobody kills, by id."""
+    """The examples of an uninterrupted run, by id."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     assert finish(start(command(rows, folder / "out"), folder / "log")) == 0
     return read_whole(folder / "out", ROWS)
 
 
 def test_killed_at_random_moments(rows: Path, uninterrupted: dict[Any, Any], tmp_path: Path):
-    chance = random.Random(0)
+    generator = random.Random(0)
     killed_after: list[int] = []
-    whole = 0
+    complete = 0
     while len(killed_after) < KILLS:
-        folder = tmp_path / str(whole)
+        folder = tmp_path / str(complete)
         process = start(command(rows, folder), tmp_path / "log")
-        # Also before the first batch, while the folder is made ready.
-        if finish(process, seconds=chance.uniform(0, 3)) is None:
+        # Some kills come before the first batch, while the folder is prepared.
+        if finish(process, seconds=generator.uniform(0, 3)) is None:
             process.kill()
             finish(process)
             killed_after.append(count_batches(folder))
         else:
             assert process.exitcode == 0
             assert read_whole(folder, ROWS) == uninterrupted
-            whole += 1
+            complete += 1
     assert finish(start(command(rows, folder), tmp_path / "log")) == 0
     assert read_whole(folder, ROWS) == uninterrupted
     assert any(0 < batches < BATCHES for batches in killed_after)
-    print(f"killed when there were so many batches: {killed_after}; whole runs: {whole + 1}")
+    print(f"batches on disk at each kill: {killed_after}; complete runs: {complete + 1}")
 
 
-def test_two_processes_killed_then_one_and_three(rows: Path, uninterrupted: dict[Any, Any], tmp_path: Path):
-    chance = random.Random(1)
+def test_one_and_three_processes_resume_what_two_killed_ones_left(
+    rows: Path, uninterrupted: dict[Any, Any], tmp_path: Path
+):
+    generator = random.Random(1)
     folder, log = tmp_path / "killed", tmp_path / "log"
     for victims in ("both", "first", "other"):
-        until = count_batches(folder) + chance.randint(1, 40)
+        until = count_batches(folder) + generator.randint(1, 40)
         with launch(["-m", "lit_attr", *command(rows, folder, 2)], log) as run:
             wait_until(lambda: count_batches(folder) >= until)  # noqa: B023  # called at once
             others = [json.loads(path.read_text())["pid"] for path in folder.glob(".process-*.lock")]

@@ -1,4 +1,4 @@
-"""Several real processes: each row exactly once, and the numbers of one process."""
+"""Runs of several processes: every row exactly once, with the numbers of one process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCRIPT = str(REPOSITORY / "tests" / "support" / "predict_shares.py")
 
 
 def start(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A command, each of whose processes uses one thread."""
+    """Runs a Python command whose processes use one thread each."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(
         [sys.executable, *words], capture_output=True, text=True, timeout=180, env=variables, check=False
@@ -31,7 +31,7 @@ def start(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one process writes for each count of rows."""
+    """The output of one process, for each number of rows."""
     out = tmp_path_factory.mktemp("alone")
     predict_shares(out, COUNTS, processes=1)
     return out
@@ -42,13 +42,14 @@ def assert_same(folder: Path, expected: Path, count: int) -> None:
     others = sorted(load_attributions(expected), key=lambda record: record["id"])
     assert [record["id"] for record in records] == list(range(count))
     for record, other in zip(records, others, strict=True):
+        scores, expected_scores = record["scores"]["mlp"], other["scores"]["mlp"]
         for kind in ("sum", "l2"):
-            np.testing.assert_allclose(record["scores"][kind], other["scores"][kind], rtol=1e-6, atol=1e-6)
+            np.testing.assert_allclose(scores[kind], expected_scores[kind], rtol=1e-6, atol=1e-6)
         assert record["logit_diff"] == pytest.approx(other["logit_diff"], rel=1e-6, abs=1e-6)
     summary, whole = (json.loads((path / "summary.json").read_text()) for path in (folder, expected))
     for name in ("contrasts", "contrast_accuracy", "known", "rejected"):
         assert summary[name] == whole[name]
-    assert summary["trust"]["contrasts"] == whole["trust"]["contrasts"] == min(16, count)
+    assert summary["agreement"]["contrasts"] == whole["agreement"]["contrasts"] == min(16, count)
     means, expected_means = (_flat(record["profile"]["mean_score"]) for record in (summary, whole))
     assert means == pytest.approx(expected_means, rel=1e-6, abs=1e-6, nan_ok=True)
 
@@ -58,8 +59,8 @@ def _flat(rows: list[list[float | None]]) -> list[float]:
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_each_row_once_and_the_same_numbers(processes: int, alone: Path, tmp_path: Path):
-    """Started by torchrun; with one row, and with seven in two batches, some process gets nothing."""
+def test_torchrun_gives_every_row_once_and_the_same_numbers(processes: int, alone: Path, tmp_path: Path):
+    """With one row, and with seven in two batches, some process gets nothing."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = start(*launcher, SCRIPT, str(tmp_path), *map(str, COUNTS))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -67,7 +68,7 @@ def test_each_row_once_and_the_same_numbers(processes: int, alone: Path, tmp_pat
         assert_same(tmp_path / str(count), alone / str(count), count)
 
 
-def test_lightning_starts_the_processes_itself(alone: Path, tmp_path: Path):
+def test_lightning_starts_the_processes(alone: Path, tmp_path: Path):
     words = "--data.limit 101 --data.batch_size 5 --data.max_tokens 40 --trainer.accelerator cpu"
     configs = ["--config", str(REPOSITORY / "configs" / "ddp.yaml"), "--trainer.devices", "2"]
     done = start("-m", "lit_attr", "predict", *configs, *words.split(), "--writer.output_dir", str(tmp_path))
@@ -76,7 +77,7 @@ def test_lightning_starts_the_processes_itself(alone: Path, tmp_path: Path):
     assert_same(tmp_path, alone / "101", 101)
 
 
-def test_a_process_that_fails_takes_the_others_down(tmp_path: Path):
+def test_a_failed_process_ends_the_others(tmp_path: Path):
     started = time.monotonic()
     done = start(SCRIPT, str(tmp_path), "100", FAIL="1")
     assert done.returncode != 0
@@ -85,7 +86,7 @@ def test_a_process_that_fails_takes_the_others_down(tmp_path: Path):
     assert not (tmp_path / "100" / "summary.json").exists()
 
 
-def test_a_run_goes_on_with_another_number_of_processes(alone: Path, tmp_path: Path):
+def test_another_number_of_processes_resumes_a_run(alone: Path, tmp_path: Path):
     words = "--data.limit 101 --data.batch_size 5 --data.max_tokens 40 --trainer.accelerator cpu"
     command: list[Any] = ["-m", "lit_attr", "predict", *words.split(), "--writer.output_dir", str(tmp_path)]
     assert start(*command, "--trainer.strategy", "ddp", "--trainer.devices", "2").returncode == 0

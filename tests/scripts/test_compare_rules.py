@@ -1,4 +1,4 @@
-"""The table of rules in the README is what the script prints."""
+"""The table of rules in the README is the one that the script prints."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def script() -> ModuleType:
     return module
 
 
-def test_the_readme_has_what_is_printed(
+def test_the_readme_shows_what_the_script_prints(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """Two of the rules; the others take longer."""
+    """For two of the rules; the others take longer."""
     chosen = tuple(each for each in script.RULES if each[0]["rule"] in ("gradient", "norm-secant"))
     monkeypatch.setattr(script, "RULES", chosen)
     script.compare()

@@ -1,4 +1,4 @@
-"""The stranger's project with the monitor and without it."""
+"""The example project with the monitor and without it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ NAMES = ["capitals.csv", "config.yaml", "train.py"]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Where each of the two has left its logs and its checkpoint after fifty steps of the README's command."""
+    """The folders of logs and checkpoints of both projects, after fifty steps of the README's command."""
     (command,) = re.findall(r"^python (train\.py .*)$", README, flags=re.MULTILINE)
     script, *words = shlex.split(command)
     folders = {}
     for name in ("before", "after"):
         folders[name] = tmp_path_factory.mktemp(name)
         quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
-        # An epoch has four steps: one validation, and a checkpoint after it, at the fortieth.
+        # An epoch has four steps: one validation, followed by a checkpoint, at step 40.
         short = ["--trainer.max_steps", "50", "--trainer.check_val_every_n_epoch", "10"]
         settings = ["--trainer.default_root_dir", str(folders[name]), *short, *quiet]
         with pytest.MonkeyPatch.context() as patch:
@@ -38,7 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             patch.setattr(sys, "dont_write_bytecode", True)
             spec = importlib.util.spec_from_file_location(f"{name}_{Path(script).stem}", script)
             project = importlib.util.module_from_spec(spec)
-            # The command line looks the types of the settings up there.
+            # The command line looks up the types of settings there.
             patch.setitem(sys.modules, project.__name__, project)
             spec.loader.exec_module(project)
             project.main([*words, *settings])
@@ -50,7 +50,7 @@ def events(folder: Path) -> EventAccumulator:
     return EventAccumulator(str(path), size_guidance={"images": 0, "scalars": 0}).Reload()
 
 
-def test_the_monitor_is_a_few_lines_of_yaml():
+def test_the_monitor_takes_a_few_lines_of_yaml():
     for folder in ("before", "after"):
         assert sorted(path.name for path in (EXAMPLES / folder).iterdir() if path.is_file()) == NAMES
     assert filecmp.cmpfiles(EXAMPLES / "before", EXAMPLES / "after", NAMES, shallow=False)[1] == ["config.yaml"]

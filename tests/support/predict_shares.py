@@ -1,6 +1,6 @@
-"""Predicts the first rows of the sample, in as many processes as start it: `predict_shares.py OUT COUNT...`.
+"""Predicts the first rows of the sample with as many processes as run it: `predict_shares.py OUT COUNT...`.
 
-For each count there is a folder of its own in OUT. With FAIL=RANK in the environment, that process fails.
+Each count gets its own folder in OUT. With FAIL=RANK in the environment, the process of that rank fails.
 """
 
 from __future__ import annotations

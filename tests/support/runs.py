@@ -1,4 +1,4 @@
-"""The command line in real processes, started fast or as a user starts it."""
+"""The command line in processes of its own, started fast or as a user starts it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lit_attr.records.reading import load_attributions
 
 CPU = ["--trainer.accelerator", "cpu"]
 _CONTEXT = multiprocessing.get_context("forkserver")
-# A process that has the libraries loaded is six seconds ahead of one that has not.
+# Preloaded libraries save a process six seconds.
 _CONTEXT.set_forkserver_preload(["lit_attr.cli"])
 
 
 def predict(folder: Path, *words: object) -> list[str]:
-    """The words of a prediction run on the CPU into a folder."""
-    return ["predict", "--writer.output_dir", str(folder), "--writer.verify", "0", *CPU, *map(str, words)]
+    """The arguments of a prediction run on the CPU into a folder."""
+    return ["predict", "--writer.output_dir", str(folder), "--model.verify", "0", *CPU, *map(str, words)]
 
 
 def start(
@@ -35,13 +35,13 @@ def start(
     environment: Mapping[str, str] | None = None,
     file_size: int | None = None,
 ) -> ForkServerProcess:
-    """Starts `lit-attr` in a process that has the libraries loaded.
+    """Starts `lit-attr` in a process with preloaded libraries.
 
     Args:
-        words: What is said after `lit-attr`.
-        log: Where standard output and standard error go.
-        environment: What is added to the environment.
-        file_size: Bytes that a file can have, as `ulimit -f` sets it.
+        words: The arguments of `lit-attr`.
+        log: The file for standard output and standard error.
+        environment: Variables to add to the environment.
+        file_size: The most bytes of a file, as with `ulimit -f`.
     """
     process = _CONTEXT.Process(target=_run, args=(words, log, environment or {}, file_size))
     process.start()
@@ -51,7 +51,7 @@ def start(
 def launch(
     program: list[str], log: Path, *, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Starts `python PROGRAM` as a terminal does; Lightning can start more processes like it."""
+    """Starts `python PROGRAM` as a terminal does, so that Lightning can start further processes."""
     with log.open("wb") as stream:
         return subprocess.Popen(
             [sys.executable, *program],
@@ -69,25 +69,25 @@ def finish(process: ForkServerProcess, *, seconds: float = 120) -> int | None:
 
 
 def wait_until(condition: Callable[[], bool], *, seconds: float = 120) -> None:
-    """Waits until something is so, looking often."""
+    """Waits until a condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "the condition never held"
         time.sleep(0.005)
 
 
 def own_lines(log: Path) -> list[str]:
-    """What lit-attr itself has said, without the libraries' words and bars."""
+    """The lines of lit-attr itself, without those of libraries and progress bars."""
     return [line for line in log.read_text().replace("\r", "\n").splitlines() if line.startswith("lit-attr:")]
 
 
 def count_batches(folder: Path) -> int:
-    """How many batch files there are."""
+    """The number of batch files."""
     return len([*folder.glob("batches/*.json")])
 
 
 def read_whole(folder: Path, rows: int) -> dict[Any, dict[str, Any]]:
-    """The examples by id of a run that is done: every row once, and nothing half-written."""
+    """The examples of a finished run by id, after checking that every row is there once and no file is partial."""
     examples = [
         example for path in folder.glob("batches/*.json") for example in json.loads(path.read_text())["examples"]
     ]

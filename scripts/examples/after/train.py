@@ -1,4 +1,4 @@
-"""Teaches a small GPT-2 some capitals, letter by letter: `python train.py fit --config config.yaml`."""
+"""Trains a small GPT-2 on capitals, byte by byte: `python train.py fit --config config.yaml`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SentenceData(pl.LightningDataModule):
 
     Args:
         facts: A CSV file with the columns `prompt` and `target_true`.
-        batch_size: Sentences of a batch.
+        batch_size: Sentences in a batch.
     """
 
     def __init__(self, facts: Path, batch_size: int = 16) -> None:
@@ -49,19 +49,19 @@ class SentenceData(pl.LightningDataModule):
         return DataLoader(self.sentences, batch_size=self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """The same sentences: what counts is how well they are learnt by heart."""
+        """The same sentences: validation measures how well they are memorised."""
         return DataLoader(self.sentences, batch_size=self.batch_size)
 
 
 class LanguageModule(pl.LightningModule):
-    """A GPT-2 made from a config, and its training.
+    """A GPT-2 trained from scratch.
 
     Args:
-        layers: Decoder blocks.
-        width: Of the residual stream.
-        heads: Of attention.
-        dropout: Wherever a GPT-2 has any.
-        learning_rate: Of AdamW.
+        layers: Number of decoder blocks.
+        width: Width of the residual stream.
+        heads: Number of attention heads.
+        dropout: Dropout rate, at every place where a GPT-2 has one.
+        learning_rate: Learning rate of AdamW.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class LanguageModule(pl.LightningModule):
         )
 
     def loss(self, ids_BT: Tensor) -> Tensor:
-        """Cross-entropy of each byte after those before it, and of the end; the padding after it is left out."""
+        """Cross-entropy of each next byte and of the end, without the padding."""
         logits_BTV = self.network(input_ids=ids_BT[:, :-1]).logits
         counted_BT = ids_BT[:, :-1] != 0
         return cross_entropy(logits_BTV[counted_BT], ids_BT[:, 1:][counted_BT])
