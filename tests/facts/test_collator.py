@@ -179,7 +179,10 @@ def test_scores_equal_those_with_our_data_module(tokenizer: PreTrainedTokenizerB
     )
     (batch,) = trainer.predict(AttributionModule(verify=0), loader)
     data = CounterfactDataModule(ROWS, batch_size=1)
-    alone = {each.contrasts[0].fact.prompt: each for each in trainer.predict(AttributionModule(verify=0), datamodule=data)}
+    alone = {
+        each.contrasts[0].fact.prompt: each
+        for each in trainer.predict(AttributionModule(verify=0), datamodule=data)
+    }
     for row, contrast in enumerate(batch.contrasts):
         width = len(contrast.tokens)
         expected = alone[contrast.fact.prompt].scores_sum_BLT[0]
