@@ -1,7 +1,7 @@
 r"""Text for pictures: characters that a font draws, and Python's escapes for the others.
 
-DejaVu is a file of matplotlib's, so pictures look the same on every machine. What it lacks, such as Chinese, comes
-from a system font, or is written as ``\uXXXX`` where no font has it.
+DejaVu comes with matplotlib, so pictures look the same on every machine. What it lacks, such as Chinese, comes from
+a system font, or is written as ``\uXXXX`` where no font has it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def token_label(token: str) -> str:
 
     Returns:
         Drawable text. Newlines, tabs and characters that no font draws are escaped as in Python
-        (``\n``, ``\u65e5``); a long label loses its middle to ``…``; the empty token is ``""`` with its quotes.
+        (``\n``, ``\u65e5``); a long label has ``…`` in place of its middle; the empty token is ``""``.
     """
     pieces = _pieces(token.replace(" ", SPACE))
     if sum(map(len, pieces)) > MAX_LABEL_CHARS:

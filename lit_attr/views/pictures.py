@@ -85,9 +85,11 @@ def choose_component(record: Mapping[str, Any], component: str | None = None) ->
     components: list[str] = sorted(record["scores"])
     if component is None and len(components) == 1:
         return components[0]
-    if component is None or component not in components:
-        found = "none is named" if component is None else f"there are no scores of {component}"
-        raise ArgumentError("component", f"{found}; take one of {', '.join(components)}")
+    names = ", ".join(components)
+    if component is None:
+        raise ArgumentError("component", f"there are scores of {names}; name one of them")
+    if component not in components:
+        raise ArgumentError("component", f"there are no scores of {component}; take one of {names}")
     return component
 
 

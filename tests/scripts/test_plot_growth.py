@@ -1,4 +1,4 @@
-"""The figure of facts being learnt, from event files as `AttributionMonitor` has them written."""
+"""`scripts/plot_growth.py`: the figure of facts being learnt, from the event files of `AttributionMonitor`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_draws_curves_and_maps(tmp_path: Path):
     ("difference", "runs", "message"),
     [("loss", ["a"], "AttributionMonitor has logged nothing in it"), ("loss", ["a", "b"], "has 2 event files")],
 )
-def test_says_in_one_line_what_is_missing(tmp_path: Path, difference: str, runs: list[str], message: str):
+def test_errors_are_one_line(tmp_path: Path, difference: str, runs: list[str], message: str):
     for name in runs:
         log(tmp_path / name, difference)
     done = run(tmp_path, "--out", tmp_path / "growth.png")

@@ -56,7 +56,7 @@ def test_component_must_be_unambiguous():
     several = {"scores": {"mlp": {}, "attention": {}}}
     assert choose_component({"scores": {"block": {}}}) == "block"
     assert choose_component(several, "mlp") == "mlp"
-    with pytest.raises(ArgumentError, match="component: none is named; take one of attention, mlp"):
+    with pytest.raises(ArgumentError, match="component: there are scores of attention, mlp; name one of them"):
         choose_component(several)
     with pytest.raises(ArgumentError, match="component: there are no scores of block; take one of attention, mlp"):
         choose_component(several, "block")

@@ -80,7 +80,7 @@ def write_figures(
 def _plan(
     runs: Sequence[Run], *, facts: int, ids: Sequence[str], relations: int, known: bool
 ) -> Iterator[tuple[str, Callable[[], Figure]]]:
-    """Every figure: its path within the folder of figures, without its ending, and what draws it."""
+    """Each figure's path within the folder of figures, without its suffix, and the function that draws it."""
     folders = [run.folder.resolve().name for run in runs]
     if len(set(folders)) < len(folders):
         folders = [f"{place}-{name}" for place, name in enumerate(folders, 1)]

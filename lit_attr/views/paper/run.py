@@ -51,7 +51,7 @@ class Run(NamedTuple):
     prompts: dict[str, str]
 
     def only_known(self) -> Run:
-        """The run without the contrasts whose facts are not known.
+        """The run with the contrasts of known facts only.
 
         Raises:
             ArgumentError: No fact is known.

@@ -20,7 +20,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     # A prompt's dollar signs are dollar signs.
     "text.parse_math": False,
-    # Text stays text, which an editor can edit; and the same figure is the same file.
+    # Text stays editable, and the same figure gives the same file.
     "pdf.fonttype": 42,
     "svg.fonttype": "none",
     "svg.hashsalt": "lit-attr",

@@ -66,5 +66,5 @@ def test_facts_are_spread_over_the_run_or_chosen_by_id(tmp_path: Path):
 
 def test_refuses_scores_of_several_components(tmp_path: Path):
     several = {**ONE, "scores": {"mlp": ONE["scores"]["mlp"], "attention": ONE["scores"]["mlp"]}}
-    with pytest.raises(ArgumentError, match="component: none is named; take one of attention, mlp"):
+    with pytest.raises(ArgumentError, match="component: there are scores of attention, mlp; name one of them"):
         read_run(write_run(tmp_path / "run", [several, TWO]))
