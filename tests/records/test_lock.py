@@ -1,4 +1,4 @@
-"""The lock of a folder, between real processes."""
+"""The lock of a run folder, between real processes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_attr import runlock
-from lit_attr.errors import ToldError, UserError
+from lit_attr.errors import ReportedError, UserError
+from lit_attr.records import lock as lock_module
 from lit_attr.records.lock import RunLock
 
 HOLD = """
@@ -26,7 +26,7 @@ lock.acquire()
 print("locked", flush=True)
 time.sleep(60)
 """
-GONE = "process {} of the run has ended before all was done; the same command goes on where it stopped"
+GONE = "process {} of the run has ended before all was done; the same command continues where it stopped"
 
 
 def test_one_run_a_folder(tmp_path: Path):
@@ -51,7 +51,7 @@ def test_one_run_a_folder(tmp_path: Path):
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runlock, "CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(lock_module, "CHECK_SECONDS", 0.0)
 
 
 def make_run(folder: Path, processes: int = 2) -> list[RunLock]:
@@ -65,7 +65,7 @@ def make_run(folder: Path, processes: int = 2) -> list[RunLock]:
 
 
 @pytest.mark.usefixtures("at_once")
-def test_the_processes_notice_each_others_end(tmp_path: Path):
+def test_processes_notice_each_others_end(tmp_path: Path):
     first, other, third = make_run(tmp_path, 3)
     for lock in (first, other, third):
         lock.check()
@@ -74,13 +74,13 @@ def test_the_processes_notice_each_others_end(tmp_path: Path):
     with pytest.raises(UserError, match=GONE.format(2)):
         first.check()
     first.release()
-    with pytest.raises(ToldError, match=GONE.format(0)):
+    with pytest.raises(ReportedError, match=GONE.format(0)):
         other.check()
     other.release()
     assert {path.name for path in tmp_path.iterdir()} == {".lock"}
 
 
-def test_of_a_first_process_that_was_killed_another_tells(tmp_path: Path):
+def test_another_process_reports_that_the_first_was_killed(tmp_path: Path):
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
     ) as holder:
@@ -91,13 +91,13 @@ def test_of_a_first_process_that_was_killed_another_tells(tmp_path: Path):
         other.join(run, 1)
         other.check()
         holder.kill()
-    with pytest.raises(UserError, match=GONE.format(0)) as told:
+    with pytest.raises(UserError, match=GONE.format(0)) as reported:
         other.check()
-    assert not isinstance(told.value, ToldError)
+    assert not isinstance(reported.value, ReportedError)
 
 
 @pytest.mark.usefixtures("at_once")
-def test_they_wait_for_each_other_in_the_end(tmp_path: Path):
+def test_processes_wait_for_each_other_in_the_end(tmp_path: Path):
     first, other = make_run(tmp_path)
     waiting = threading.Thread(target=first.finish)
     waiting.start()
@@ -113,7 +113,7 @@ def test_they_wait_for_each_other_in_the_end(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("at_once")
-def test_they_do_not_wait_for_one_that_is_gone(tmp_path: Path):
+def test_processes_do_not_wait_for_one_that_is_gone(tmp_path: Path):
     first, other = make_run(tmp_path)
     other.release()
     with pytest.raises(UserError, match=GONE.format(1)):
@@ -129,10 +129,10 @@ def test_a_process_that_joins_late_does_not_join_the_next_run(tmp_path: Path):
         RunLock(tmp_path).join(run, 1)
 
 
-def test_no_run_begins_while_a_process_of_the_last_may_still_write(
+def test_no_run_starts_while_a_process_of_the_last_may_still_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(runlock, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(lock_module, "PATIENCE_SECONDS", 0.2)
     first, other, following = RunLock(tmp_path), RunLock(tmp_path), RunLock(tmp_path)
     other.join(first.acquire(), 1)
     first.release()
@@ -142,7 +142,7 @@ def test_no_run_begins_while_a_process_of_the_last_may_still_write(
     following.acquire()
 
 
-def test_what_killed_processes_left_is_cleared(tmp_path: Path):
+def test_files_of_killed_processes_are_removed(tmp_path: Path):
     for name in (".process-1.lock", ".process-2.lock", ".finished-1"):
         (tmp_path / name).touch()
     lock = RunLock(tmp_path)
