@@ -1,4 +1,4 @@
-"""`python -m lit_attr` does what `lit-attr` does."""
+"""Runs `lit-attr` as `python -m lit_attr`."""
 
 from lit_attr.cli import main
 

@@ -1,143 +1,28 @@
-"""The command line: LightningCLI with one subcommand, `predict`."""
+"""The program `lit-attr`: prediction runs, and commands that only read their records."""
 
 from __future__ import annotations
 
-import logging
-import re
 import sys
-import threading
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Literal, NoReturn
 
-import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
+from jsonargparse import ArgumentParser
 
-from lit_attr.callbacks.signals import StopOnSignal, Stopped, exit_status, listener, process_rank
-from lit_attr.callbacks.writer import AttributionWriter
-from lit_attr.datamodule import CounterfactDataModule
-from lit_attr.errors import ToldError, UserError
-from lit_attr.evaluation.summary import describe
-from lit_attr.models.checkpoints import read_checkpoint
-from lit_attr.module import AttributionModule
-from lit_attr.records.folder import GOES_ON, OutputFolder
+from lit_attr.errors import ArgumentError, UserError
+from lit_attr.parsing import readable
+
+PREDICT_HELP = "Attributes the facts of a data set to a model's layers and tokens."
 
 
-class PredictTrainer(pl.Trainer):
-    """A Trainer that does not keep every prediction: a data set's would fill the memory."""
-
-    def predict(
-        self,
-        model: pl.LightningModule | None = None,
-        dataloaders: Any = None,
-        datamodule: pl.LightningDataModule | None = None,
-        return_predictions: bool | None = False,
-        ckpt_path: str | Path | None = None,
-        weights_only: bool | None = True,
-    ) -> list[Any] | list[list[Any]] | None:
-        """Runs the model over all facts.
-
-        Args:
-            model: The module.
-            dataloaders: Loaders of batches.
-            datamodule: What has a loader of batches.
-            return_predictions: Whether to keep every prediction.
-            ckpt_path: A checkpoint file of a Lightning module that the language model was part of. Its weights go
-                into the model that `model.model_name` names.
-            weights_only: Refuse a checkpoint that holds other objects than weights and settings. What such a file
-                holds can run code when it is read.
-        """
-        return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
-
-
-class OneLineParser(LightningArgumentParser):
-    """Tells a wrong setting in one line, without the usage of every other one."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # An abbreviation would set another key than the one that was misspelt.
-        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
-
-    def add_class_arguments(self, theclass: type, nested_key: str | None = None, **kwargs: Any) -> list[str]:
-        """Leaves out of the settings what only Python can hand over."""
-        if theclass is AttributionModule:
-            kwargs["skip"] = {"model", "tokenizer"}
-        added: list[str] = super().add_class_arguments(theclass, nested_key, **kwargs)
-        return added
+class OneLineArgumentParser(ArgumentParser):
+    """A parser that reports a mistake in one line, without its usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message and exits with status 2."""
-        print(f"lit-attr: error: {one_line(message)}; see lit-attr predict --help", file=sys.stderr)
+        program = self.prog.replace(" [options]", "")
+        print(f"{program}: error: {readable(message)}; see {program} --help", file=sys.stderr)
         sys.exit(2)
-
-
-class SaveConfigInOutput(SaveConfigCallback):
-    """Saves the settings beside the records, once the run is known to start."""
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Saves nothing yet: a model or a row may still be refused, and nothing half-written is left then."""
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes `config.yaml`; that of an earlier run into the same folder had the same settings."""
-        if trainer.is_global_zero:
-            settings = self.parser.dump(self.config, skip_none=False)
-            OutputFolder(self.config.writer.output_dir).write_config(settings)
-
-
-class AttributionCLI(LightningCLI):
-    """`lit-attr predict`, with its model, data, writer and trainer settings."""
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the writer's settings."""
-        parser.add_lightning_class_args(AttributionWriter, "writer")
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """`predict`, without what is given by other settings."""
-        return {"predict": {"model", "dataloaders", "datamodule"}}
-
-    def _parse_ckpt_path(self) -> None:
-        """Leaves the settings alone: a checkpoint's hyperparameters are of another module than ours."""
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses the settings; refuses a `--config` before `predict`, which would do nothing."""
-        super().parse_arguments(parser, args)
-        if self.config.get("config"):
-            parser.error("config: it goes after the subcommand: lit-attr predict --config FILE")
-
-    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Puts the logs into the output folder, unless told otherwise."""
-        settings = self.config.predict
-        output = settings.writer.output_dir
-        if settings.trainer.default_root_dir is None:
-            kwargs["default_root_dir"] = output
-        if settings.trainer.logger in (None, True):
-            # As the Trainer's own, but without a metric of -1 that nobody logged.
-            folder = settings.trainer.default_root_dir or output
-            kwargs["logger"] = TensorBoardLogger(folder, default_hp_metric=False)
-        try:
-            trainer = super().instantiate_trainer(**kwargs)
-        except (ValueError, ImportError, RuntimeError, MisconfigurationException) as error:
-            raise UserError(f"trainer: {error}") from error
-        listener.trainer = trainer
-        trainer.callbacks.append(StopOnSignal())  # type: ignore[attr-defined]  # a Trainer sets it on itself
-        return trainer
-
-    def before_predict(self) -> None:
-        """Loads facts and model before the Trainer opens its logs: a mistake in them leaves no file behind."""
-        settings, checkpoint = self.config_init.predict, None
-        if settings.ckpt_path is not None:
-            checkpoint = read_checkpoint(settings.ckpt_path, weights_only=settings.weights_only is not False)
-            # The Trainer would read it once more.
-            settings.ckpt_path = None
-        self.trainer.strategy.connect(self.model)
-        self.model.trainer = self.datamodule.trainer = self.trainer
-        self.datamodule.setup("predict")
-        self.model.configure_model()
-        if checkpoint is not None:
-            self.model.on_load_checkpoint(checkpoint)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -147,88 +32,108 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Words after `lit-attr`; those of the process where None.
 
     Raises:
-        SystemExit: 1 for a mistake in a file, a model or a row, 2 for one in the settings' form, 143 where SIGTERM
-            stopped the run and 130 where SIGINT (Ctrl-C) did; with one line on standard error.
+        SystemExit: 1 for a mistake in a file, a model or a row, 2 for one in the settings' form, and 143 or 130
+            where SIGTERM or SIGINT stopped a prediction run; with one line on standard error.
     """
-    _quieten()
-    listener.start()
+    words = sys.argv[1:] if args is None else [*args]
+    if words[:1] in (["plot"], ["export"], ["--help"], ["-h"], []):
+        _run_on_records(words)
+    else:
+        # Imported here: torch and Lightning take seconds, and the other commands need neither.
+        from lit_attr.prediction import predict
+
+        # Lightning starts further processes with the words of this one, and has to see that they are its own.
+        predict(None if args is None else words)
+
+
+def plot(
+    out: list[Path],
+    figures: Path | None = None,
+    format: Literal["pdf", "svg", "png"] = "pdf",
+    facts: int = 6,
+    ids: list[int | str] | None = None,
+    relations: int = 6,
+    known: bool = False,
+) -> None:
+    """Draws figures for print from the records of runs.
+
+    A run gets `facts` (a panel a fact: its tokens downwards, layers to the right), `roles` (mean score by token role
+    and layer, of all contrasts and of known ones), `profiles` (a curve a role over the layers with its 95% confidence
+    band, and sums over windows of ten layers) and `relations` (the map of `roles` for each of the largest relations);
+    several runs get a `comparison` of their profiles as well.
+
+    Args:
+        out: Output folders of runs.
+        figures: Folder for the figures. Default: `plots` in the first of the output folders.
+        format: Format of the figures.
+        facts: Number of facts that are drawn, evenly spread over the run, at most 24.
+        ids: Ids of facts to draw instead.
+        relations: Number of relations that are drawn, the largest, at most 24.
+        known: Draw known facts only; `roles` shows both in any case.
+    """
+    from lit_attr.views.paper.figures import write_figures
+
+    drawn = write_figures(
+        out,
+        figures=figures,
+        format=format,
+        facts=facts,
+        ids=[*map(str, ids or ())],
+        relations=relations,
+        known=known,
+    )
+    for path in drawn:
+        print(path)
+
+
+def export(
+    out: Path,
+    to: Literal["parquet", "csv", "inseq"],
+    output: Path | None = None,
+    per: Literal["example", "layer"] | None = None,
+) -> None:
+    """Writes the records of a run for other programs.
+
+    `parquet` is one file with a row a contrast and nested scores, `csv` one file with a row a contrast, component,
+    layer and token (read it in pandas with `keep_default_na=False`: tokens can be `NA`), `inseq` a folder of files for
+    `inseq.FeatureAttributionOutput.load`. What is written is whole or not there at all, and nothing is overwritten.
+
+    Args:
+        out: Output folder of a run.
+        to: Format to write.
+        output: File, or folder for Inseq's files. Default: in the output folder, named `attributions.parquet`,
+            `attributions.csv` or `inseq`.
+        per: With `inseq`, whether a file holds all layers of a contrast (`example`, the default) or one (`layer`).
+    """
+    from lit_attr.records.exports import export_run
+
+    print(export_run(out, to, output=output, per=per))
+
+
+def _run_on_records(words: Sequence[str]) -> None:
+    parser = OneLineArgumentParser(prog="lit-attr", description=__doc__)
+    commands = parser.add_subcommands(dest="command")
+    # Only for the help: LightningCLI parses the words of `predict`.
+    commands.add_subcommand("predict", OneLineArgumentParser(), help=PREDICT_HELP)
+    for name, function in (("plot", plot), ("export", export)):
+        summary, _, details = (function.__doc__ or "").partition("\n")
+        command = OneLineArgumentParser(description=f"{summary} {details.partition('Args:')[0]}")
+        if function is plot:
+            command.add_argument("out", nargs="+", type=Path, help="output folders of runs")
+        else:
+            command.add_argument("out", type=Path, help="output folder of a run")
+        command.add_function_arguments(function, as_positional=False, skip={"out"})
+        commands.add_subcommand(name, command, help=summary)
+    settings = parser.parse_args([*words])
+    name = settings.command
     try:
-        cli = AttributionCLI(
-            AttributionModule,
-            CounterfactDataModule,
-            save_config_callback=SaveConfigInOutput,
-            trainer_class=PredictTrainer,
-            trainer_defaults={"inference_mode": False},
-            seed_everything_default=False,
-            parser_class=OneLineParser,
-            args=list(args) if args is not None else None,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
-        folder = Path(cli.config.predict.writer.output_dir)
-        if cli.trainer.is_global_zero and (folder / "summary.json").exists():
-            pictures = any(isinstance(logger, TensorBoardLogger) for logger in cli.trainer.loggers)
-            print(describe(folder, pictures=pictures))
+        {"plot": plot, "export": export}[name](**parser.instantiate(settings)[name].as_dict())
+    except ArgumentError as error:
+        _fail(name, f"--{error}")
     except (UserError, OSError) as error:
-        # The first process speaks for all, but for what has gone wrong in another alone.
-        if not (process_rank() and isinstance(error, ToldError)):
-            where = f" in process {process_rank()}" if process_rank() else ""
-            print(f"lit-attr: error{where}: {_told(error)}", file=sys.stderr, flush=True)
-        # The first process may have stopped before this one has got as far.
-        is_stop = isinstance(error, ToldError) and listener.signum is not None
-        sys.exit(exit_status(128 + (listener.signum or 0) if is_stop else 1))
-    except Stopped as stop:
-        if process_rank() == 0:
-            print(f"lit-attr: {stop}", file=sys.stderr, flush=True)
-        listener.end_children()
-        sys.exit(exit_status(128 + stop.signum))
-    finally:
-        # Where a signal ended the run, another one is kept from interrupting the end itself.
-        if listener.signum is None:
-            listener.stop()
+        _fail(name, str(error))
 
 
-def one_line(message: str) -> str:
-    """What the parser says of a setting, as `KEY: 'VALUE' is not TYPE` where it is about a value's type."""
-    line = " ".join(re.sub(r'Parser key "(.*?)":', r"\1:", message).split())
-    wrong_type = re.fullmatch(r"(?P<key>\S+): Expected an? (?P<types>.*?)\. Got value: (?P<value>.*)", line)
-    wrong_types = re.fullmatch(
-        r"(?P<key>\S+): .*Subtypes: \[(?P<types>.*)\] Errors: .* Given value: (?P<value>.*)", line
-    )
-    if not (found := wrong_types or wrong_type):
-        return line
-    types = re.sub(r"<class '(.*?)'>|typing\.Literal\[(.*?)\]", r"\1\2", found["types"]).replace(
-        "NoneType", "null"
-    )
-    return f"{found['key']}: {found['value']!r} is not {' or '.join(types.replace(chr(39), '').split(', '))}"
-
-
-def _told(error: BaseException) -> str:
-    """The error in one line, with the mend."""
-    known = error
-    # A logger that is closed because its disk is full says less than the error that it was closed for.
-    while not isinstance(known, UserError) and known.__context__ is not None:
-        known = known.__context__
-    if isinstance(known, UserError):
-        return " ".join(str(known).split())
-    return f"writer.output_dir or trainer.logger: {' '.join(str(error).split())}; {GOES_ON}"
-
-
-def _report_thread(failure: threading.ExceptHookArgs) -> None:
-    """Leaves to the main thread what TensorBoard's writing thread could not write: it is raised there again."""
-    if not isinstance(failure.exc_value, OSError):
-        threading.__excepthook__(failure)
-
-
-def _quieten() -> None:
-    """Drops what libraries say of every run, or of what our own loader sees to."""
-    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
-    warnings.filterwarnings("ignore", message="`isinstance\\(treespec, LeafSpec\\)` is deprecated")
-    warnings.filterwarnings("ignore", message="The 'predict_dataloader' does not have many workers")
-    warnings.filterwarnings("ignore", message="Total length of `DataLoader` across ranks is zero")
-    # Each retry of a hub that cannot be reached; the error in the end says it.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    threading.excepthook = _report_thread
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
-    )
+def _fail(command: str, message: str) -> NoReturn:
+    print(f"lit-attr {command}: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(1)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 import torch
@@ -13,44 +14,98 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from lit_attr.errors import UserError
-from lit_attr.facts.buckets import RankSampler, bucket_by_length
-from lit_attr.facts.contrasts import Contrast, ContrastBatch, ContrastKey, Step, build_contrasts, collate_contrasts
+from lit_attr.errors import ArgumentError, arguments_of
+from lit_attr.facts.batches import ContrastBatch, collate_contrasts
+from lit_attr.facts.buckets import RankSampler, in_batches
+from lit_attr.facts.contrasts import Contrast, ContrastKey, Step
+from lit_attr.facts.order import random_order
 from lit_attr.facts.rows import FactTable, Rejected, read_facts
 from lit_attr.facts.sources import SAMPLE, open_rows
 from lit_attr.facts.templates import parse_template
+from lit_attr.facts.tokenization import build_contrasts
+from lit_attr.models.limits import ModelLimits
 from lit_attr.models.loading import DEMO_MODEL, load_tokenizer
+from lit_attr.records.state import RunState
+from lit_attr.trainers import run_state
 
 MAX_TOKENS_CPU = 1024
 MAX_TOKENS_GPU = 4096
-# What a row takes apart from its tokens, the logits of a whole vocabulary, is as much as some tokens take.
-TOKENS_OF_A_ROW = 6
+# The logits of a row, over the whole vocabulary, take about as much memory as this many of its tokens.
+TOKENS_PER_ROW = 6
+
+
+class DataRequirements(NamedTuple):
+    """What a module asks of the data that it attributes.
+
+    Attributes:
+        step: The step at which answers are compared, where the data module sets none.
+        tokenizer: The model's tokenizer, or its name or folder, where the data module sets none.
+        revision: Revision of that tokenizer on the hub.
+        trust_remote_code: Whether code that comes with that tokenizer may run.
+        limits: How many positions and token embeddings the model has.
+        verify: How many contrasts of the run's random order get exact effects.
+        sample_seed: Seed of that order.
+    """
+
+    step: Step | None = None
+    tokenizer: PreTrainedTokenizerBase | str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    limits: ModelLimits = ModelLimits(None, None)
+    verify: int = 0
+    sample_seed: int = 0
+
+
+@runtime_checkable
+class HasDataRequirements(Protocol):
+    """A module that knows what data it needs."""
+
+    def data_requirements(self) -> DataRequirements:
+        """What the module asks of its data. Needs no weights."""
+
+
+class Work(NamedTuple):
+    """One item of the loader: the contrasts of one batch.
+
+    Attributes:
+        contrasts: The contrasts.
+        comparison: Set where the exact effects of one contrast are computed: which comparison of its process this
+            is, from 1, and of how many.
+    """
+
+    contrasts: list[Contrast]
+    comparison: tuple[int, int] | None = None
 
 
 class CounterfactDataModule(pl.LightningDataModule):
-    """CounterFact-style facts as batches of contrasts of like length.
+    """CounterFact-style facts as batches of contrasts of similar length.
 
-    Rows are in the columns of `NeelNanda/counterfact-tracing`, or nested as in the raw CounterFact file. A row
-    that cannot be used is kept out, with the reason, in `rejected`.
+    Rows have the columns of `NeelNanda/counterfact-tracing`, or are nested as in the raw CounterFact file. A row
+    that cannot be used is left out and listed, with the reason, in `rejected`.
+
+    Batches with scores to compute come first, the longest first. Then the run's sample follows, one contrast a
+    batch, for its exact effects: the first contrasts in a random order of the whole run, so that the sample is the
+    same with any number of processes.
 
     Args:
-        source: `sample` (the shipped facts), a hub name, a .json, .jsonl, .csv or .parquet file (.gz or not), or
-            any iterable of rows, such as a `datasets.Dataset`.
-        tokenizer: A fast tokenizer, or the name or folder of one. Default: that of the module it runs with.
-        step: `divergence` or `all`, see `build_contrasts`. Default: that of the module it runs with.
+        source: `sample` (the facts that ship with the package), a hub name, a .json, .jsonl, .csv or .parquet file
+            (.gz or not), or any iterable of rows, such as a `datasets.Dataset`.
+        tokenizer: A fast tokenizer, or the name or folder of one. Default: the module's.
+        step: `divergence` or `all`, see `build_contrasts`. Default: the module's.
         split: Split of a hub data set. Default: the only one, or `train`.
-        where: Take only rows of this `relation_id`, or of these.
-        limit: Take only so many rows, the first.
+        where: Keep only rows of this `relation_id`, or of these.
+        limit: Keep only the first so many rows.
         columns: Column names that differ: ours to yours, such as `{target_true: answer}`.
-        template: A prompt of your own, such as `Q: {prompt} A:`, in place of each row's; any column can stand in
-            braces, by our name or yours, and a relation's `{}` is filled with the subject, which has to be in it.
-        batch_size: Rows of a batch, at most. Default: no bound but `max_tokens`.
-        max_tokens: Tokens of a batch with its padding, at most. Default: no bound but `batch_size`; without that,
-            1,024 on a CPU and 4,096 elsewhere, and a sixth as many rows.
+        template: A prompt template such as `Q: {prompt} A:` in place of each row's prompt. Any column can stand in
+            braces, by our name or yours; a relation's `{}` is filled with the subject, which the prompt has to
+            contain.
+        batch_size: Maximum number of rows in a batch. Default: bounded by `max_tokens` alone.
+        max_tokens: Maximum number of tokens in a batch, padding included. Default: bounded by `batch_size` alone;
+            without that, 1,024 tokens on a CPU and 4,096 elsewhere, and a sixth as many rows.
         num_workers: Loader processes. Rows are tokenised beforehand, so 0 is fast.
         strict: Stop at the first row that cannot be used.
-        add_bos_token: Whether the beginning-of-sequence token goes before each prompt, see `build_contrasts`.
-            Default: as the tokenizer does it.
+        add_bos_token: Whether the beginning-of-sequence token precedes each prompt, see `build_contrasts`.
+            Default: the tokenizer's behaviour.
     """
 
     def __init__(
@@ -70,7 +125,7 @@ class CounterfactDataModule(pl.LightningDataModule):
         add_bos_token: bool | None = None,
     ) -> None:
         super().__init__()
-        # Fewer batches than processes: some get none, and that is no error.
+        # With fewer batches than processes some processes have none, which is no error.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -79,7 +134,7 @@ class CounterfactDataModule(pl.LightningDataModule):
             ("num_workers", num_workers, 0),
         ):
             if value is not None and value < least:
-                raise UserError(f"data.{name}: {value} is less than {least}")
+                raise ArgumentError(name, f"{value} is less than {least}", "data")
         self.source = os.fspath(source) if isinstance(source, os.PathLike) else source
         self.tokenizer = tokenizer
         self.step = step
@@ -88,7 +143,8 @@ class CounterfactDataModule(pl.LightningDataModule):
         self.limit = limit
         self.columns = columns
         self.template = template
-        self._template = None if template is None else parse_template(template)
+        with arguments_of("data"):
+            self._template = None if template is None else parse_template(template)
         self.max_rows = batch_size
         self.max_tokens = max_tokens
         self.num_workers = num_workers
@@ -96,83 +152,73 @@ class CounterfactDataModule(pl.LightningDataModule):
         self.add_bos_token = add_bos_token
         self.contrasts: list[Contrast] = []
         self.rejected: list[Rejected] = []
-        # A writer that knows an earlier run's output sets this. It is asked when the model is there, before
-        # batches are made.
-        self.find_done: Callable[[], Collection[ContrastKey]] | None = None
+        self.requirements = DataRequirements()
         self._table: FactTable | None = None
-        self._made_for: tuple[object, ...] | None = None
+        self._made_for: DataRequirements | None = None
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads the rows, once, and makes contrasts of them, once for each module it runs with.
+        """Reads the rows, once, and tokenises them, once for each set of requirements.
 
         Raises:
             UserError: The source or the tokenizer cannot be used, or no row can.
         """
-        self.make_contrasts(self.trainer.lightning_module if self.trainer is not None else None)
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        if isinstance(module, HasDataRequirements):
+            requirements = module.data_requirements()
+        else:
+            # Somebody else's module: `tokenizer` is the name by which Lightning projects usually keep theirs.
+            default = DEMO_MODEL if module is None else None
+            requirements = DataRequirements(tokenizer=getattr(module, "tokenizer", default))
+        self.make_contrasts(requirements)
 
-    def make_contrasts(self, module: object | None) -> None:
+    def make_contrasts(self, requirements: DataRequirements) -> None:
         """What `setup` does, without a Trainer.
 
         Args:
-            module: What it runs with: a module that names its tokenizer and knows its model's bounds, another one,
-                or none.
+            requirements: What the module that gets the batches asks for.
 
         Raises:
-            UserError: The source or the tokenizer cannot be used, or no row can.
+            ArgumentError: The source or the tokenizer cannot be used, or no row can.
         """
         if self._table is None:
-            rows = open_rows(self.source, split=self.split)
-            table = read_facts(
-                rows,
-                relation_ids=self.relation_ids,
-                limit=self.limit,
-                columns=self.columns,
-                template=self._template,
-            )
-            if table.spaces_added:
-                rank_zero_info(f"Answers without a leading space got one, in {table.spaces_added} of the facts.")
-            self._table = table
-        step = self.step or getattr(module, "step", None) or "divergence"
-        source = self.tokenizer or getattr(module, "tokenizer", DEMO_MODEL if module is None else None)
-        if source is None:
-            raise UserError(f"data.tokenizer: {type(module).__name__} names none to take; give one")
-        revision = getattr(module, "revision", None) if self.tokenizer is None else None
-        made_for = (module, step, source, revision)
-        if made_for == self._made_for:
+            with arguments_of("data"):
+                self._table = self._read_facts()
+        if requirements == self._made_for:
             return
-        tokenizer: PreTrainedTokenizerBase | str = source
-        if isinstance(tokenizer, str):
-            trust = getattr(module, "trust_remote_code", False)
-            setting = "data.tokenizer" if self.tokenizer is not None else "model.model_name"
-            tokenizer = load_tokenizer(tokenizer, revision=revision, trust_remote_code=trust, setting=setting)
-        self.contrasts, rejected = build_contrasts(
-            self._table.facts, tokenizer, step=step, add_bos_token=self.add_bos_token
-        )
-        _check_vocabulary(tokenizer, getattr(module, "vocabulary_size", None))
-        self.contrasts, too_long = _within(getattr(module, "max_positions", None), self.contrasts)
-        self.rejected = sorted(self._table.rejected + rejected + too_long)
-        self._refuse_rejected(self.rejected)
-        self._step, self._made_for = step, made_for
+        tokenizer = self._load_tokenizer(requirements)
+        self.requirements = requirements
+        with arguments_of("data"):
+            self.contrasts, rejected = build_contrasts(
+                self._table.facts,
+                tokenizer,
+                step=self.step or requirements.step or "divergence",
+                add_bos_token=self.add_bos_token,
+            )
+            _check_vocabulary(tokenizer, requirements.limits.vocabulary)
+            self.contrasts, too_long = _split_too_long(self.contrasts, requirements.limits.positions)
+            self.rejected = sorted(self._table.rejected + rejected + too_long)
+            self._check_rejected(self.rejected)
+        self._made_for = requirements
 
     def predict_dataloader(self) -> DataLoader[ContrastBatch]:
-        """This process's share of the batches that are not done yet."""
-        done = self.find_done() if self.find_done is not None else ()
-        # Made of all contrasts, so that a run that goes on has the same batches as one that was never interrupted,
-        # and so the same numbers to the bit.
-        max_rows, max_tokens = self._bounds()
-        batches = in_batches(self.contrasts, max_rows=max_rows, max_tokens=max_tokens)
-        todo = [left for batch in batches if (left := [each for each in batch if each.key not in done])]
+        """This process's share of the batches that no earlier run has completed."""
+        state = run_state(self.trainer)
+        order = random_order(
+            [contrast.key for contrast in self.contrasts if contrast.is_contrastive],
+            self.requirements.sample_seed,
+        )
+        work = [Work(contrasts) for contrasts in self._unscored(state)] + self._comparisons(state, order)
         trainer = self.trainer
         sampler = RankSampler(
-            todo,
+            work,
             rank=trainer.global_rank if trainer is not None else 0,
             world_size=trainer.world_size if trainer is not None else 1,
         )
         return DataLoader(
-            todo,  # type: ignore[arg-type]  # a map-style data set
+            work,  # type: ignore[arg-type]  # a map-style data set
             batch_size=None,  # its items are batches already
             sampler=sampler,
-            collate_fn=collate_contrasts,
+            collate_fn=partial(_collate, {key: place for place, key in enumerate(order)}),
             num_workers=self.num_workers,
         )
 
@@ -182,60 +228,117 @@ class CounterfactDataModule(pl.LightningDataModule):
         for contrast in self.contrasts:
             compared = contrast.true_token_id, contrast.false_token_id
             digest.update(repr((contrast.fact, contrast.step, contrast.token_ids, compared)).encode())
+        max_rows, max_tokens = self._bounds()
         return {
-            "step": self._step,
+            "step": self.step or self.requirements.step or "divergence",
             "source": self.source if isinstance(self.source, str) else type(self.source).__name__,
             "split": self.split,
             "where": self.relation_ids,
             "limit": self.limit,
             "template": self.template,
             "add_bos_token": self.add_bos_token,
+            "batch_size": max_rows,
+            "max_tokens": max_tokens,
             "contrasts": len(self.contrasts),
             "content": digest.hexdigest()[:16],
         }
 
+    def _read_facts(self) -> FactTable:
+        table = read_facts(
+            open_rows(self.source, split=self.split),
+            relation_ids=self.relation_ids,
+            limit=self.limit,
+            columns=self.columns,
+            template=self._template,
+        )
+        if table.spaces_added:
+            rank_zero_info(f"A leading space was added to the answers of {table.spaces_added} facts.")
+        return table
+
+    def _load_tokenizer(self, requirements: DataRequirements) -> PreTrainedTokenizerBase:
+        tokenizer = self.tokenizer or requirements.tokenizer
+        if tokenizer is None:
+            raise ArgumentError("tokenizer", "neither the module nor the data module has one; give one", "data")
+        if not isinstance(tokenizer, str):
+            return tokenizer
+        if self.tokenizer is not None:
+            with arguments_of("data", {"name": "tokenizer"}):
+                return load_tokenizer(tokenizer)
+        with arguments_of("model", {"name": "model_name"}):
+            return load_tokenizer(
+                tokenizer, revision=requirements.revision, trust_remote_code=requirements.trust_remote_code
+            )
+
+    def _unscored(self, state: RunState | None) -> list[list[Contrast]]:
+        """The batches of the contrasts that have no scores yet."""
+        max_rows, max_tokens = self._bounds()
+        # Cut from all contrasts, so that a resumed run has the batches of an uninterrupted one, and its numbers to
+        # the bit.
+        batches = in_batches(self.contrasts, max_rows=max_rows, max_tokens=max_tokens)
+        done = state.done | state.refused if state is not None else frozenset()
+        return [left for batch in batches if (left := [each for each in batch if each.key not in done])]
+
+    def _comparisons(self, state: RunState | None, order: Sequence[ContrastKey]) -> list[Work]:
+        """The contrasts of the run's sample that have no exact effects yet, one a batch."""
+        verify = self.requirements.verify
+        if not verify:
+            return []
+        contrasts = {contrast.key: contrast for contrast in self.contrasts}
+        refused = set(state.refused) if state is not None else set()
+        exact = dict(state.exact) if state is not None else {}
+        # A contrast that came out not finite is replaced by the next one of the order.
+        usable = [
+            (place, contrasts[key])
+            for place, key in enumerate(order)
+            if key not in refused and exact.get(key) is not False
+        ]
+        if state is not None:
+            state.spares = usable[verify:]
+        missing = [contrast for _, contrast in usable[:verify] if contrast.key not in exact]
+        processes = self.trainer.world_size if self.trainer is not None else 1
+        return [
+            Work([contrast], (at // processes + 1, len(range(at % processes, len(missing), processes))))
+            for at, contrast in enumerate(missing)
+        ]
+
     def _bounds(self) -> tuple[int | None, int | None]:
-        """The rows and the tokens that a batch may have."""
+        """Maximum rows and tokens of a batch."""
         if self.max_tokens is not None or self.max_rows is not None:
             return self.max_rows, self.max_tokens
         trainer = self.trainer
         max_tokens = default_max_tokens(trainer.strategy.root_device if trainer is not None else None)
-        return max_tokens // TOKENS_OF_A_ROW, max_tokens
+        return max_tokens // TOKENS_PER_ROW, max_tokens
 
-    def _refuse_rejected(self, rejected: list[Rejected]) -> None:
+    def _check_rejected(self, rejected: list[Rejected]) -> None:
         if not rejected or (self.contrasts and not self.strict):
             return
         first = min(rejected)
-        total, mend = f"none of {len(rejected)} rows can be used; the first, ", "mend the row"
+        row = f"row {first.row} (id {first.id!r}): {first.reason}"
         if self.contrasts:
-            total, mend = "", "mend the row, or set data.strict: false to go on without it"
-        raise UserError(f"data.source: {total}row {first.row} (id {first.id!r}): {first.reason}; {mend}")
+            raise ArgumentError("source", f"{row}; fix the row, or set strict to false to leave it out")
+        raise ArgumentError("source", f"none of {len(rejected)} rows can be used; the first, {row}; fix the row")
 
 
 def default_max_tokens(device: torch.device | None) -> int:
-    """Tokens of a batch with its padding, where nobody has set them."""
+    """Maximum tokens of a batch, padding included, where the user sets no bound."""
     return MAX_TOKENS_CPU if device is None or device.type == "cpu" else MAX_TOKENS_GPU
 
 
-def in_batches(
-    contrasts: Sequence[Contrast], *, max_rows: int | None = None, max_tokens: int | None
-) -> list[list[Contrast]]:
-    """Contrasts in batches of like length; see `bucket_by_length` for the bounds."""
-    lengths = [len(contrast.token_ids) for contrast in contrasts]
-    batches = bucket_by_length(lengths, max_rows=max_rows, max_padded_tokens=max_tokens)
-    return [[contrasts[row] for row in rows] for rows in batches]
+def _collate(places: Mapping[ContrastKey, int], work: Work) -> ContrastBatch:
+    of_contrasts = tuple(places.get(contrast.key) for contrast in work.contrasts)
+    return collate_contrasts(work.contrasts, of_contrasts, work.comparison)
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, embedded: int | None) -> None:
     if embedded is not None and len(tokenizer) > embedded:
-        raise UserError(
-            f"data.tokenizer: it has {len(tokenizer)} tokens, but the model embeds {embedded}; "
-            "use the model's own tokenizer"
+        raise ArgumentError(
+            "tokenizer",
+            f"it has {len(tokenizer)} tokens, but the model embeds {embedded}; use the model's own tokenizer",
         )
 
 
-def _within(positions: int | None, contrasts: list[Contrast]) -> tuple[list[Contrast], list[Rejected]]:
-    """The contrasts that fit into the model, and why the others do not."""
+def _split_too_long(contrasts: Sequence[Contrast], positions: int | None) -> tuple[list[Contrast], list[Rejected]]:
+    """The contrasts that fit into the model's positions, and the reason for each of the others."""
     fitting: list[Contrast] = []
     rejected: list[Rejected] = []
     for contrast in contrasts:

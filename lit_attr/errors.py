@@ -92,7 +92,7 @@ def warn_about(argument: str, message: str) -> None:
 
 def warn_once(message: str) -> None:
     """Logs a warning once a process, in the first process of a run only."""
-    if process_rank() == 0:
+    if _process_rank() == 0:
         logger.addFilter(is_first_time)
         logger.warning(message)
 
@@ -109,12 +109,6 @@ def is_first_time(record: logging.LogRecord) -> bool:
     return True
 
 
-def process_rank() -> int:
-    """The rank of this process in its run, 0 where there is only one; known before there is a Trainer."""
-    ranks = (os.environ.get(name) for name in RANK_VARIABLES)
-    return next((int(rank) for rank in ranks if rank is not None and rank.isdigit()), 0)
-
-
 def shown(text: str) -> str:
     """A text in quotes, cut to what fits into a message."""
     return repr(text) if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]!r}..."
@@ -127,3 +121,9 @@ def one_line(error: BaseException, length: int = 200) -> str:
 
 def _qualified(argument: str, owner: str | None) -> str:
     return argument if owner is None else f"{owner}.{argument}"
+
+
+def _process_rank() -> int:
+    """The rank of this process in its run, 0 where there is only one; known before there is a Trainer."""
+    ranks = (os.environ.get(name) for name in RANK_VARIABLES)
+    return next((int(rank) for rank in ranks if rank is not None and rank.isdigit()), 0)

@@ -17,20 +17,23 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from lit_attr.attribution.rules import RuleName, rule_title
-from lit_attr.datamodule import CounterfactDataModule, default_max_tokens, in_batches
-from lit_attr.errors import told_of
-from lit_attr.facts.contrasts import ContrastKey, Step, collate_contrasts
+from lit_attr.attribution.catalogue import RuleName, rule_title
+from lit_attr.datamodule import CounterfactDataModule, default_max_tokens
+from lit_attr.errors import arguments_of
+from lit_attr.facts.batches import collate_contrasts
+from lit_attr.facts.buckets import in_batches
+from lit_attr.facts.contrasts import ContrastKey, Step
 from lit_attr.facts.rows import Rejected
 from lit_attr.facts.sources import SAMPLE
 from lit_attr.models.loading import DEMO_MODEL
 from lit_attr.module import AttributionModule
 from lit_attr.records.encoding import batch_record, split_finite
-from lit_attr.views.pictures import component_name, fact_image
+from lit_attr.records.reading import records_of
+from lit_attr.views.pictures import choose_component, component_name, fact_image
 
-# Heatmaps that a list shows.
-FIRST_FEW = 4
-# What the settings of those who do the work are called here.
+# How many heatmaps a sequence of attributions shows.
+MAX_SHOWN = 4
+# Settings of the module and the data module to the arguments of `attribute`.
 RENAMED = {"source": "facts", "model_name": "model", "attribute": "model"}
 
 
@@ -51,32 +54,33 @@ def attribute(
 ) -> Attributions:
     """Attributes facts to a model's layers and tokens: what `lit-attr predict` does, in memory.
 
-    The model is afterwards as it was: modes, hooks, gradients and `requires_grad`. It is used on the device it is
-    on; one given by name is loaded onto the CPU. Rows that cannot be used are left out, with a warning.
+    The model is left as it was: modes, hooks, gradients and `requires_grad`. It is used on the device it is on; one
+    given by name is loaded onto the CPU. Rows that cannot be used are left out, with a warning.
 
     Args:
-        model: A causal language model of transformers, a module that has one in it, such as a LightningModule, or
-            a hub name or local folder. Default: the demo model of this package.
-        tokenizer: A fast tokenizer, or the name or folder of one. Default: the module's attribute `tokenizer`,
-            else what the model's name says.
-        facts: One fact or several, as dicts; or as `source` of `CounterfactDataModule`: `sample`, a file, a hub
+        model: A causal language model of transformers, a module that contains one, such as a LightningModule, or a
+            hub name or local folder. Default: the demo model of this package.
+        tokenizer: A fast tokenizer, or the name or folder of one. Default: the module's attribute `tokenizer`, else
+            the one that the model's name refers to.
+        facts: One fact or several, as dicts; or a `source` of `CounterfactDataModule`: `sample`, a file, a hub
             name, a `datasets.Dataset`.
         layers: `all`, one index, or a list; negative indices count from the top.
         component: `mlp`, `attention`, `block`, or a dotted path from the language model with `{layer}` in it.
-        rule: How scores are computed, see `lit_attr.attribution.rules.find_rule`.
-        step: Where the two answers are told apart: `divergence`, or `all` for a record of every step.
+        rule: How scores are computed, see `lit_attr.attribution.catalogue`.
+        step: Where the two answers are compared: `divergence`, or `all` for a record of every step.
         columns: Column names that differ: ours to yours, such as `{"target_true": "answer"}`.
-        template: A prompt of your own, such as `Q: {prompt} A:`, in place of each row's.
-        limit: Take only so many of the rows, the first.
-        max_tokens: Tokens of a batch with its padding, at most. Default: 1,024 on a CPU and 4,096 elsewhere.
-        settings: Others of `AttributionModule`, such as `dtype` for a model given by name.
+        template: A prompt template such as `Q: {prompt} A:` in place of each row's prompt.
+        limit: Keep only the first so many rows.
+        max_tokens: Maximum number of tokens in a batch, padding included. Default: 1,024 on a CPU and 4,096
+            elsewhere.
+        settings: Other settings of `AttributionModule`, such as `dtype` for a model given by name.
 
     Raises:
         UserError: The model or a setting cannot be used, or no row can.
     """
     rows = [facts] if isinstance(facts, Mapping) else facts
     named = {"layers": layers, "component": component, "rule": rule, "step": step, **settings}
-    with told_of("attribute", RENAMED):
+    with arguments_of("attribute", RENAMED):
         data = CounterfactDataModule(
             rows, tokenizer, columns=columns, template=template, limit=limit, max_tokens=max_tokens
         )
@@ -84,7 +88,7 @@ def attribute(
             module = AttributionModule(model, tokenizer=tokenizer, **named)
         else:
             module = AttributionModule.from_lightning(model, tokenizer=tokenizer, **named)
-        data.make_contrasts(module)
+        data.make_contrasts(module.data_requirements())
         records: dict[ContrastKey, Attribution] = {}
         rejected = [*data.rejected]
         most = max_tokens or default_max_tokens(module.input_device)
@@ -92,23 +96,21 @@ def attribute(
             finite, broken = split_finite(module.predict_step(collate_contrasts(batch), 0))
             rejected += broken
             if finite.contrasts:
-                record = batch_record(finite)
-                shared = {name: record[name] for name in ("layers", "component", "rule")}
-                examples = (Attribution({**example, **shared}) for example in record["examples"])
+                examples = map(Attribution, records_of(batch_record(finite)))
                 records.update(zip((each.key for each in finite.contrasts), examples, strict=True))
     if rejected:
         first = min(rejected)
-        told = f"{len(rejected)} rows left out; the first, row {first.row} (id {first.id!r}): {first.reason}"
-        warnings.warn(f"attribute.facts: {told}", stacklevel=2)
+        words = f"{len(rejected)} rows left out; the first, row {first.row} (id {first.id!r}): {first.reason}"
+        warnings.warn(f"attribute.facts: {words}", stacklevel=2)
     keys = (contrast.key for contrast in data.contrasts)
     return Attributions([records[key] for key in keys if key in records], rejected)
 
 
 class Attribution(dict[str, Any]):
-    """One contrast's record, as in a batch file: a dict that a notebook shows as a heatmap.
+    """The record of one contrast, as in a batch file: a dict that a notebook shows as a heatmap.
 
-    Beside the example's own fields it has the `layers`, `component` and `rule` of its file. Each kind of `scores`
-    is an array of layers × tokens, in logits.
+    Beside the example's own fields it has the `layers` and the `rule` of its file. Each kind of `scores` of each
+    component is an array of layers × tokens, in logits.
     """
 
     def __repr__(self) -> str:
@@ -150,17 +152,17 @@ class Attributions(Sequence[Attribution]):
         return f"<{self._words()}>"
 
     def _repr_html_(self) -> str:
-        figures = "".join(_figure(record, "min(100%, 34em)") for record in self._records[:FIRST_FEW])
+        figures = "".join(_figure(record, "min(100%, 34em)") for record in self._records[:MAX_SHOWN])
         words = self._words()
-        if len(self) > FIRST_FEW:
-            words += f"; the first {FIRST_FEW} are shown"
+        if len(self) > MAX_SHOWN:
+            words += f"; the first {MAX_SHOWN} are shown"
         return f'<p>{escape(words)}</p><div style="display:flex;flex-wrap:wrap;gap:0.5em">{figures}</div>'
 
     def _words(self) -> str:
         words = f"{len(self)} attributions"
         if self._records:
             preferred = sum(record["logit_diff"] > 0 for record in self._records)
-            scored = f"{component_name(self[0]['component'])} {rule_title(self[0]['rule'])}"
+            scored = f"{component_name(choose_component(self[0]))} {rule_title(self[0]['rule'])}"
             words += f", {scored}; true answer preferred in {preferred / len(self):.1%}"
         return words + (f"; {len(self.rejected)} rows left out" if self.rejected else "")
 
@@ -170,11 +172,11 @@ def _title(record: Mapping[str, Any]) -> str:
 
 
 def _figure(record: Mapping[str, Any], width: str) -> str:
-    """The heatmap as an HTML image that needs no other file; all that comes from the data is in its `alt` text."""
+    """The heatmap as a self-contained HTML image; what comes from the data is in its `alt` text."""
     content = BytesIO()
-    image = fact_image(record, tuple(record["layers"]), record["component"], record["rule"])
+    image = fact_image(record, layers=record["layers"], rule=record["rule"])
     image.save(content, "PNG", optimize=True)
-    scores_LT = record["scores"]["sum"]
+    scores_LT = record["scores"][choose_component(record)]["sum"]
     layer, token = np.unravel_index(np.abs(scores_LT).argmax(), scores_LT.shape)
     alt = (
         f"{_title(record)}: logit difference {record['logit_diff']:+.2f}; largest score "

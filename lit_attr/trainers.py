@@ -1,30 +1,83 @@
-"""What a Trainer must not do to a language model that is attributed."""
+"""What the module, the data module and the callbacks ask of a Trainer."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.plugins.precision import BitsandbytesPrecision, TransformerEnginePrecision
 
-from lit_attr.errors import UserError
-from lit_attr.models.loading import warn_once
+from lit_attr.errors import UserError, warn_once
+from lit_attr.facts.rows import Rejected
+from lit_attr.records.state import RunState
+
+
+@runtime_checkable
+class OwnsRun(Protocol):
+    """A callback that opens the run's folder and owns the run's state."""
+
+    def run_state(self, trainer: pl.Trainer) -> RunState:
+        """The state of the run. The first call opens the folder; every process has to make it."""
+
+
+@runtime_checkable
+class HasIdentity(Protocol):
+    """A module or data module that names what of it changes a number."""
+
+    def identity(self) -> dict[str, Any]:
+        """Settings and content, in JSON types."""
+
+
+@runtime_checkable
+class HasRejected(Protocol):
+    """A data module that lists the rows it has left out."""
+
+    rejected: Sequence[Rejected]
+
+
+def run_state(trainer: pl.Trainer | None) -> RunState | None:
+    """The state of the Trainer's run; None where no callback keeps one, as without an `AttributionWriter`."""
+    callbacks = trainer.callbacks if trainer is not None else []  # type: ignore[attr-defined]  # set at run time
+    owner = next((callback for callback in callbacks if isinstance(callback, OwnsRun)), None)
+    return None if owner is None or trainer is None else owner.run_state(trainer)
+
+
+def identity_of(part: object) -> Mapping[str, Any]:
+    """The identity of a module or data module; its class where it has none."""
+    if isinstance(part, HasIdentity):
+        return part.identity()
+    return {"class": f"{type(part).__module__}.{type(part).__qualname__}"}
+
+
+def rejected_of(part: object) -> Sequence[Rejected]:
+    """The rows that a data module has left out; none where it does not list them."""
+    return part.rejected if isinstance(part, HasRejected) else ()
+
+
+def datamodule_of(trainer: pl.Trainer) -> pl.LightningDataModule | None:
+    """The data module of the Trainer's run, where it has one."""
+    # A Trainer sets the attribute, but its type does not declare it.
+    return getattr(trainer, "datamodule", None)
 
 
 def check_trainer(trainer: pl.Trainer, *, spread: bool) -> None:
-    """Refuses a Trainer that would change the model or cannot share it out.
+    """Refuses a Trainer that would change the model or run it in a way that it does not allow.
 
     Args:
         trainer: The Trainer.
         spread: Whether the model is on several devices.
 
     Raises:
-        UserError: It is such a Trainer.
+        UserError: The Trainer has a plugin that replaces layers, several processes for a model that is on several
+            devices, or a checkpoint that SLURM's requeueing left behind.
     """
     plugin = trainer.precision_plugin
     if isinstance(plugin, (BitsandbytesPrecision, TransformerEnginePrecision)):
         raise UserError(
-            f"trainer.plugins: {type(plugin).__name__} would put other layers into the model; leave it out, "
-            "and set model.quantization for 8-bit or 4-bit"
+            f"trainer.plugins: {type(plugin).__name__} would replace layers of the model; leave it out, and set "
+            "model.quantization for 8-bit or 4-bit weights"
         )
     if spread and trainer.world_size > 1:
         raise UserError(
@@ -35,6 +88,4 @@ def check_trainer(trainer: pl.Trainer, *, spread: bool) -> None:
             f"trainer.default_root_dir: Lightning would load {saved} over the model; give another folder"
         )
     if trainer.precision != "32-true":
-        warn_once(
-            f"trainer.precision: {trainer.precision} changes nothing here; set model.dtype for another format"
-        )
+        warn_once(f"trainer.precision: {trainer.precision} has no effect here; set model.dtype instead")

@@ -1,4 +1,4 @@
-"""Work done beside the model's: in order, in one thread, with errors that come up in the thread that asked."""
+"""A thread for work beside the model's: in order, with errors raised in the thread that asked for it."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-# Evens out a slow disk. What waits is in memory, and lost if the process is killed.
-MOST_WAITING = 2
+# Evens out a slow disk. What is queued is in memory, and lost if the process is killed.
+MAX_QUEUED = 2
 
 
 class Background:
-    """A thread that does one thing after another."""
+    """A thread that runs one task after another."""
 
     def __init__(self) -> None:
         self._executor: ThreadPoolExecutor | None = None
-        self._waiting: deque[Future[None]] = deque()
+        self._queued: deque[Future[None]] = deque()
 
-    def do(self, work: Callable[[], None]) -> None:
-        """Does something later; waits first where too much is waiting already.
+    def submit(self, task: Callable[[], None]) -> None:
+        """Queues a task; blocks first while too many are queued.
 
         Raises:
-            BaseException: What earlier work has raised. What still waits then is dropped.
+            BaseException: The error of an earlier task. What is still queued then is dropped.
         """
-        while self._waiting and (self._waiting[0].done() or len(self._waiting) >= MOST_WAITING):
+        while self._queued and (self._queued[0].done() or len(self._queued) >= MAX_QUEUED):
             self._take()
-        # Made here: an object that has not begun can go to another process.
+        # Created here: an object without a thread can be sent to another process.
         self._executor = self._executor or ThreadPoolExecutor(1, thread_name_prefix="lit-attr")
-        self._waiting.append(self._executor.submit(work))
+        self._queued.append(self._executor.submit(task))
 
     def finish(self) -> None:
-        """Waits until all is done, and ends the thread.
+        """Waits for all tasks, and ends the thread.
 
         Raises:
-            BaseException: What some of the work has raised. What still waits then is dropped.
+            BaseException: The error of a task. What is still queued then is dropped.
         """
-        while self._waiting:
+        while self._queued:
             self._take()
         if self._executor is not None:
             self._executor.shutdown()
@@ -43,9 +43,9 @@ class Background:
 
     def _take(self) -> None:
         try:
-            self._waiting.popleft().result()
+            self._queued.popleft().result()
         except BaseException:
-            self._waiting.clear()
+            self._queued.clear()
             if self._executor is not None:
                 self._executor.shutdown(cancel_futures=True)
                 self._executor = None

@@ -1,89 +1,118 @@
-"""What a run's scores and answers come to, as metrics that processes share.
+"""Counts of what has been attributed so far, for displays that are updated while a Trainer runs.
 
-Axes: B contrasts, L layers, R roles (in the order of `ROLES`), T tokens.
+Axes: L layers, R roles, N numbers that processes add up.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_attr.facts.contrasts import ROLES
+from lit_attr.evaluation.answers import AnswerCounts
+from lit_attr.evaluation.profile import ProfileSums
+from lit_attr.records.schema import BatchRecord
 
 
-class RoleLayerProfile(Metric):
-    """Mean score of each layer at each token role, as Meng et al. (2022, figure 2) average their causal traces.
-
-    The tokens of one contrast that share a role are averaged first, so that a long subject counts once.
+class SharedSum(Metric):
+    """A vector of numbers that processes add up.
 
     Args:
-        layers: How many layers the scores have.
+        size: The length of the vector.
     """
 
     full_state_update = False
-    total_LR: Tensor
-    square_LR: Tensor
-    count_R: Tensor
+    total_N: Tensor
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        # float64: the sums are over all rows of a data set.
-        for name in ("total_LR", "square_LR"):
-            self.add_state(name, torch.zeros(layers, len(ROLES), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count_R", torch.zeros(len(ROLES), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("total_N", torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, scores_BLT: Tensor, role_mask_BRT: Tensor) -> None:
-        """Adds contrasts.
+    def update(self, values_N: Tensor) -> None:
+        """Adds a vector."""
+        self.total_N += values_N.to(self.total_N)
 
-        Args:
-            scores_BLT: Scores, in logits; padding is in no role.
-            role_mask_BRT: bool, which tokens have which role.
-        """
-        mask_BRT = role_mask_BRT.double()
-        tokens_BR = mask_BRT.sum(-1)
-        means_BLR = torch.einsum("blt,brt->blr", scores_BLT.double(), mask_BRT) / tokens_BR.clamp(min=1)[:, None]
-        self.total_LR += means_BLR.sum(0)
-        self.square_LR += means_BLR.square().sum(0)
-        self.count_R += (tokens_BR > 0).sum(0)
-
-    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Means and their standard errors, float64 [L, R]; and the contrasts behind each role, [R].
-
-        A mean is NaN where no contrast has the role, a standard error where fewer than two have.
-        """
-        mean_LR = self.total_LR / self.count_R
-        variance_LR = (self.square_LR / self.count_R - mean_LR.square()).clamp(min=0)
-        return mean_LR, (variance_LR / (self.count_R - 1)).sqrt().where(self.count_R > 1, torch.nan), self.count_R
+    def compute(self) -> Tensor:
+        """The sum over all updates of all processes."""
+        return self.total_N
 
 
-class AnswerCounts(Metric):
-    """How many contrasts there are, in how many the true answer is preferred, and in how many it is known.
+class LiveCounts:
+    """Answers and role × layer means of the contrasts that this process has attributed so far.
 
-    Preferred: logit_true > logit_false. Known: no token is more likely than the true one.
+    A contrast whose two tokens are the same, as `step: all` can give, is left out.
+
+    Args:
+        layers: The layers of the scores.
+        component: The component that the scores are of.
+        rule: The rule that computed them.
     """
 
-    full_state_update = False
-    total: Tensor
-    preferred: Tensor
-    known: Tensor
+    def __init__(self, layers: Sequence[int], component: str, rule: str) -> None:
+        self.answers = AnswerCounts()
+        self.profile = ProfileSums(layers, component, rule)
+        self.known_profile = ProfileSums(layers, component, rule)
+        self.logit_diff = 0.0
 
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("total", "preferred", "known"):
-            self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
+    def add(self, record: BatchRecord) -> None:
+        """Adds the contrasts of a batch."""
+        for example in record.examples:
+            if example.true_token_id == example.false_token_id:
+                continue
+            self.answers.add(example.logit_diff, example.rank_true)
+            self.logit_diff += example.logit_diff
+            scores_LT = example.scores[self.profile.component].sum
+            self.profile.add(scores_LT, example.roles, example.subject_span)
+            if example.rank_true == 0:
+                self.known_profile.add(scores_LT, example.roles, example.subject_span)
 
-    def update(self, logit_diff_B: Tensor, rank_true_B: Tensor) -> None:
-        """Adds contrasts.
+    def compute(self) -> dict[str, Any]:
+        """The counts in the form of the run's summary, with the mean logit difference as `mean_logit_diff`."""
+        found = self.answers.compute()
+        return {
+            **found,
+            "mean_logit_diff": self.logit_diff / found["contrasts"] if found["contrasts"] else None,
+            "profile": self.profile.compute(),
+            "known_profile": self.known_profile.compute(),
+        }
+
+    def reduce(self, device: torch.device) -> LiveCounts:
+        """The counts of all processes together. Every process has to call it.
 
         Args:
-            logit_diff_B: logit_true − logit_false.
-            rank_true_B: How many tokens are more likely than the true one.
+            device: The device on which processes exchange numbers.
         """
-        self.total += len(logit_diff_B)
-        self.preferred += (logit_diff_B > 0).sum()
-        self.known += (rank_true_B == 0).sum()
+        parts = self._parts()
+        flat_N = np.concatenate([part.ravel() for part in parts])
+        shared = SharedSum(len(flat_N)).to(device)
+        shared.update(torch.from_numpy(flat_N))
+        summed_N = shared.compute().cpu().numpy()
+        ends = np.cumsum([part.size for part in parts])[:-1]
+        total = LiveCounts(self.profile.layers, self.profile.component, self.profile.rule)
+        total._set(
+            [values.reshape(part.shape) for values, part in zip(np.split(summed_N, ends), parts, strict=True)]
+        )
+        return total
 
-    def compute(self) -> tuple[int, int, int]:
-        """Contrasts in all, those with the true answer preferred, those with it known."""
-        return int(self.total), int(self.preferred), int(self.known)
+    def _parts(self) -> list[NDArray[np.float64]]:
+        answers = self.answers
+        counts = np.array([answers.total, answers.preferred, answers.known, self.logit_diff])
+        profiles = (self.profile, self.known_profile)
+        arrays = [array for each in profiles for array in (each.total_LR, each.square_LR, each.count_R)]
+        return [counts, *(array.astype(np.float64) for array in arrays)]
+
+    def _set(self, parts: Sequence[NDArray[np.float64]]) -> None:
+        counts, *arrays = parts
+        self.answers.total, self.answers.preferred, self.answers.known = map(int, counts[:3])
+        self.logit_diff = float(counts[3])
+        for profile, (total_LR, square_LR, count_R) in (
+            (self.profile, arrays[:3]),
+            (self.known_profile, arrays[3:]),
+        ):
+            profile.total_LR, profile.square_LR = total_LR, square_LR
+            profile.count_R = count_R.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Ending a prediction run between two batches, when a scheduler or the user says so."""
+"""Stopping a prediction run between two batches after SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Schedulers commonly kill ten seconds or more after they ask.
+# Schedulers commonly kill a job ten seconds or more after they ask it to stop.
 GRACE_SECONDS = 8.0
 START_GRACE_SECONDS = 1.0
-# Ctrl-C comes from the terminal and from the process that started this one.
+# One Ctrl-C reaches a process from the terminal and from the process that started it.
 SAME_SIGNAL_SECONDS = 2.0
 
 
 class Stopped(BaseException):
-    """A signal ended the run. What was written stays, and the same run goes on from there.
+    """A signal ended the run. What is written stays, and the same command resumes from there.
 
     Args:
         signum: The signal.
@@ -33,23 +33,24 @@ class Stopped(BaseException):
 
     def __init__(self, signum: int) -> None:
         super().__init__(
-            f"stopped by {signal.Signals(signum).name}; the same command goes on where this run stopped"
+            f"stopped by {signal.Signals(signum).name}; the same command resumes where this run stopped"
         )
         self.signum = signum
 
 
 class SignalListener:
-    """SIGTERM and SIGINT of this process from `start` to `stop`; they raise `Stopped` in the main thread.
+    """Handles SIGTERM and SIGINT of this process from `start` to `stop`: raises `Stopped` in the main thread.
 
-    While a batch is computed they wait for its end. A thread hears of them also while the main thread waits in a
-    library's code: it hands them on to the processes that this one has started, and ends this one after 8 seconds
-    (before there is a run, after one), or at a second signal two seconds later or more. Files are whole even so.
+    While a batch is computed, the signal waits for its end. A thread of its own notices signals also while the main
+    thread is inside a library's code: it passes them on to the processes that this one has started, and ends this
+    process after 8 seconds (before there is a run, after one), or at a second signal two or more seconds later.
+    Files are whole even then.
 
     Attributes:
-        signum: The signal that came.
-        in_batch: A batch is being computed.
-        in_run: All processes of the run listen by now.
-        trainer: Whose processes these are.
+        signum: The signal that was received.
+        in_batch: Whether a batch is being computed.
+        in_run: Whether all processes of the run listen by now.
+        trainer: The Trainer whose processes these are.
     """
 
     def __init__(self) -> None:
@@ -65,11 +66,11 @@ class SignalListener:
 
     @property
     def is_listening(self) -> bool:
-        """Whether it has been started and not stopped."""
+        """Whether it is started and not stopped."""
         return self._ends is not None
 
     def start(self) -> None:
-        """Takes the signals over, where Python allows it: in the main thread."""
+        """Installs the handlers, where Python allows it: in the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
         self.signum, self.in_batch, self.in_run, self.trainer = None, False, False, None
@@ -78,14 +79,14 @@ class SignalListener:
         for end in self._ends:
             end.setblocking(False)
         self._wakeup_before = signal.set_wakeup_fd(self._ends[1].fileno(), warn_on_full_buffer=False)
-        # What a signal does to a loader's worker is none of its parent's concern.
+        # A signal to a loader's worker must not wake its parent's listener.
         os.register_at_fork(after_in_child=self._forget_in_child)
         self._before = {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
         self._thread = threading.Thread(target=self._watch, args=(self._ends[0],), daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Gives the signals back."""
+        """Restores the earlier handlers."""
         if self._ends is None or self._thread is None:
             return
         for signum, handler in self._before.items():
@@ -96,6 +97,11 @@ class SignalListener:
         for end in self._ends:
             end.close()
         self._ends = None
+
+    def end_children(self) -> None:
+        """Kills the processes that this one has started, as long as they may not be listening yet."""
+        if not self.in_run:
+            self._signal_children(signal.SIGKILL)
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
         if os.getpid() != self._process or self.signum is not None:
@@ -130,11 +136,6 @@ class SignalListener:
             print(f"lit-attr: {Stopped(signum)}{lost}", file=sys.stderr, flush=True)
         os._exit(exit_status(128 + signum))
 
-    def end_children(self) -> None:
-        """Ends the processes that this one has started, where they may not be listening yet."""
-        if not self.in_run:
-            self._signal_children(signal.SIGKILL)
-
     def _signal_children(self, signum: int) -> None:
         launcher = self.trainer.strategy.launcher if self.trainer is not None else None
         if isinstance(launcher, _SubprocessScriptLauncher):
@@ -145,23 +146,23 @@ class SignalListener:
             signal.set_wakeup_fd(-1)
 
 
-# Signals are a process's own, and so is who listens to them.
+# Signals belong to a process, and so does their listener.
 listener = SignalListener()
 
 
 class StopOnSignal(pl.Callback):
-    """Lets the batch in flight be finished and written after SIGTERM or SIGINT, then raises `Stopped`.
+    """Lets the batch in flight finish after SIGTERM or SIGINT, then raises `Stopped`. Put it last of the callbacks.
 
-    Lightning's predict loop never asks whether a signal came. Its own handlers stay out: the one for SIGTERM makes
+    Lightning's predict loop never checks for signals, and its own handlers do not fit: the one for SIGTERM makes
     every process wait for all others, and under SLURM the one for requeueing saves the model as a checkpoint that
-    later runs would load. What a run has written is all that it goes on from. Last among the callbacks.
+    later runs would load. This callback takes their place. A run resumes from its records alone.
     """
 
     def __init__(self) -> None:
         self._listener = SignalListener()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Takes the signals over, unless the command line has done so."""
+        """Installs the handlers, unless the command line has done so."""
         connector = trainer._signal_connector
         connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         if listener.is_listening:
@@ -179,7 +180,7 @@ class StopOnSignal(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Makes signals wait."""
+        """Makes signals wait for the end of the batch."""
         self._listener.in_batch = True
 
     def on_predict_batch_end(
@@ -191,38 +192,39 @@ class StopOnSignal(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Raises `Stopped` if a signal came meanwhile."""
+        """Raises `Stopped` if a signal was received meanwhile."""
         self._listener.in_batch = False
         if self._listener.signum is not None:
             raise Stopped(self._listener.signum)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Raises `Stopped` where something failed because the run is being stopped in another process, too."""
+        """Raises `Stopped` where an error follows from another process being stopped as well."""
         self._listener.in_batch = False
         signum = self._listener.signum
-        self._give_back()
+        self._restore()
         if signum is not None and not isinstance(exception, Stopped):
             raise Stopped(signum)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Gives the signals back."""
-        self._give_back()
+        """Restores the earlier handlers."""
+        self._restore()
 
-    def _give_back(self) -> None:
+    def _restore(self) -> None:
         if self._listener is not listener:
             self._listener.stop()
 
 
 def exit_status(status: int) -> int:
-    """The status; 0 in the processes that Lightning has started, which no one else asks for theirs.
+    """The exit status; 0 in the processes that Lightning has started.
 
-    It kills the first process where another's status is not 0, though that may still have its batch to finish.
-    The first process finds out by itself whether another is gone.
+    Lightning kills the first process where another exits with a status that is not 0, though the first may still
+    have a batch to finish. The first process notices by itself that another is gone.
     """
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     return 0 if process_rank() and "LOCAL_RANK" in os.environ and not by_torchrun else status
 
 
 def process_rank() -> int:
-    """Which of a run's processes this is, before there is a Trainer to ask and after it."""
+    """The rank of this process in its run; known before there is a Trainer, and after its end."""
+    # Lightning sets the attribute on the function.
     return getattr(rank_zero_only, "rank", None) or 0

@@ -44,6 +44,7 @@ class RunFolder:
         self.rejected = self.path / "rejected.jsonl"
         self.summary = self.path / "summary.json"
         self.figures = self.path / "figures"
+        self.shown = self.path / "shown.json"
         self._lock = RunLock(self.path)
 
     def lock(self) -> str:
@@ -144,7 +145,7 @@ class RunFolder:
 
     def move_aside(self) -> None:
         """Moves an earlier run's files into a folder of their own beside the new ones."""
-        files = self.batches, self.exact, self.manifest, self.rejected, self.summary, self.figures
+        files = self.batches, self.exact, self.manifest, self.rejected, self.summary, self.figures, self.shown
         known = [path for path in files if path.exists()]
         if known:
             with self._writing():

@@ -1,0 +1,151 @@
+"""What a run shows of its records: pictures, curves and a page, in the Trainer's loggers or as files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+
+from lit_attr.callbacks.loggers import Shown, log_curves, log_image, record_shown, shown_images, takes_images
+from lit_attr.callbacks.metrics import LiveCounts
+from lit_attr.evaluation.findings import RunFindings
+from lit_attr.records.folder import RunFolder
+from lit_attr.records.schema import BatchRecord
+from lit_attr.views.curves import (
+    agreement_curves,
+    custom_scalar_layout,
+    faithfulness_curves,
+    hyperparameters,
+    profile_curves,
+)
+from lit_attr.views.names import safe_tag
+from lit_attr.views.pages import summary_page
+from lit_attr.views.pictures import agreement_image, fact_image, profile_image
+
+
+class Picture(NamedTuple):
+    """A picture of a run, not drawn yet.
+
+    Attributes:
+        tag: Its name in loggers and, with an ending, in the folder of figures.
+        step: Its step in loggers: how many contrasts it is of, 0 for one contrast.
+        draw: Draws it.
+    """
+
+    tag: str
+    step: int
+    draw: Callable[[], Image.Image]
+
+
+class RunDisplay:
+    """Shows a run's records. What it shows of a complete run is computed from the files; the rest counts along.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._counts: LiveCounts | None = None
+        # Pictures of earlier runs, once they are looked up, and of this one.
+        self._shown_before: set[Shown] = set()
+        self._shown: set[Shown] = set()
+
+    def add(self, record: BatchRecord) -> None:
+        """Counts a batch that this process has written."""
+        if self._counts is None:
+            self._counts = LiveCounts(record.layers, next(iter(record.examples[0].scores)), record.rule)
+        self._counts.add(record)
+
+    def show_so_far(self, trainer: pl.Trainer) -> None:
+        """Shows the mean scores of the contrasts that this process has written."""
+        if self._counts is not None:
+            for picture in profile_pictures(self._counts.compute()):
+                self._show(trainer, picture)
+
+    def show_fact(self, trainer: pl.Trainer, example: Mapping[str, Any]) -> None:
+        """Shows the heatmap of a contrast, unless it has been shown.
+
+        Args:
+            trainer: The Trainer with the loggers.
+            example: The contrast, as `load_attributions` yields it.
+        """
+        tag = f"facts/{safe_tag(example['id'])}-{example['step']}"
+        draw = partial(fact_image, example, layers=example["layers"], rule=example["rule"])
+        if (tag, 0) not in self._shown_before | self._shown:
+            self._show(trainer, Picture(tag, 0, draw))
+
+    def show_run(self, trainer: pl.Trainer, findings: RunFindings) -> None:
+        """Shows a complete run: what earlier runs have not shown of it.
+
+        Args:
+            trainer: The Trainer with the loggers.
+            findings: What the records show.
+        """
+        earlier = self._folder.read_summary() or {}
+        is_changed = findings.summary != {name: value for name, value in earlier.items() if name != "seconds"}
+        self._shown_before = shown_images(trainer, self._folder)
+        for example in (*findings.spread, *findings.asked_for, *findings.largest):
+            self.show_fact(trainer, example)
+        for picture in (*profile_pictures(findings.summary), *_other_pictures(findings)):
+            # A file has no step, so one of an earlier state of the run has the same name.
+            is_shown = (picture.tag, picture.step if takes_images(trainer) else 0) in self._shown_before
+            if not is_shown or (is_changed and not takes_images(trainer)):
+                self._show(trainer, picture)
+        if is_changed:
+            self._log(trainer, findings)
+        record_shown(trainer, self._folder, self._shown)
+
+    def _show(self, trainer: pl.Trainer, picture: Picture) -> None:
+        log_image(trainer, self._folder.figures, picture.tag, picture.draw(), picture.step)
+        self._shown.add((picture.tag, picture.step))
+
+    def _log(self, trainer: pl.Trainer, findings: RunFindings) -> None:
+        """Logs curves to every logger, and to TensorBoard a page, charts of the curves and hyperparameters."""
+        summary, manifest = findings.summary, self._folder.read_manifest()
+        log_curves(trainer, profile_curves(summary["profile"], "mean_score"))
+        log_curves(trainer, profile_curves(summary["known_profile"], "mean_score_known"))
+        if summary["agreement"] is not None:
+            log_curves(trainer, agreement_curves(summary["agreement"]))
+            if "faithfulness" in summary["agreement"]:
+                log_curves(trainer, faithfulness_curves(summary["agreement"]["faithfulness"]))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("summary", summary_page(summary, manifest, findings))
+                logger.experiment.add_custom_scalars(custom_scalar_layout(summary["profile"]["roles"]))
+                logger.log_hyperparams(*hyperparameters(summary, manifest))
+
+
+def profile_pictures(summary: Mapping[str, Any]) -> Iterator[Picture]:
+    """The pictures of the mean scores, of all contrasts and of known facts."""
+    count = summary["contrasts"]
+    if count:
+        words = f"{count} contrasts · true answer preferred in {summary['contrast_accuracy']:.1%}"
+        yield Picture("profile/role_by_layer", count, partial(profile_image, summary["profile"], words))
+    if summary["known"]:
+        words = f"{summary['known']} contrasts of known facts"
+        yield Picture(
+            "profile/role_by_layer_known", count, partial(profile_image, summary["known_profile"], words)
+        )
+
+
+def _other_pictures(findings: RunFindings) -> Iterator[Picture]:
+    """The pictures of the largest relations, and of scores and exact effects."""
+    summary = findings.summary
+    for relation, profile in findings.relations.items():
+        words = f"relation {relation} · {max(profile['contrasts'])} contrasts"
+        tag = f"relations/{safe_tag(relation)}"
+        yield Picture(tag, summary["contrasts"], partial(profile_image, profile, words))
+    agreement, profile, points = summary["agreement"], summary["profile"], findings.points
+    if agreement is not None and points is not None:
+        yield Picture(
+            "agreement/exact_effects",
+            agreement["contrasts"],
+            lambda: agreement_image(
+                *points, agreement=agreement, component=profile["component"], rule=profile["rule"]
+            ),
+        )

@@ -1,0 +1,137 @@
+"""Where a run's pictures, curves and pages go: the Trainer's loggers, or files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from PIL import Image
+
+from lit_attr.errors import UserError
+from lit_attr.records.files import read_json, write_bytes, write_json
+from lit_attr.records.folder import RESUME_HINT, RunFolder
+
+# A picture is identified by its tag and step, in files and in TensorBoard.
+Shown = tuple[str, int]
+
+
+def _to_tensorboard(logger: TensorBoardLogger, tag: str, image: Image.Image, step: int) -> None:
+    logger.experiment.add_image(tag, np.asarray(image), global_step=step, dataformats="HWC")
+
+
+# How each kind of logger takes a picture. Another kind needs a function like the one above.
+IMAGE_LOGGERS: dict[type[Logger], Callable[[Any, str, Image.Image, int], None]] = {
+    TensorBoardLogger: _to_tensorboard
+}
+
+
+def takes_images(trainer: pl.Trainer) -> bool:
+    """Whether one of the Trainer's loggers takes pictures."""
+    return any(isinstance(logger, tuple(IMAGE_LOGGERS)) for logger in trainer.loggers)
+
+
+def show_image(trainer: pl.Trainer, tag: str, image: Image.Image, step: int) -> None:
+    """Sends a picture to each of the Trainer's loggers that takes pictures."""
+    for logger in trainer.loggers:
+        for kind, show in IMAGE_LOGGERS.items():
+            if isinstance(logger, kind):
+                show(logger, tag, image, step)
+
+
+def log_image(trainer: pl.Trainer, figures: Path, tag: str, image: Image.Image, step: int = 0) -> None:
+    """Sends a picture to each logger that takes pictures; where none does, writes it as a PNG file.
+
+    Args:
+        trainer: The Trainer with the loggers.
+        figures: Folder for files.
+        tag: Groups and a name, separated by slashes.
+        image: The picture.
+        step: Tells pictures of the same tag apart.
+
+    Raises:
+        UserError: The picture cannot be written.
+    """
+    place = next(
+        (logger.log_dir for logger in trainer.loggers if isinstance(logger, tuple(IMAGE_LOGGERS))), figures
+    )
+    try:
+        if takes_images(trainer):
+            show_image(trainer, tag, image, step)
+        else:
+            path = figures / f"{tag}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = BytesIO()
+            image.save(content, "PNG")
+            write_bytes(path, content.getvalue())
+    except OSError as error:
+        # From TensorBoard, of an earlier picture: it writes in a thread of its own.
+        raise _unwritable(place, error) from error
+
+
+def log_curves(trainer: pl.Trainer, curves: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+    """Sends the points of curves, each a step with its values, to every logger."""
+    for step, values in curves:
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(values), step=step)
+
+
+def shown_images(trainer: pl.Trainer, folder: RunFolder) -> set[Shown]:
+    """The pictures of a run that are already where this Trainer's pictures go.
+
+    Pictures in files are found there; a file has no step and counts as step 0. What is in event files is known from
+    the run's own list, as long as the files are still there.
+
+    Args:
+        trainer: The Trainer with the loggers.
+        folder: The run's folder.
+    """
+    if not takes_images(trainer):
+        files = folder.figures.rglob("*.png")
+        return {(path.relative_to(folder.figures).with_suffix("").as_posix(), 0) for path in files}
+    return {
+        (tag, step)
+        for log_dir, pictures in _read_shown(folder).items()
+        if any(Path(log_dir).glob("events.out.tfevents.*"))
+        for tag, step in pictures
+    }
+
+
+def record_shown(trainer: pl.Trainer, folder: RunFolder, shown: Collection[Shown]) -> None:
+    """Lists the pictures that this run has sent to loggers, once these have written them.
+
+    Args:
+        trainer: The Trainer with the loggers.
+        folder: The run's folder.
+        shown: The pictures.
+
+    Raises:
+        UserError: A logger cannot write.
+    """
+    if not shown:
+        return
+    pictures = _read_shown(folder)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            try:
+                logger.experiment.flush()
+            except OSError as error:
+                raise _unwritable(logger.log_dir, error) from error
+            pictures[str(Path(logger.log_dir).resolve())] = sorted(shown)
+            write_json(folder.shown, pictures)
+
+
+def _read_shown(folder: RunFolder) -> dict[str, list[Shown]]:
+    try:
+        return read_json(folder.shown)
+    except (OSError, UserError):
+        # Pictures that no list has are shown once more.
+        return {}
+
+
+def _unwritable(place: str | Path, error: OSError) -> UserError:
+    return UserError(f"trainer.logger: {place} cannot be written to ({error.strerror or error}); {RESUME_HINT}")

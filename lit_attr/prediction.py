@@ -1,0 +1,243 @@
+"""`lit-attr predict`: LightningCLI with the module, the data module and the writer."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import threading
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lit_attr.callbacks.signals import StopOnSignal, Stopped, exit_status, listener, process_rank
+from lit_attr.callbacks.writer import AttributionWriter
+from lit_attr.datamodule import CounterfactDataModule
+from lit_attr.errors import ReportedError, UserError
+from lit_attr.evaluation.closing import closing_lines
+from lit_attr.models.checkpoints import read_checkpoint
+from lit_attr.module import AttributionModule
+from lit_attr.parsing import readable
+from lit_attr.records.folder import RESUME_HINT, RunFolder
+from lit_attr.settings import RENAMED
+
+# Flags of earlier versions to the ones that took their place.
+RENAMED_FLAGS = {
+    "writer.verify": "model.verify",
+    **{f"model.{name}": f"model.{nested}" for name, nested in RENAMED.items() if name != "steps"},
+}
+
+
+class PredictTrainer(pl.Trainer):
+    """A Trainer that does not keep the predictions: those of a data set would fill the memory."""
+
+    def predict(
+        self,
+        model: pl.LightningModule | None = None,
+        dataloaders: Any = None,
+        datamodule: pl.LightningDataModule | None = None,
+        return_predictions: bool | None = False,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = True,
+    ) -> list[Any] | list[list[Any]] | None:
+        """Runs the model over all facts.
+
+        Args:
+            model: The module.
+            dataloaders: Loaders of batches.
+            datamodule: A data module with a loader of batches.
+            return_predictions: Whether to keep every prediction.
+            ckpt_path: A checkpoint file of a Lightning module that contains the language model. Its weights are
+                loaded into the model that `model.model_name` names.
+            weights_only: Refuse a checkpoint that holds other objects than weights and settings; reading such
+                objects can run code.
+        """
+        return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
+
+
+class OneLineParser(LightningArgumentParser):
+    """A parser that reports a wrong setting in one line, without the usage of all others."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # An abbreviation would set another key than the one that was misspelt.
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+    def add_class_arguments(self, theclass: type, nested_key: str | None = None, **kwargs: Any) -> list[str]:
+        """Leaves out the settings that only Python can pass."""
+        if theclass is AttributionModule:
+            kwargs["skip"] = {"model", "tokenizer"}
+        added: list[str] = super().add_class_arguments(theclass, nested_key, **kwargs)
+        return added
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints the message and exits with status 2."""
+        line = _renamed_flag(message) or f"{readable(message)}; see lit-attr predict --help"
+        print(f"lit-attr: error: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+class SaveConfigInOutput(SaveConfigCallback):
+    """Saves the settings beside the records, once the run is known to start."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Saves nothing yet: a model or a row may still be refused, and then no file is left behind."""
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes `config.yaml`; that of an earlier run into the same folder had the same settings."""
+        if trainer.is_global_zero:
+            settings = self.parser.dump(self.config, skip_none=False)
+            RunFolder(self.config.writer.output_dir).write_config(settings)
+
+
+class AttributionCLI(LightningCLI):
+    """`lit-attr predict`, with settings of model, data, writer and Trainer."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the writer's settings."""
+        parser.add_lightning_class_args(AttributionWriter, "writer")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """`predict`, without the arguments that other settings provide."""
+        return {"predict": {"model", "dataloaders", "datamodule"}}
+
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the settings alone: a checkpoint's hyperparameters belong to another module than ours."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses the settings; refuses a `--config` before `predict`, which would have no effect."""
+        super().parse_arguments(parser, args)
+        if self.config.get("config"):
+            parser.error("config: it goes after the subcommand: lit-attr predict --config FILE")
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Puts the logs into the output folder by default."""
+        settings = self.config.predict
+        output = settings.writer.output_dir
+        if settings.trainer.default_root_dir is None:
+            kwargs["default_root_dir"] = output
+        if settings.trainer.logger in (None, True):
+            # As the Trainer's own, but without the metric of -1 that it logs.
+            folder = settings.trainer.default_root_dir or output
+            kwargs["logger"] = TensorBoardLogger(folder, default_hp_metric=False)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (ValueError, ImportError, RuntimeError, MisconfigurationException) as error:
+            raise UserError(f"trainer: {error}") from error
+        listener.trainer = trainer
+        trainer.callbacks.append(StopOnSignal())  # type: ignore[attr-defined]  # a Trainer sets it on itself
+        return trainer
+
+    def before_predict(self) -> None:
+        """Loads facts and model before the Trainer opens its logs, so that a mistake in them leaves no file."""
+        settings, checkpoint = self.config_init.predict, None
+        if settings.ckpt_path is not None:
+            checkpoint = read_checkpoint(settings.ckpt_path, weights_only=settings.weights_only is not False)
+            # The Trainer would read it once more.
+            settings.ckpt_path = None
+        self.trainer.strategy.connect(self.model)
+        self.model.trainer = self.datamodule.trainer = self.trainer
+        self.datamodule.setup("predict")
+        self.model.configure_model()
+        if checkpoint is not None:
+            self.model.on_load_checkpoint(checkpoint)
+
+
+def predict(args: Sequence[str] | None) -> None:
+    """Runs `lit-attr predict`.
+
+    Args:
+        args: Words after `lit-attr`; those of the process where None.
+
+    Raises:
+        SystemExit: 1 for a mistake in a file, a model or a row, 2 for one in the settings' form, 143 where SIGTERM
+            stopped the run and 130 where SIGINT (Ctrl-C) did; with one line on standard error.
+    """
+    _quieten()
+    listener.start()
+    try:
+        cli = AttributionCLI(
+            AttributionModule,
+            CounterfactDataModule,
+            save_config_callback=SaveConfigInOutput,
+            trainer_class=PredictTrainer,
+            trainer_defaults={"inference_mode": False},
+            seed_everything_default=False,
+            parser_class=OneLineParser,
+            args=list(args) if args is not None else None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+        if cli.trainer.is_global_zero:
+            _print_closing_lines(cli.trainer)
+    except (UserError, OSError) as error:
+        # The first process reports for all, except for an error of another process alone.
+        if not (process_rank() and isinstance(error, ReportedError)):
+            where = f" in process {process_rank()}" if process_rank() else ""
+            print(f"lit-attr: error{where}: {_reported(error)}", file=sys.stderr, flush=True)
+        # The first process may have stopped before this one has come as far.
+        is_stop = isinstance(error, ReportedError) and listener.signum is not None
+        sys.exit(exit_status(128 + (listener.signum or 0) if is_stop else 1))
+    except Stopped as stop:
+        if process_rank() == 0:
+            print(f"lit-attr: {stop}", file=sys.stderr, flush=True)
+        listener.end_children()
+        sys.exit(exit_status(128 + stop.signum))
+    finally:
+        # Where a signal has ended the run, another one must not interrupt the end itself.
+        if listener.signum is None:
+            listener.stop()
+
+
+def _renamed_flag(message: str) -> str | None:
+    """Names the new flag where the parser does not know one of an earlier version."""
+    for old, new in RENAMED_FLAGS.items():
+        group, _, name = old.partition(".")
+        if re.search(
+            rf"--{re.escape(old)}\b(?!\.)|\b{group}\b.*[Kk]ey[^.]*['\"]{name}['\"]|['\"]{old}['\"]", message
+        ):
+            return f"{old}: its name is {new} now"
+    return None
+
+
+def _print_closing_lines(trainer: pl.Trainer) -> None:
+    writer = next(each for each in trainer.callbacks if isinstance(each, AttributionWriter))  # type: ignore[attr-defined]
+    pictures = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+    print(closing_lines(writer.folder, pictures=pictures, resumed=writer.resumed))
+
+
+def _reported(error: BaseException) -> str:
+    """The error in one line, with the fix."""
+    known = error
+    # A logger that is closed because its disk is full says less than the error that closed it.
+    while not isinstance(known, UserError) and known.__context__ is not None:
+        known = known.__context__
+    if isinstance(known, UserError):
+        return " ".join(str(known).split())
+    return f"writer.output_dir or trainer.logger: {' '.join(str(error).split())}; {RESUME_HINT}"
+
+
+def _report_thread(failure: threading.ExceptHookArgs) -> None:
+    """Ignores what TensorBoard's writing thread could not write: the main thread raises it again."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
+
+
+def _quieten() -> None:
+    """Drops messages of libraries that every run causes."""
+    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
+    warnings.filterwarnings("ignore", message="`isinstance\\(treespec, LeafSpec\\)` is deprecated")
+    warnings.filterwarnings("ignore", message="The 'predict_dataloader' does not have many workers")
+    warnings.filterwarnings("ignore", message="Total length of `DataLoader` across ranks is zero")
+    # Each retry of a hub that cannot be reached; the final error says it.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    threading.excepthook = _report_thread
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )

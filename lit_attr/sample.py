@@ -1,0 +1,74 @@
+"""The run's sample: the contrasts whose exact effects are computed beside their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from lit_attr.attribution.comparison import ExactEffects
+from lit_attr.facts.contrasts import Contrast
+from lit_attr.records.state import RunState
+
+# Computes the exact effects of one contrast, given with its place in the run's random order; none where that fails.
+Compare = Callable[[Contrast, "int | None"], "ExactEffects | None"]
+
+
+def compare_or_replace(
+    contrast: Contrast, place: int | None, compare: Compare, state: RunState | None
+) -> tuple[ExactEffects, ...]:
+    """Exact effects of a contrast of the sample; where they are not finite, those of the next in order as well.
+
+    Args:
+        contrast: The contrast.
+        place: Its place in the run's random order.
+        compare: Computes exact effects.
+        state: The state of the run, which has the contrasts that may replace others; None replaces none.
+
+    Returns:
+        The exact effects of the contrast and of its replacements, the refused ones among them.
+    """
+    exact = []
+    candidate: tuple[int | None, Contrast] | None = (place, contrast)
+    while candidate is not None:
+        effects = compare(candidate[1], candidate[0])
+        if effects is None:
+            break
+        exact.append(effects)
+        candidate = state.next_spare() if effects.refused is not None and state is not None else None
+    return tuple(exact)
+
+
+class FirstSeen:
+    """The sample of a loader that knows no random order: the first contrasts that each process sees.
+
+    Args:
+        size: How many of them.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._found = 0
+
+    def compare(
+        self, contrasts: Sequence[Contrast], compare: Compare, state: RunState | None
+    ) -> tuple[ExactEffects, ...]:
+        """Exact effects of the contrasts of a batch that are in the sample and have none yet.
+
+        Args:
+            contrasts: The contrasts of the batch.
+            compare: Computes exact effects.
+            state: The state of the run, which has the exact effects of earlier runs.
+        """
+        exact = []
+        for contrast in contrasts:
+            if self._found == self.size:
+                break
+            if not contrast.is_contrastive or (state is not None and contrast.key in state.refused):
+                continue
+            if state is not None and contrast.key in state.exact:
+                self._found += state.exact[contrast.key]
+                continue
+            effects = compare(contrast, None)
+            if effects is not None:
+                exact.append(effects)
+                self._found += effects.refused is None
+        return tuple(exact)

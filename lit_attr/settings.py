@@ -1,0 +1,78 @@
+"""Settings of `AttributionModule` that few runs change, in groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lit_attr.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class LoadingOptions:
+    """How a model is loaded, and how it is tested on loading.
+
+    Args:
+        revision: Branch, tag or commit of the model on the hub.
+        attn_implementation: Attention code that transformers uses, such as `sdpa` or `eager`. Default:
+            transformers' choice, but `eager` in bfloat16 on a CPU.
+        llm_int8_threshold: With `8bit`, the magnitude from which a feature is computed in float16, for all rows of
+            a batch if for one. With 0 there is no such feature, and a row does not depend on the others of its
+            batch. Default: bitsandbytes' 6.
+        offload_folder: Folder for weights that `device_map` leaves on disk, where transformers asks for one.
+        trust_remote_code: Run code that comes with the model.
+        use_safetensors: Read weights from safetensors files only; false reads pickled ones as well.
+        self_test: Test on loading that each scored output is what the component adds to the residual stream, and
+            search for the write elsewhere where it is not. Set it to false only for a model that cannot pass.
+    """
+
+    revision: str | None = None
+    attn_implementation: str | None = None
+    llm_int8_threshold: float | None = None
+    offload_folder: str | None = None
+    trust_remote_code: bool = False
+    use_safetensors: bool = True
+    self_test: bool = True
+
+
+@dataclass(frozen=True)
+class RuleOptions:
+    """Options that belong to one rule each.
+
+    Args:
+        integration_steps: With the rule `integrated`, the number of gradients that are averaged.
+        frozen_attention: With the rule `linearised`, hold the attention patterns constant as well.
+    """
+
+    integration_steps: int = 8
+    frozen_attention: bool = False
+
+
+# Where an argument of a pure function is found among the settings of `AttributionModule`.
+RENAMED = {
+    **{name: f"loading.{name}" for name in LoadingOptions.__dataclass_fields__},
+    **{name: f"rule_options.{name}" for name in RuleOptions.__dataclass_fields__},
+    "steps": "rule_options.integration_steps",
+}
+
+
+def refuse_loading_options(loading: LoadingOptions, **settings: Any) -> None:
+    """Refuses settings of loading beside a model object, which is loaded already.
+
+    Args:
+        loading: The options of loading.
+        settings: Other settings of loading, None where they are not given.
+
+    Raises:
+        ArgumentError: One of them is given.
+    """
+    settings |= {
+        "loading.revision": loading.revision,
+        "loading.llm_int8_threshold": loading.llm_int8_threshold,
+        "loading.attn_implementation": loading.attn_implementation,
+        "loading.offload_folder": loading.offload_folder,
+    }
+    for name, value in settings.items():
+        if value is not None:
+            reason = "is for a model that is loaded here, and a model object was given; leave it out"
+            raise ArgumentError(name, reason, "model")
