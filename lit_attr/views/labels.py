@@ -1,7 +1,7 @@
 r"""Text for pictures: characters that a font draws, and Python's escapes for the others.
 
-DejaVu comes with matplotlib, so pictures look the same on every machine. What it lacks, such as Chinese, comes from
-a system font, or is written as ``\uXXXX`` where no font has it.
+DejaVu comes with matplotlib, so pictures look the same on every machine. What it lacks, such as Chinese, comes
+from a system font, or is written as ``\uXXXX`` where no font has it.
 """
 
 from __future__ import annotations
