@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from lit_attr.attribution.exact_effects import exact_effects_BLT
 from lit_attr.attribution.faithfulness import Curves, faithfulness_curves, random_scores_BLT
-from lit_attr.attribution.gradient import GRADIENT, ExactEffects, Rule, attribute_batch
+from lit_attr.attribution.gradient import GRADIENT, Rule, attribute_batch
+from lit_attr.attribution.gradient import ExactEffects as ExactEffects
 from lit_attr.errors import one_line, warn_once
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
 from lit_attr.facts.contrasts import Contrast

@@ -87,6 +87,20 @@ class AttributionBatch(NamedTuple):
     rank_true_B: Tensor
     exact: tuple[ExactEffects, ...] = ()
 
+    @classmethod
+    def empty(cls, location: Location, component: str, rule: RuleName) -> AttributionBatch:
+        """A batch without contrasts, on the CPU, for exact effects that come without scores.
+
+        Args:
+            location: The modules whose outputs are scored.
+            component: The component that `location` was found for.
+            rule: The rule of the run.
+        """
+        scores_BLT = torch.zeros(0, len(location.layers), 0)
+        numbers_B, ranks_B = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+        answers = Answers(numbers_B, numbers_B, numbers_B, numbers_B, ranks_B)
+        return cls((), location.layers, component, rule, scores_BLT, None, *answers)
+
     def to(self, device: torch.device | str) -> AttributionBatch:
         """The same batch on another device. Exact effects stay on the CPU."""
         return self._map(lambda tensor: tensor.to(device))

@@ -1,4 +1,4 @@
-"""Exact effects against whole forwards, one for each row, layer and token, with a hook of the test's own."""
+"""Exact effects against whole forward passes, one for each row, layer and token."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from architectures import CONFIGS, contrast_of, random_contrasts, tiny_model
 from torch import Tensor
 from toys import ToyModel
 from transformers import GPT2LMHeadModel, PreTrainedModel
+from whole_forwards import expected_effects
 
-from lit_attr import ablation
+from lit_attr.attribution import exact_effects
 from lit_attr.attribution.exact_effects import exact_effects_BLT, mean_writes_LH
 from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.errors import UserError
-from lit_attr.facts.contrasts import Contrast, ContrastBatch, collate_contrasts
+from lit_attr.facts.batches import ContrastBatch, collate_contrasts
+from lit_attr.facts.contrasts import Contrast
 from lit_attr.models.location import Location, locate
 
-# They take masks or biases for as many rows as the model was called with: a whole forward for each cell.
+# Their masks or biases have as many rows as the model's input, so every cell takes a whole forward pass.
 SLOW = {"bloom", "gpt_bigcode", "xglm"}
 MAIN = ["gpt2", "llama", "gpt_neox", "gemma2"]
 LENGTHS = (9, 3, 6, 1, 9)
@@ -24,41 +26,14 @@ LENGTHS = (9, 3, 6, 1, 9)
 
 @pytest.fixture(autouse=True)
 def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was warned of: nothing where the fast way was taken."""
+    """The warnings; there is none where runs are shared."""
     messages: list[str] = []
-    monkeypatch.setattr(ablation, "warn_once", messages.append)
+    monkeypatch.setattr(exact_effects, "warn_once", messages.append)
     return messages
 
 
 def batch_of(lengths: tuple[int, ...] = LENGTHS) -> ContrastBatch:
     return collate_contrasts(random_contrasts(lengths))
-
-
-@torch.no_grad()
-def logit_difference(model: PreTrainedModel, contrast: Contrast) -> float:
-    logits_V = model(torch.tensor([contrast.token_ids]), use_cache=False).logits[0, -1]
-    return (logits_V[contrast.true_token_id] - logits_V[contrast.false_token_id]).item()
-
-
-def expected_effects(
-    model: PreTrainedModel, location: Location, contrast: Contrast, writes_LTH: Tensor | None = None
-) -> Tensor:
-    """Each row by itself, the cell set in the module's own output."""
-    length = len(contrast.token_ids)
-    effects_LT = torch.zeros(len(location.layers), length)
-    clean = logit_difference(model, contrast)
-    for place, module in enumerate(location.modules):
-        for token in range(length):
-
-            def replace(_, __, output, place=place, token=token):
-                hidden = (output[0] if isinstance(output, tuple) else output).clone()
-                hidden.view(length, -1)[token] = 0 if writes_LTH is None else writes_LTH[place, token]
-                return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-            handle = module.register_forward_hook(replace)
-            effects_LT[place, token] = clean - logit_difference(model, contrast)
-            handle.remove()
-    return effects_LT
 
 
 def assert_exact(
@@ -81,11 +56,11 @@ def assert_exact(
 
 
 def test_equals_a_network_computed_by_hand(warnings: list[str]):
-    """The toy of test_attribution: logit_true − logit_false is 506 − 144 = 362.
+    """The toy of test_gradient: logit_true − logit_false is 506 − 144 = 362.
 
-    Without block 1's write at the last token the stream ends at (22, 8): 22 − 16 = 6. Without block 0's at the
-    last token, block 1 takes in (2, 6) + (4, 1) and hands on (42, 56): 42 − 112 = −70. Without its write at the
-    first, block 1 takes in (1, 2) + (20, 2) and hands on (462, 20): 462 − 40 = 422. The toy has no cache.
+    Without block 1's write at the last token, the stream ends at (22, 8): 22 − 16 = 6. Without block 0's write at
+    the last token, block 1 sums (2, 6) + (4, 1) and outputs (42, 56): 42 − 112 = −70. Without block 0's write at
+    the first token, block 1 sums (1, 2) + (20, 2) and outputs (462, 20): 462 − 40 = 422. The toy has no cache.
     """
     model = ToyModel()
     location = Location((0, 1), tuple(block.mlp for block in model.blocks), ("blocks.0.mlp", "blocks.1.mlp"))
@@ -93,12 +68,12 @@ def test_equals_a_network_computed_by_hand(warnings: list[str]):
     effects_BLT = exact_effects_BLT(model, location, batch)
     assert effects_BLT[0].tolist() == [[362 - 422, 362 + 70], [0, 362 - 6]]
     assert effects_BLT[1, :, 1].tolist() == [0, 0]
-    assert "a whole forward for every layer and token" in warnings[0]
+    assert "a whole forward pass for every layer and token" in warnings[0]
 
 
 @pytest.mark.parametrize("model_type", CONFIGS)
-def test_every_architecture_equals_whole_forwards(model_type: str, warnings: list[str]):
-    # XGLM puts the least float64 into a float32 tensor.
+def test_every_architecture_equals_whole_forward_passes(model_type: str, warnings: list[str]):
+    # XGLM assigns the smallest float64 to a float32 tensor.
     model = tiny_model(model_type, torch.float32 if model_type == "xglm" else torch.float64)
     location, batch = locate(model), batch_of()
     assert_exact(exact_effects_BLT(model, location, batch), model, location, batch)
@@ -107,7 +82,7 @@ def test_every_architecture_equals_whole_forwards(model_type: str, warnings: lis
 
 @pytest.mark.parametrize("component", ["attention", "block"])
 @pytest.mark.parametrize("model_type", [*MAIN, "opt", "bloom", "mixtral"])
-def test_every_component_equals_whole_forwards(model_type: str, component: str, warnings: list[str]):
+def test_every_component_equals_whole_forward_passes(model_type: str, component: str, warnings: list[str]):
     model = tiny_model(model_type, torch.float64)
     location, batch = locate(model, component=component), batch_of()
     assert_exact(exact_effects_BLT(model, location, batch), model, location, batch)
@@ -115,7 +90,7 @@ def test_every_component_equals_whole_forwards(model_type: str, component: str, 
 
 
 @pytest.mark.parametrize("model_type", [*MAIN, "bloom", "opt"])
-def test_mean_and_donor_writes_take_the_place_of_the_write(model_type: str):
+def test_mean_and_donor_writes_replace_the_write(model_type: str):
     model = tiny_model(model_type, torch.float64)
     location, batch = locate(model), batch_of()
     mean_LH = mean_writes_LH(model, location, [batch])
@@ -159,9 +134,7 @@ def test_a_padded_batch_has_the_effects_of_its_rows_alone(model_type: str):
         torch.testing.assert_close(few_LT, alone_LT, rtol=0, atol=1e-6 * alone_LT.abs().max().item())
 
 
-def test_some_layers_have_the_effects_they_have_among_all(
-    random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]
-):
+def test_a_subset_of_layers_has_the_same_effects(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]):
     batch = collate_contrasts(sample_contrasts[:4])
     every_BLT = exact_effects_BLT(random_model, locate(random_model), batch)
     for layers in ([2], [0, 2], -2):
@@ -183,7 +156,7 @@ def test_number_formats_are_close_to_float64(model_type: str, dtype: torch.dtype
     assert not warnings
 
 
-def test_an_activation_inside_the_mlp_takes_the_fast_way(random_model: GPT2LMHeadModel, warnings: list[str]):
+def test_an_activation_inside_the_mlp_shares_runs(random_model: GPT2LMHeadModel, warnings: list[str]):
     random_model.double()
     location = locate(random_model, component="transformer.h.{layer}.mlp.act")
     batch = collate_contrasts([contrast_of(tuple(range(length))) for length in (5, 3)])
@@ -191,14 +164,14 @@ def test_an_activation_inside_the_mlp_takes_the_fast_way(random_model: GPT2LMHea
     assert not warnings
 
 
-def test_what_reaches_other_tokens_within_its_block_takes_the_slow_way(warnings: list[str]):
+def test_a_write_that_reaches_other_tokens_within_its_block_takes_whole_forward_passes(warnings: list[str]):
     model = tiny_model("gpt2", torch.float64)
     location, batch = locate(model, component="transformer.h.{layer}.attn.c_attn"), batch_of()
     assert_exact(exact_effects_BLT(model, location, batch), model, location, batch)
-    assert "a write changes what its own block gives out at other tokens" in warnings[0]
+    assert "a write changes the output of its own block at other tokens" in warnings[0]
 
 
-def test_blocks_that_are_given_more_of_each_row_take_the_slow_way(warnings: list[str]):
+def test_blocks_with_more_inputs_per_row_take_whole_forward_passes(warnings: list[str]):
     model = tiny_model("gpt2", torch.float64)
     location, batch = locate(model), batch_of((5, 5))
 
@@ -209,11 +182,11 @@ def test_blocks_that_are_given_more_of_each_row_take_the_slow_way(warnings: list
     effects_BLT = exact_effects_BLT(model, location, batch)
     handle.remove()
     assert_exact(effects_BLT, model, location, batch)
-    assert "a block is given more of each row than its hidden states" in warnings[0]
+    assert "a block has an input besides the hidden states that differs between rows" in warnings[0]
 
 
-def test_a_model_that_forgets_its_past_takes_the_slow_way(warnings: list[str]):
-    """Only the comparison with a whole forward can tell that positions are wrong."""
+def test_a_model_with_wrong_positions_takes_whole_forward_passes(warnings: list[str]):
+    """Only the comparison with a whole forward pass detects wrong positions."""
     model = tiny_model("llama", torch.float64)
     location, batch = locate(model), batch_of()
 
@@ -223,7 +196,7 @@ def test_a_model_that_forgets_its_past_takes_the_slow_way(warnings: list[str]):
     handle = model.model.register_forward_pre_hook(positions_from_0, with_kwargs=True)
     assert_exact(exact_effects_BLT(model, location, batch), model, location, batch)
     handle.remove()
-    assert "the effects come out differently" in warnings[0]
+    assert "the effects differ from those of a whole forward pass" in warnings[0]
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2 * 3 * 9])
@@ -239,7 +212,7 @@ def test_no_more_tokens_go_through_a_layer_than_allowed(max_tokens: int):
     torch.testing.assert_close(effects_BLT, expected_BLT, rtol=0, atol=1e-5 * expected_BLT.abs().max().item())
 
 
-def test_costs_less_than_two_fifths_of_a_forward_a_cell():
+def test_a_cell_costs_less_than_a_third_of_a_forward_pass():
     model = tiny_model("gpt2", n_layer=12)
     location, batch = locate(model), batch_of((9, 10) * 4)
     tokens: list[int] = []
@@ -286,7 +259,7 @@ def test_a_trainers_modes_change_nothing(random_model: GPT2LMHeadModel, sample_c
 def test_the_last_layers_effects_are_near_its_scores(
     demo_model: PreTrainedModel, sample_contrasts: list[Contrast]
 ):
-    """Only a norm stands between the last write and the logits: the first order says most of it."""
+    """Only a norm stands between the last write and the logits, so the first-order estimate is good."""
     location, batch = locate(demo_model, layers=-1), collate_contrasts(sample_contrasts[:64])
     effects_BLT = exact_effects_BLT(demo_model, location, batch)
     scores_BLT = attribute_batch(demo_model, location, batch).scores_sum_BLT
@@ -294,7 +267,7 @@ def test_the_last_layers_effects_are_near_its_scores(
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "opt"])
-def test_the_mean_write_is_over_all_tokens_and_no_padding(model_type: str):
+def test_the_mean_write_is_over_all_tokens_without_padding(model_type: str):
     model = tiny_model(model_type, torch.float64)
     location = locate(model)
     contrasts = random_contrasts((5, 2, 7))
@@ -313,14 +286,14 @@ def test_the_mean_write_is_over_all_tokens_and_no_padding(model_type: str):
     torch.testing.assert_close(mean_LH, expected_LH)
 
 
-def test_refuses_what_it_cannot_take():
+def test_rejects_unusable_inputs():
     model = tiny_model("gpt2")
     location, batch = locate(model), batch_of()
     with pytest.raises(UserError, match=r"replacement: its shape \[3, 32\] is neither 2 layers × width nor 5 "):
         exact_effects_BLT(model, location, batch, torch.zeros(3, 32))
     with pytest.raises(UserError, match="replacement: its shape"):
         exact_effects_BLT(model, location, batch, torch.zeros(5, 2, 8, 32))
-    with pytest.raises(UserError, match="there is no contrast to take the mean write of"):
+    with pytest.raises(UserError, match="^batches: there is no contrast to take the mean write of"):
         mean_writes_LH(model, location, [])
-    with pytest.raises(UserError, match="token id 67 has no embedding"):
+    with pytest.raises(UserError, match="^batch: token id 67 has no embedding"):
         exact_effects_BLT(model, location, collate_contrasts([contrast_of((1, 67))]))

@@ -16,7 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import lit_attr
 from lit_attr.cli import main
-from lit_attr.facts.contrasts import Contrast, collate_contrasts
+from lit_attr.facts.batches import collate_contrasts
+from lit_attr.facts.contrasts import Contrast
 from lit_attr.module import AttributionModule
 from lit_attr.records.reading import load_attributions
 

@@ -1,35 +1,31 @@
-"""Faithfulness curves against forwards of each row by itself, with hooks of the test's own."""
+"""Faithfulness curves against forward passes of each row by itself, with independent hooks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from pathlib import Path
-from typing import Any
 
-import orjson
 import pytest
 import torch
 from architectures import CONFIGS, contrast_of, random_contrasts, tiny_model
-from torch import Tensor, distributed, nn
-from torch.multiprocessing import spawn
+from torch import Tensor, nn
 from toys import ToyModel
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
-from lit_attr import faithfulness
+from lit_attr.attribution import faithfulness
 from lit_attr.attribution.exact_effects import exact_effects_BLT
 from lit_attr.attribution.faithfulness import (
     PERCENT,
     RANKINGS,
     Curves,
-    FaithfulnessReport,
     faithfulness_curves,
     random_scores_BLT,
 )
 from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.errors import UserError
-from lit_attr.facts.contrasts import Contrast, ContrastBatch, collate_contrasts
+from lit_attr.facts.batches import ContrastBatch, collate_contrasts
+from lit_attr.facts.contrasts import Contrast
 from lit_attr.models.location import Location, locate
 
 LENGTHS = (5, 3, 7, 1)
@@ -40,7 +36,7 @@ def batch_of(lengths: tuple[int, ...] = LENGTHS) -> ContrastBatch:
 
 
 def drawn(batch: ContrastBatch, layers: int, seed: int = 2) -> Tensor:
-    """Scores at real tokens, and the largest of all at padding."""
+    """Random scores at real tokens, and the largest scores at padding."""
     scores_BLT = torch.randn(
         len(batch.contrasts), layers, batch.token_ids_BT.shape[1], generator=torch.Generator().manual_seed(seed)
     )
@@ -53,7 +49,7 @@ def drawn(batch: ContrastBatch, layers: int, seed: int = 2) -> Tensor:
 def difference_without(
     model: PreTrainedModel, location: Location, contrast: Contrast, removed: set[tuple[int, int]]
 ) -> float:
-    """Of a row by itself, each cell in `removed` set to zero in its module's own output."""
+    """The logit difference of a row by itself, with the cells in `removed` set to zero."""
     length = len(contrast.token_ids)
     handles = []
     for place, module in enumerate(location.modules):
@@ -91,7 +87,7 @@ def assert_faithful(
 
 
 def test_equals_a_network_computed_by_hand():
-    """The toy of test_ablation: logit_true − logit_false is 506 − 144 = 362, from (4, 1) at the last token.
+    """The toy of test_exact_effects: logit_true − logit_false is 506 − 144 = 362, from (4, 1) at the last token.
 
     Of four cells the top one counts up to 20%, and two at 50%. Block 0's write at the last token is the first:
     without it 362 − 432 is left. Without block 1's as well the stream ends at (2, 6) + (4, 1): 6 − 14 = −8. With
@@ -110,8 +106,8 @@ def test_equals_a_network_computed_by_hand():
 
 
 @pytest.mark.parametrize("model_type", CONFIGS)
-def test_every_architecture_equals_rows_by_themselves(model_type: str):
-    # XGLM puts the least float64 into a float32 tensor.
+def test_every_architecture_equals_single_rows(model_type: str):
+    # XGLM assigns the smallest float64 to a float32 tensor.
     model = tiny_model(model_type, torch.float32 if model_type == "xglm" else torch.float64)
     location, batch = locate(model), batch_of()
     rankings = [drawn(batch, 2, seed) for seed in (2, 3)]
@@ -120,7 +116,7 @@ def test_every_architecture_equals_rows_by_themselves(model_type: str):
 
 @pytest.mark.parametrize("component", ["attention", "block"])
 @pytest.mark.parametrize("model_type", ["gpt2", "llama", "gpt_neox", "gemma2", "opt", "mixtral"])
-def test_every_component_equals_rows_by_themselves(model_type: str, component: str):
+def test_every_component_equals_single_rows(model_type: str, component: str):
     model = tiny_model(model_type, torch.float64)
     location, batch = locate(model, component=component), batch_of()
     rankings = [drawn(batch, 2)]
@@ -128,7 +124,7 @@ def test_every_component_equals_rows_by_themselves(model_type: str, component: s
 
 
 def test_float32_is_close_to_float64():
-    """As a model is used; on the CPU whatever it is in, and of the dtype that its logits come in."""
+    """And the curves have the dtype of the logits."""
     model, batch = tiny_model("llama"), batch_of()
     rankings = [drawn(batch, 2)]
     curves = faithfulness_curves(model, locate(model), batch, rankings)
@@ -143,11 +139,11 @@ def test_float32_is_close_to_float64():
     [(1, [1, 1, 1, 1, 1, 2]), (3, [1, 1, 1, 1, 2, 5]), (5, [1, 1, 1, 2, 3, 8]), (34, [2, 3, 6, 11, 21, 51])],
 )
 def test_percentages_are_rounded_up(random_model: GPT2LMHeadModel, length: int, counts: list[int]):
-    """Of 3, 9, 15 and 102 cells: as many writes are seen to be zero from outside."""
+    """Of 3, 9, 15 and 102 cells, counted as zero writes from outside."""
     location = locate(random_model)
     zeros: list[Tensor] = []
     for block in random_model.transformer.h:
-        # Around the module whose output is changed, so that this hook comes after the one under test.
+        # Wrapped around the changed module, so that this hook runs after the one under test.
         block.mlp = nn.Sequential(block.mlp)
         block.mlp.register_forward_hook(lambda _, __, output: zeros.append((output == 0).all(-1).sum(-1)))
     batch = collate_contrasts([contrast_of(tuple(range(length)))])
@@ -156,7 +152,7 @@ def test_percentages_are_rounded_up(random_model: GPT2LMHeadModel, length: int, 
     assert removed_V == [0, *counts, *(3 * length - count for count in counts)]
 
 
-def test_of_equal_scores_the_lower_layer_and_the_earlier_token_goes_first(random_model: GPT2LMHeadModel):
+def test_ties_go_to_the_lower_layer_and_the_earlier_token(random_model: GPT2LMHeadModel):
     location = locate(random_model)
     batch = collate_contrasts([contrast_of(tuple(range(length))) for length in (7, 4)])
     alike, falling = torch.zeros(2, 3, 7), -torch.arange(21.0).reshape(1, 3, 7).expand(2, -1, -1)
@@ -166,15 +162,15 @@ def test_of_equal_scores_the_lower_layer_and_the_earlier_token_goes_first(random
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "opt", "mixtral"])
-def test_a_row_has_the_same_curves_whatever_it_is_run_with(model_type: str):
-    """To the last bit: no row goes through the model with another, and none is padded."""
+def test_the_curves_of_a_row_do_not_depend_on_its_batch(model_type: str):
+    """To the last bit: each row goes through the model alone, without padding."""
     model, batch = tiny_model(model_type), batch_of()
     location, scores_BLT = locate(model), drawn(batch, 2)
     together = faithfulness_curves(model, location, batch, [scores_BLT])
     for row, contrast in enumerate(batch.contrasts):
         scores_1LT = scores_BLT[[row], :, : len(contrast.token_ids)]
         alone = faithfulness_curves(model, location, collate_contrasts([contrast]), [scores_1LT])
-        # Scores may come from a batch that was wider.
+        # Scores may come from a wider batch.
         wider_1LT = nn.functional.pad(scores_1LT, (0, 9), value=1e9)
         wide = faithfulness_curves(model, location, collate_contrasts([contrast]), [wider_1LT])
         for values, values_alone, values_wide in zip(together, alone, wide, strict=True):
@@ -196,7 +192,7 @@ def test_no_more_tokens_go_through_a_layer_than_allowed(monkeypatch: pytest.Monk
             torch.testing.assert_close(values, expected_values, rtol=0, atol=1e-9)
 
 
-def test_leaves_the_model_as_it_was_and_heeds_no_mode(random_model: GPT2LMHeadModel):
+def test_leaves_the_model_as_it_was_and_ignores_modes(random_model: GPT2LMHeadModel):
     location, batch = locate(random_model), collate_contrasts([contrast_of((1, 2, 3))])
     rankings = [drawn(batch, 3)]
     expected = faithfulness_curves(random_model, location, batch, rankings)
@@ -219,18 +215,18 @@ def test_leaves_the_model_as_it_was_and_heeds_no_mode(random_model: GPT2LMHeadMo
     assert not any("forward" in vars(module) for module in random_model.modules())
 
 
-def test_refuses_what_it_cannot_take():
+def test_rejects_unusable_inputs():
     model, batch = tiny_model("gpt2"), batch_of()
     location = locate(model)
     for shape in ((4, 3, 7), (3, 2, 7), (4, 2, 6)):
-        with pytest.raises(UserError, match=r"rankings: the shape .* is not 4 contrasts × 2 layers × 7 tokens"):
+        with pytest.raises(UserError, match=r"^rankings: the shape .* is not 4 contrasts × 2 layers × 7 tokens"):
             faithfulness_curves(model, location, batch, [torch.zeros(4, 2, 7), torch.zeros(shape)])
-    with pytest.raises(UserError, match="token id 67 has no embedding"):
+    with pytest.raises(UserError, match="^batch: token id 67 has no embedding"):
         faithfulness_curves(model, location, collate_contrasts([contrast_of((1, 67))]), [torch.zeros(1, 2, 2)])
 
 
-def test_random_orders_are_those_of_the_row(sample_contrasts: list[Contrast]):
-    """Whatever stands beside it, in whatever process; and rows and steps have different ones."""
+def test_random_scores_are_determined_by_the_contrast(sample_contrasts: list[Contrast]):
+    """Independent of batch and process; other facts and steps have other scores."""
     contrasts = [sample_contrasts[place] for place in (0, 5, 100, 200)]
     together_BLT = random_scores_BLT(contrasts, 8)
     global_state = torch.get_rng_state()
@@ -243,101 +239,31 @@ def test_random_orders_are_those_of_the_row(sample_contrasts: list[Contrast]):
     others = [first._replace(step=1), first._replace(fact=first.fact._replace(id=str(first.fact.id)))]
     orders = {tuple(random_scores_BLT([each], 8).flatten().argsort().tolist()) for each in (first, *others)}
     assert len(orders) == 3
-    # Each cell comes first about as often as any other.
+    # Each cell is first about equally often.
     short = [first._replace(step=step, token_ids=first.token_ids[:2]) for step in range(1000)]
     firsts = random_scores_BLT(short, 2).flatten(1).argmax(1).bincount(minlength=4)
     assert firsts.min() > 200
 
 
-def made_up(count: int) -> Curves:
-    generator = torch.Generator().manual_seed(0)
-    shapes = (count,), *[(count, len(RANKINGS), len(PERCENT))] * 2
-    return Curves(*(torch.rand(shape, generator=generator) for shape in shapes))
-
-
-def select(curves: Curves, rows: slice) -> Curves:
-    return Curves(*(values[rows] for values in curves))
-
-
-def test_a_report_has_means_over_contrasts():
-    curves = made_up(3)
-    report = FaithfulnessReport()
-    report.update(select(curves, slice(0, 1)))
-    report.update(select(curves, slice(1, 3)))
-    found = report.compute()
-    assert (found["contrasts"], found["percent"]) == (3, [1, 2, 5, 10, 20, 50])
-    assert found["logit_diff"] == pytest.approx(sum(curves.logit_diff_B.tolist()) / 3)
-    for name, values_BRP in (("comprehensiveness", curves[1]), ("sufficiency", curves[2])):
-        assert list(found[name]) == ["scores", "exact", "random"]
-        for place, ranking in enumerate(found[name].values()):
-            expected = [sum(column) / 3 for column in zip(*values_BRP[:, place].tolist(), strict=True)]
-            assert ranking["curve"] == pytest.approx(expected)
-            assert ranking["aopc"] == pytest.approx(sum(expected) / 6)
-    assert orjson.loads(orjson.dumps(found)) == found
-
-
-@pytest.mark.filterwarnings("error")
-def test_an_empty_report_says_nothing():
-    found = FaithfulnessReport().compute()
-    assert (found["contrasts"], found["logit_diff"]) == (0, None)
-    assert found["sufficiency"]["random"] == {"curve": [None] * 6, "aopc": None}
-
-
-def join(rank: int, folder: str) -> None:
-    """What one of two processes does: the second has all contrasts of the first report and none of the next."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    for name, cut in (("none", 0), ("some", 2), ("all", 3)):
-        report = FaithfulnessReport()
-        mine = select(made_up(3), slice(None, cut) if rank == 0 else slice(cut, None))
-        if len(mine.logit_diff_B):
-            report.update(mine)
-        Path(folder, f"{name}-{rank}.json").write_bytes(orjson.dumps(report.compute()))
-    distributed.destroy_process_group()
-
-
-def test_two_processes_report_what_one_does(tmp_path: Path):
-    spawn(join, args=(str(tmp_path),), nprocs=2)
-    whole = FaithfulnessReport()
-    whole.update(made_up(3))
-    expected = whole.compute()
-    for path in tmp_path.glob("*.json"):
-        found = orjson.loads(path.read_bytes())
-        assert flat(found) == pytest.approx(flat(expected))
-    assert len([*tmp_path.glob("*.json")]) == 6
-
-
-def flat(report: Any) -> dict[str, float]:
-    return {
-        "contrasts": report["contrasts"],
-        "logit_diff": report["logit_diff"],
-        **{
-            f"{name} {ranking} {place}": value
-            for name in ("comprehensiveness", "sufficiency")
-            for ranking, found in report[name].items()
-            for place, value in enumerate([*found["curve"], found["aopc"]])
-        },
-    }
-
-
 def test_exact_effects_rank_better_than_chance(demo_model: PreTrainedModel, sample_contrasts: list[Contrast]):
-    """And so do the scores, of a model of which they are known to be close to the exact effects."""
+    """So do the scores of the demo model, which are close to the exact effects."""
     batch, location = collate_contrasts(sample_contrasts[::30]), locate(demo_model)
     scores_BLT = attribute_batch(demo_model, location, batch).scores_sum_BLT
     effects_BLT = exact_effects_BLT(demo_model, location, batch)
     random_BLT = random_scores_BLT(batch.contrasts, len(location.layers))
     curves = faithfulness_curves(demo_model, location, batch, [scores_BLT, effects_BLT, random_BLT])
-    # Of up to 100 cells, 1% is one, and to remove that one is what the effects are of.
+    # Of up to 100 cells, 1% is one cell, and removing that one has its exact effect.
     few = [row for row, contrast in enumerate(batch.contrasts) if len(contrast.token_ids) * 8 <= 100]
     assert len(few) > 10
     largest_B = effects_BLT.flatten(1).max(1).values
     torch.testing.assert_close(curves.comprehensiveness_BRP[few, 1, 0], largest_B[few], rtol=0, atol=1e-4)
-    report = FaithfulnessReport().to("cpu")
-    assert isinstance(report, nn.Module)
-    report.update(curves)
-    found = report.compute()
-    removed, kept = found["comprehensiveness"], found["sufficiency"]
+    removed, kept = (
+        dict(zip(RANKINGS, curve_BRP.mean((0, 2)).tolist(), strict=True))
+        for curve_BRP in (curves.comprehensiveness_BRP, curves.sufficiency_BRP)
+    )
+    logit_diff = curves.logit_diff_B.mean().item()
     for ranking in ("scores", "exact"):
-        assert removed[ranking]["aopc"] - removed["random"]["aopc"] > 0.1 * found["logit_diff"]
-        assert kept["random"]["aopc"] - kept[ranking]["aopc"] > 0.1 * found["logit_diff"]
-    assert removed["exact"]["aopc"] > removed["scores"]["aopc"]
-    assert kept["exact"]["aopc"] < kept["scores"]["aopc"]
+        assert removed[ranking] - removed["random"] > 0.1 * logit_diff
+        assert kept["random"] - kept[ranking] > 0.1 * logit_diff
+    assert removed["exact"] > removed["scores"]
+    assert kept["exact"] < kept["scores"]

@@ -1,4 +1,4 @@
-"""The attribution against three oracles: a network differentiated by hand, Captum, and Inseq."""
+"""Gradient × activation against three oracles: a network differentiated by hand, Captum, and Inseq."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from peers import alike_in_length, inseq_scores
 from toys import ToyModel
 from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_attr.attribution.gradient import AttributionBatch, _Unembed, attribute_batch
+from lit_attr.attribution.gradient import AttributionBatch, ExactEffects, attribute_batch
 from lit_attr.errors import UserError
-from lit_attr.facts.contrasts import Contrast, ContrastBatch, collate_contrasts
-from lit_attr.models.hooks import TANH_GELUS, fused_gelus
+from lit_attr.facts.batches import ContrastBatch, collate_contrasts
+from lit_attr.facts.contrasts import Contrast
 from lit_attr.models.location import Location, locate
 
 
@@ -34,8 +34,8 @@ def toy_location(model: ToyModel) -> Location:
 def test_equals_a_network_differentiated_by_hand():
     """Tokens (1, 2) and (3, -1).
 
-    Block 0 takes in (1, 2) and (4, 1), and its MLP writes (1, 4) and (16, 1): out go (2, 6) and (20, 2).
-    Block 1 takes in (2, 6) and (22, 8), and its MLP writes (4, 36) and (484, 64): the last position is (506, 72).
+    Block 0 sums to (1, 2) and (4, 1), and its MLP writes (1, 4) and (16, 1): the outputs are (2, 6) and (20, 2).
+    Block 1 sums to (2, 6) and (22, 8), and its MLP writes (4, 36) and (484, 64): the last position is (506, 72).
     logit_true = 506 and logit_false = 2 · 72 = 144. The gradient at block 1's last write is (1, -2), at its first
     0; at both of block 0's writes it is (1 + 2 · 22, -2 · (1 + 2 · 8)) = (45, -34).
     """
@@ -108,14 +108,14 @@ def test_equals_inseq_on_the_demo_model(
             torch.testing.assert_close(ours_l2_T, norms_T, rtol=0, atol=1e-4 * norms_T.max().item())
 
 
-def test_some_layers_score_as_all_do(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]):
+def test_a_subset_of_layers_has_the_same_scores(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]):
     every = attribute(random_model, sample_contrasts[:8])
     for layers in ([2], [0, 2], -2):
         some = attribute(random_model, sample_contrasts[:8], layers=layers)
         torch.testing.assert_close(some.scores_sum_BLT, every.scores_sum_BLT[:, some.layers], rtol=1e-5, atol=1e-6)
 
 
-def test_a_batch_scores_as_its_rows_do_alone(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]):
+def test_a_batch_has_the_scores_of_its_rows_alone(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]):
     contrasts = sample_contrasts[::20][:16]
     assert len({len(contrast.tokens) for contrast in contrasts}) > 1
     together = attribute(random_model, contrasts)
@@ -135,7 +135,7 @@ def test_a_batch_scores_as_its_rows_do_alone(random_model: GPT2LMHeadModel, samp
 def test_every_component_of_the_last_layer_follows_a_finite_difference(
     random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast], component: str
 ):
-    """Σ_h a·g is the slope of the logit difference when the write is scaled: here measured in float64."""
+    """Σ_h a·g is the slope of the logit difference when the write is scaled, measured in float64."""
     random_model.double()
     contrast = sample_contrasts[0]
     location = locate(random_model, layers=[1], component=component)
@@ -159,12 +159,34 @@ def test_every_component_of_the_last_layer_follows_a_finite_difference(
         assert scores.scores_sum_BLT[0, 0, position].item() == pytest.approx(slope, rel=1e-5, abs=1e-6)
 
 
+def test_batches_join_select_and_keep_exact_effects(
+    random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]
+):
+    batch = attribute(random_model, sample_contrasts[:4])
+    effects = ExactEffects(sample_contrasts[0], 7, (0, 1, 2), "mlp", torch.ones(3, 5), None, None)
+    first = batch.select([0, 1])._replace(exact=(effects,))
+    second = batch.select([2, 3])._replace(exact=(effects._replace(place=8),))
+    joined = first.join(second)
+    assert [each.place for each in joined.exact] == [7, 8]
+    assert joined.contrasts == batch.contrasts
+    torch.testing.assert_close(joined[4:-1], batch[4:-1], rtol=0, atol=0)
+    nothing = first.select([])
+    assert nothing.contrasts == () and len(nothing.scores_sum_BLT) == 0
+    assert nothing.exact == first.to("cpu").exact == (effects,)
+
+
+def test_an_empty_batch_has_the_shape_of_its_layers(random_model: GPT2LMHeadModel):
+    empty = AttributionBatch.empty(locate(random_model, layers=[0, 2]), "mlp", "gradient")
+    assert (empty.layers, empty.contrasts, empty.exact) == ((0, 2), (), ())
+    assert empty.scores_sum_BLT.shape == (0, 2, 0) and empty.rank_true_B.dtype == torch.int64
+
+
 def test_leaves_the_model_as_it_was(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]):
     random_model.transformer.wpe.weight.requires_grad_(False)
     trainable = [parameter.requires_grad for parameter in random_model.parameters()]
     assert not all(trainable)
     result = attribute(random_model, sample_contrasts[:2])
-    assert not any(tensor.requires_grad for tensor in result[4:])
+    assert not any(tensor.requires_grad for tensor in result[4:-1])
     assert [parameter.requires_grad for parameter in random_model.parameters()] == trainable
     assert all(parameter.grad is None for parameter in random_model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in random_model.modules())
@@ -191,7 +213,7 @@ def test_works_in_inference_mode(random_model: GPT2LMHeadModel, sample_contrasts
     torch.testing.assert_close(result[4:], expected[4:], rtol=0, atol=0)
 
 
-def test_makes_logits_at_one_position_only(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]):
+def test_computes_logits_at_one_position_only(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]):
     shapes = []
     location = locate(random_model)
     random_model.lm_head.register_forward_hook(lambda _, __, output: shapes.append(output.shape))
@@ -216,39 +238,12 @@ def test_one_forward_and_one_backward_for_all_layers(
     assert calls == {"forward": 1, "backward": 1}
 
 
-def test_refuses_tokens_the_model_does_not_embed():
+def test_rejects_tokens_without_an_embedding():
     model = ToyModel()
-    with pytest.raises(UserError, match=r"data.tokenizer: token id 7 has no embedding in this model of 2 tokens"):
+    with pytest.raises(UserError, match=r"^batch: token id 7 has no embedding in this model of 2 tokens"):
         attribute_batch(model, toy_location(model), toy_batch([(0, 7)]))
 
 
-def test_refuses_a_context_longer_than_the_models_positions(random_model: GPT2LMHeadModel):
-    with pytest.raises(UserError, match=r"the fact 0 has 65 tokens, and this model has positions for 64"):
+def test_rejects_a_context_longer_than_the_models_positions(random_model: GPT2LMHeadModel):
+    with pytest.raises(UserError, match=r"^batch: the fact 0 has 65 tokens, and this model has positions for 64"):
         attribute_batch(random_model, locate(random_model), toy_batch([(0,) * 65]))
-
-
-def test_the_backward_of_the_unembedding_is_that_of_a_linear_layer():
-    """Also where more than two tokens of a row have a gradient, and where none has."""
-    torch.manual_seed(0)
-    weight_VH, bias_V = torch.randn(11, 5, dtype=torch.float64), torch.randn(11, dtype=torch.float64)
-    hidden_BTH = torch.randn(4, 1, 5, dtype=torch.float64, requires_grad=True)
-    logits_BTV = _Unembed.apply(weight_VH, bias_V, hidden_BTH)
-    torch.testing.assert_close(logits_BTV, torch.nn.functional.linear(hidden_BTH, weight_VH, bias_V))
-    for weights_BTV in (
-        torch.randn(4, 1, 11),
-        torch.randn(4, 1, 11) * (torch.arange(11) < 3),
-        torch.zeros(4, 1, 11),
-    ):
-        (found,) = torch.autograd.grad((logits_BTV * weights_BTV).sum(), hidden_BTH, retain_graph=True)
-        torch.testing.assert_close(found, weights_BTV.double() @ weight_VH)
-
-
-def test_fused_gelus_are_the_functions_they_stand_for():
-    values = torch.linspace(-10, 10, 2001, dtype=torch.float64)
-    for kind in TANH_GELUS:
-        module = torch.nn.Sequential(kind())
-        expected = module(values)
-        with fused_gelus(module):
-            assert "forward" in vars(module[0])
-            torch.testing.assert_close(module(values), expected, rtol=0, atol=1e-11)
-        assert "forward" not in vars(module[0])

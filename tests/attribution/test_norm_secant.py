@@ -1,4 +1,4 @@
-"""The norms' exact changes, against their definition with modules named by hand, and against exact effects."""
+"""The norms' exact changes, against their definition with norms listed by hand, and against exact effects."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import re
 import pytest
 import torch
 from architectures import CONFIGS, random_contrasts, tiny_model
-from test_ablation import expected_effects
 from torch import Tensor
 from transformers import PreTrainedModel
+from whole_forwards import expected_effects
 
+from lit_attr.attribution.catalogue import find_rule
 from lit_attr.attribution.gradient import attribute_batch
-from lit_attr.attribution.rules import find_rule
 from lit_attr.errors import UserError
-from lit_attr.facts.contrasts import Contrast, collate_contrasts
+from lit_attr.facts.batches import collate_contrasts
+from lit_attr.facts.contrasts import Contrast
 from lit_attr.models.location import Location, locate
 
-# The norms that read the stream, by what their paths match, and what a write is multiplied by before it is added.
+# A pattern for the paths of the norms that read the stream, and the factor of a write before it is added.
 READERS = {
     "gpt2": (r"ln_1|ln_2|ln_f", 1.0),
     "llama": (r"input_layernorm|post_attention_layernorm|model\.norm", 1.0),
@@ -32,7 +33,7 @@ UNLIKE = {"olmo2"}
 def by_definition(
     model: PreTrainedModel, location: Location, contrast: Contrast, paths: str, factor: float
 ) -> Tensor:
-    """Each reader is run again without the write; gradients are PyTorch's."""
+    """The scores from running each reader again without the write, with PyTorch's gradients."""
     norms = [(name, module) for name, module in model.named_modules() if re.search(rf"({paths})$", name)]
     inputs, outputs, writes, hooks = {}, {}, {}, []
 
@@ -73,14 +74,14 @@ def test_scores_are_as_defined(model_type: str):
         expected_LT = by_definition(model, location, contrast, *READERS[model_type])
         found_LT = scores.scores_sum_BLT[row, :, :length]
         size = expected_LT.abs().max().item()
-        # Transformers' norms and softmaxes go through float32.
+        # Norms and softmaxes of transformers compute in float32.
         torch.testing.assert_close(found_LT, expected_LT, rtol=0, atol=1e-5 * size)
         assert not scores.scores_sum_BLT[row, :, length:].any()
 
 
 @pytest.mark.parametrize("model_type", sorted(set(CONFIGS) - UNLIKE - {"xglm"}))
 def test_the_last_layer_is_exact(model_type: str):
-    """After the last MLP there is only a norm before the logits, so its secant is all there is.
+    """Only a norm comes after the last MLP, so its secant is the whole effect.
 
     Gemma 2's soft capping of the logits comes after that.
     """
@@ -101,7 +102,7 @@ def test_the_last_layer_is_exact(model_type: str):
 @pytest.mark.parametrize(
     ("model_type", "component"), [("olmo2", "mlp"), ("gpt2", "block"), ("gpt2", "transformer.h.{layer}.mlp.act")]
 )
-def test_refuses_where_norms_are_not_all_that_reads_the_write(model_type: str, component: str):
+def test_rejects_models_with_other_readers_of_the_write(model_type: str, component: str):
     model = tiny_model(model_type)
-    with pytest.raises(UserError, match="model.rule: the norms of .* are not all that reads the residual stream"):
+    with pytest.raises(UserError, match="^rule: not only the norms of .* read the residual stream"):
         find_rule(model, locate(model, component=component), "norm-secant")

@@ -20,9 +20,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
 from lit_attr.cli import main
 from lit_attr.errors import UserError
-from lit_attr.facts.contrasts import Contrast, collate_contrasts
-from lit_attr.models.loading import DEMO_MODEL, Quantization, fingerprint, load_model, load_tokenizer
+from lit_attr.facts.batches import collate_contrasts
+from lit_attr.facts.contrasts import Contrast
+from lit_attr.models.identity import fingerprint
+from lit_attr.models.loading import DEMO_MODEL, load_model, load_tokenizer
 from lit_attr.models.location import locate
+from lit_attr.models.quantization import Quantization
 from lit_attr.module import AttributionModule
 
 TARGETS = {"mlp": ["c_fc", "mlp.c_proj"], "attention": ["c_attn"], "both": ["c_attn", "c_proj", "c_fc"]}
@@ -53,13 +56,13 @@ def assert_close(batch: AttributionBatch, expected: AttributionBatch) -> None:
 
 
 def own_logits(model: nn.Module, contrast: Contrast) -> Tensor:
-    """What the model itself says after the context, of the true and of the false answer."""
+    """The model's own logits of the true and the false answer after the context."""
     last = model(input_ids=torch.tensor([contrast.token_ids])).logits[0, -1]
     return last[[contrast.true_token_id, contrast.false_token_id]].detach()
 
 
 @pytest.mark.parametrize("targets", TARGETS)
-def test_an_adapter_scores_as_merged_into_the_weights(sample_contrasts: list[Contrast], targets: str):
+def test_an_adapter_has_the_scores_of_the_merged_weights(sample_contrasts: list[Contrast], targets: str):
     model = adapted(load_model(DEMO_MODEL), TARGETS[targets])
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trainable
@@ -78,9 +81,7 @@ def test_an_adapter_scores_as_merged_into_the_weights(sample_contrasts: list[Con
     assert module.identity()["adapters"] == {"default": "LORA"}
 
 
-def test_an_adapter_of_the_embedding_is_taken_as_it_is(
-    tokenizer: PreTrainedTokenizerBase, sample_contrasts: list[Contrast]
-):
+def test_scores_an_adapter_of_the_embedding(tokenizer: PreTrainedTokenizerBase, sample_contrasts: list[Contrast]):
     model = adapted(tiny_model("llama", vocab_size=len(tokenizer)), ["embed_tokens", "q_proj"])
     module = AttributionModule(model=model)
     assert module.vocabulary_size == len(tokenizer)
@@ -89,9 +90,7 @@ def test_an_adapter_of_the_embedding_is_taken_as_it_is(
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
-def test_an_adapter_of_a_quantised_model_is_taken_as_it_is(
-    sample_contrasts: list[Contrast], quantization: Quantization
-):
+def test_scores_an_adapter_of_a_quantised_model(sample_contrasts: list[Contrast], quantization: Quantization):
     model = adapted(load_model(DEMO_MODEL, quantization=quantization), TARGETS["both"])
     module = AttributionModule(model=model)
     batch = module.predict_step(collate_contrasts(sample_contrasts[:1]), 0)
@@ -101,7 +100,7 @@ def test_an_adapter_of_a_quantised_model_is_taken_as_it_is(
     assert module.identity()["quantization"] == quantization
 
 
-def test_the_fingerprint_knows_the_state_of_an_adapter():
+def test_the_fingerprint_covers_the_state_of_an_adapter():
     model = adapted(load_model(DEMO_MODEL), TARGETS["mlp"])
     seen = [fingerprint(model)]
     assert fingerprint(model) == seen[0]
@@ -118,14 +117,14 @@ def test_the_fingerprint_knows_the_state_of_an_adapter():
 
 @pytest.fixture
 def adapter_folder(model_folder: Path, tmp_path: Path) -> Path:
-    """What `save_pretrained` writes of an adapter: no tokenizer, and the path of its base model."""
+    """An adapter as `save_pretrained` writes it: without a tokenizer, with the path of its base model."""
     folder = tmp_path / "adapter"
     adapted(load_model(str(model_folder)), TARGETS["both"]).save_pretrained(folder)
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(model_folder)
     return folder
 
 
-def test_an_adapters_folder_brings_its_base_model_and_tokenizer(
+def test_an_adapters_folder_loads_its_base_model_and_tokenizer(
     adapter_folder: Path,
     model_folder: Path,
     sample_contrasts: list[Contrast],
@@ -143,7 +142,7 @@ def test_an_adapters_folder_brings_its_base_model_and_tokenizer(
     assert manifest["model"]["adapters"] == {"default": "LORA"}
 
 
-def test_an_adapters_folder_asks_for_peft(adapter_folder: Path, tmp_path: Path):
+def test_an_adapters_folder_needs_peft(adapter_folder: Path, tmp_path: Path):
     program = (
         "import importlib.util, sys\n"
         "find_spec = importlib.util.find_spec\n"
@@ -163,8 +162,8 @@ def test_an_adapters_folder_asks_for_peft(adapter_folder: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("config", [PromptTuningConfig, PrefixTuningConfig])
-def test_refuses_a_prompt_that_was_learnt(random_model: PreTrainedModel, config: type):
-    # Its virtual tokens come before the context, and every position after them is another one.
+def test_rejects_prompt_and_prefix_tuning(random_model: PreTrainedModel, config: type):
+    # Virtual tokens before the context shift all positions.
     model = get_peft_model(random_model, config(task_type="CAUSAL_LM", num_virtual_tokens=3))
-    with pytest.raises(UserError, match=r"model: its adapter puts something before every prompt"):
+    with pytest.raises(UserError, match=r"its adapter adds virtual tokens before every prompt"):
         AttributionModule(model=model).configure_model()

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
-from lit_attr.facts.contrasts import Contrast, collate_contrasts
+from lit_attr.facts.batches import collate_contrasts
+from lit_attr.facts.contrasts import Contrast
 from lit_attr.models.hooks import first_tensor, replace_first
 from lit_attr.models.location import locate
 
@@ -24,7 +25,7 @@ STEP = 1e-5
 
 @pytest.fixture
 def float64_throughout(monkeypatch: pytest.MonkeyPatch):
-    """Norms and softmaxes go through float32 by name, also in a float64 model: its rounding would hide a slope."""
+    """Norms and softmaxes compute in float32 also in a float64 model, and its rounding would hide a slope."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     monkeypatch.setattr(torch, "float32", torch.float64)
@@ -62,7 +63,7 @@ def logit_difference(model: PreTrainedModel, contrast: Contrast) -> float:
 
 
 def slope(model: PreTrainedModel, contrast: Contrast, module: nn.Module, token: int, along_TH: Tensor) -> float:
-    """How the logit difference changes as a module's output at one token moves along a direction."""
+    """The slope of the logit difference as a module's output at one token moves along a direction."""
 
     def moved(step: float):
         def change(hidden: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ def assert_slopes(scores_T: Tensor, slopes_T: Tensor) -> None:
 
 @torch.no_grad()
 def mlp_write_TH(model: PreTrainedModel, block: nn.Module, contrast: Contrast) -> Tensor:
-    """What the MLP adds to the residual stream: the block's output less what the stream was before."""
+    """What the MLP adds to the residual stream: the block's output minus the stream before the MLP."""
     seen: dict[str, Tensor] = {}
     known = STREAM_BEFORE_MLP[model.config.model_type]
 
@@ -111,8 +112,8 @@ def mlp_write_TH(model: PreTrainedModel, block: nn.Module, contrast: Contrast) -
 
 @every_architecture
 @pytest.mark.usefixtures("float64_throughout")
-def test_mlp_scores_are_slopes_along_what_the_mlp_adds_to_the_stream(model_type: str):
-    """The direction is read off the residual stream and the stream itself is moved: no module of ours is asked."""
+def test_mlp_scores_are_slopes_along_the_mlps_write(model_type: str):
+    """Both the direction and the moved output are those of the residual stream, independent of `locate`."""
     model = tiny_model(model_type, torch.float64)
     (contrast,) = random_contrasts((6,))
     scores_LT = attribute(model, [contrast]).scores_sum_BLT[0]
@@ -124,7 +125,7 @@ def test_mlp_scores_are_slopes_along_what_the_mlp_adds_to_the_stream(model_type:
 
 @every_architecture
 @pytest.mark.usefixtures("float64_throughout")
-def test_attention_scores_are_slopes_along_its_write(model_type: str):
+def test_attention_scores_are_slopes_along_the_attentions_write(model_type: str):
     model = tiny_model(model_type, torch.float64)
     (contrast,) = random_contrasts((6,))
     location = locate(model, component="attention")
@@ -148,7 +149,7 @@ def test_attention_scores_are_slopes_along_its_write(model_type: str):
     ],
 )
 def test_logits_are_the_models_own(model_type: str, settings: dict):
-    """Tied embeddings, a cap or a scale of the logits: whatever comes after the last block is in them."""
+    """Including tied embeddings, and a cap or a scale of the logits."""
     model = tiny_model(model_type, **settings)
     contrasts = random_contrasts((5, 9, 2))
     batch = attribute(model, contrasts)
@@ -167,7 +168,7 @@ def test_logits_are_the_models_own(model_type: str, settings: dict):
         ("cohere", {"logit_scale": 3.0}),
     ],
 )
-def test_scores_are_of_what_comes_after_the_last_block(model_type: str, settings: dict):
+def test_scores_include_what_comes_after_the_last_block(model_type: str, settings: dict):
     model = tiny_model(model_type, torch.float64, **settings)
     (contrast,) = random_contrasts((6,))
     scores_LT = attribute(model, [contrast]).scores_sum_BLT[0]
@@ -178,7 +179,7 @@ def test_scores_are_of_what_comes_after_the_last_block(model_type: str, settings
 
 @every_architecture
 @pytest.mark.parametrize("component", ["mlp", "attention"])
-def test_a_padded_batch_scores_as_its_rows_do_alone(model_type: str, component: str):
+def test_a_padded_batch_has_the_scores_of_its_rows_alone(model_type: str, component: str):
     model = tiny_model(model_type)
     contrasts = random_contrasts((9, 3, 6, 1, 9))
     together = attribute(model, contrasts, component)
@@ -212,7 +213,7 @@ def test_equals_inseq(model_type: str, tokenizer: PreTrainedTokenizerBase, sampl
             torch.testing.assert_close(ours_l2_T, norms_T, rtol=0, atol=1e-4 * norms_T.max().item())
 
 
-def test_the_readme_says_where_each_architecture_writes():
+def test_the_readme_lists_where_each_architecture_writes():
     rows = re.findall(r"^\| `(\w+)` \| `([\w.]+)` \| `([\w.]+)` \|", (REPOSITORY / "README.md").read_text(), re.M)
     expected = []
     for model_type in CONFIGS:

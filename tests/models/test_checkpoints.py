@@ -1,4 +1,4 @@
-"""Weights out of the checkpoints of modules that are not ours."""
+"""Weights from checkpoints of other Lightning modules."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from lit_attr import models
+from lit_attr import errors
 from lit_attr.cli import main
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import UserError
-from lit_attr.facts.contrasts import Contrast, collate_contrasts
+from lit_attr.facts.batches import collate_contrasts
+from lit_attr.facts.contrasts import Contrast
 from lit_attr.models.checkpoints import load_weights
 from lit_attr.module import AttributionModule
 
@@ -34,7 +35,7 @@ def tiny(**config: Any) -> GPT2LMHeadModel:
 
 
 class StrangersModule(pl.LightningModule):
-    """A language model two attributes deep beside another net; two of its settings are called as ours are."""
+    """A language model two attributes deep beside another net. Two of its settings have names of ours."""
 
     def __init__(self, layers: int = 77, component: Any = "decoder") -> None:
         super().__init__()
@@ -51,7 +52,7 @@ class StrangersModule(pl.LightningModule):
 
 @pytest.fixture(scope="module")
 def base(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the model as it is before it is trained."""
+    """The folder of the model before training."""
     folder = tmp_path_factory.mktemp("base")
     torch.manual_seed(0)
     tiny().save_pretrained(folder)
@@ -61,7 +62,7 @@ def base(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="module")
 def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[StrangersModule, str]:
-    """A module after an epoch, and the checkpoint that Lightning has written of it."""
+    """A module after an epoch, and the checkpoint that Lightning wrote."""
     module = StrangersModule()
     module.net["decoder"] = GPT2LMHeadModel.from_pretrained(base)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -72,18 +73,18 @@ def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Stran
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Everything is run from an empty folder, and warned of as in a new process."""
+    """Runs every test in an empty folder, with the warnings of a new process."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["lit-attr"])
-    monkeypatch.setattr(models, "_logged", set())
+    monkeypatch.setattr(errors, "_logged", set())
     return folder
 
 
 @pytest.fixture
 def warned(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    return lambda: [record.getMessage() for record in caplog.records if record.name == "lit_attr.models.loading"]
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "lit_attr"]
 
 
 def predict(*words: object) -> None:
@@ -92,7 +93,7 @@ def predict(*words: object) -> None:
 
 
 def records(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The examples and what the manifest says of the model."""
+    """The examples, and the model's entry in the manifest."""
     examples = [
         each for path in folder.glob("batches/*.json") for each in json.loads(path.read_text())["examples"]
     ]
@@ -100,7 +101,7 @@ def records(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return examples, json.loads((folder / "manifest.json").read_text())["model"]
 
 
-def test_the_command_line_scores_as_the_model_in_memory(
+def test_the_command_line_scores_the_trained_model(
     base: Path, trained: tuple[StrangersModule, str], warned: Callable[[], list[str]]
 ):
     module, checkpoint = trained
@@ -108,20 +109,20 @@ def test_the_command_line_scores_as_the_model_in_memory(
     assert warned() == ["ckpt_path: 2 tensors of other parts are left out, those of critic"]
     ours = AttributionModule(model=module.net["decoder"], tokenizer=str(base))
     writing_trainer(Path("memory")).predict(ours, datamodule=CounterfactDataModule(limit=LIMIT))
-    (found, told), (expected, identity) = records(Path("loaded")), records(Path("memory"))
+    (found, manifest), (expected, identity) = records(Path("loaded")), records(Path("memory"))
     assert found == expected
-    assert told["weights"] == identity["weights"]
-    assert told["layers"] == [0, 1]
+    assert manifest["weights"] == identity["weights"]
+    assert manifest["layers"] == [0, 1]
     predict("--model.model_name", base, "--writer.output_dir", "untrained")
     untrained, other = records(Path("untrained"))
     assert untrained != found
-    assert other["weights"] != told["weights"]
-    # The saved settings do the same run again.
+    assert other["weights"] != manifest["weights"]
+    # The saved settings repeat the run.
     predict("--config", "loaded/config.yaml", "--writer.output_dir", "again")
-    assert records(Path("again")) == (found, told)
+    assert records(Path("again")) == (found, manifest)
 
 
-def test_a_run_of_other_weights_does_not_go_on_in_the_same_folder(
+def test_a_run_with_other_weights_does_not_resume_a_folder(
     base: Path, trained: tuple[StrangersModule, str], capfd: pytest.CaptureFixture[str]
 ):
     predict("--model.model_name", base, "--writer.output_dir", "out")
@@ -132,11 +133,11 @@ def test_a_run_of_other_weights_does_not_go_on_in_the_same_folder(
 
 
 @pytest.mark.parametrize("rule", ["gradient", "norm-secant"])
-def test_a_trainer_in_python_takes_it_too(
+def test_a_trainer_in_python_loads_the_checkpoint(
     base: Path, trained: tuple[StrangersModule, str], sample_contrasts: list[Contrast], rule: str, tmp_path: Path
 ):
     module, checkpoint = trained
-    # A final norm of other weights, of which that rule keeps a copy.
+    # The rule norm-secant keeps a copy of the final norm's weights.
     changed = torch.load(checkpoint)
     changed["state_dict"]["net.decoder.transformer.ln_f.weight"] *= 3
     torch.save(changed, tmp_path / "changed.ckpt")
@@ -153,7 +154,7 @@ def test_a_trainer_in_python_takes_it_too(
 
 
 def refusal(capfd: pytest.CaptureFixture[str], *words: object) -> str:
-    """The one line a mistake is told in. It leaves no file behind."""
+    """The one line of an error message. The run writes no file."""
     with pytest.raises(SystemExit) as stopped:
         predict(*words)
     error = capfd.readouterr().err
@@ -164,59 +165,59 @@ def refusal(capfd: pytest.CaptureFixture[str], *words: object) -> str:
     return line.removeprefix("lit-attr: error: ")
 
 
-def test_a_checkpoint_of_another_model_is_told_in_one_line(
+def test_a_checkpoint_of_another_model_is_reported_in_one_line(
     trained: tuple[StrangersModule, str], capfd: pytest.CaptureFixture[str]
 ):
-    told = refusal(capfd, "--ckpt_path", trained[1])
-    assert "the weights under net.decoder are not those of" in told
-    assert "it lacks 72 of them, transformer.h.2.ln_1.weight, transformer.h.2.ln_1.bias" in told
-    assert told.endswith("and 69 more; name the model that was trained by model.model_name")
+    message = refusal(capfd, "--ckpt_path", trained[1])
+    assert "the weights under net.decoder are not those of" in message
+    assert "72 are missing, transformer.h.2.ln_1.weight, transformer.h.2.ln_1.bias" in message
+    assert message.endswith("and 69 more; give the model that was trained")
 
 
-def test_files_that_are_no_checkpoints_are_told_in_one_line(
+def test_files_that_are_not_checkpoints_are_reported_in_one_line(
     base: Path, trained: tuple[StrangersModule, str], capfd: pytest.CaptureFixture[str], tmp_path: Path
 ):
     whole = Path(trained[1]).read_bytes()
     (tmp_path / "short.ckpt").write_bytes(whole[: len(whole) // 2])
-    # A zip file's directory is at its end: here what it points to is not there.
+    # A zip file's directory is at its end; here it points to zeros.
     (tmp_path / "hole.ckpt").write_bytes(whole[:60] + bytes(2000) + whole[2060:])
     torch.save(tiny().state_dict(), tmp_path / "bare.ckpt")
     torch.save([1, 2], tmp_path / "list.ckpt")
     for path, message in (
-        (tmp_path / "none.ckpt", "there is no file"),
-        (tmp_path, "is a folder, as of a sharded checkpoint; make one file of it"),
+        (tmp_path / "none.ckpt", "there is no such file; check the path"),
+        (tmp_path, "it is a folder, as of a sharded checkpoint; convert it to one file"),
         (
             Path(__file__),
-            "is cut short, or no checkpoint at all; give a file that Lightning's ModelCheckpoint has",
+            "it is truncated, or not a checkpoint; give a file that Lightning's ModelCheckpoint wrote",
         ),
-        (tmp_path / "short.ckpt", "is cut short, or no checkpoint at all; give"),
-        (tmp_path / "hole.ckpt", "cannot be read ("),
-        (tmp_path / "bare.ckpt", "has no state_dict in it; give a file that Lightning's"),
-        (tmp_path / "list.ckpt", "has no state_dict in it; give a file that Lightning's"),
+        (tmp_path / "short.ckpt", "it is truncated, or not a checkpoint; give"),
+        (tmp_path / "hole.ckpt", "it cannot be read ("),
+        (tmp_path / "bare.ckpt", "it contains no state_dict; give a file that Lightning's"),
+        (tmp_path / "list.ckpt", "it contains no state_dict; give a file that Lightning's"),
     ):
-        told = refusal(capfd, "--model.model_name", base, "--ckpt_path", path)
-        assert told.startswith("ckpt_path: ") and str(path) in told and message in told
+        error = refusal(capfd, "--model.model_name", base, "--ckpt_path", path)
+        assert error.startswith(f"{path}: {message}")
 
 
-def test_objects_in_a_checkpoint_are_read_only_where_asked_to(
+def test_objects_in_a_checkpoint_are_read_on_request_only(
     base: Path, trained: tuple[StrangersModule, str], capfd: pytest.CaptureFixture[str], tmp_path: Path
 ):
     checkpoint = torch.load(trained[1])
     checkpoint["hyper_parameters"]["component"] = nn.Linear(1, 1)
     torch.save(checkpoint, tmp_path / "objects.ckpt")
     words = ["--model.model_name", base, "--ckpt_path", tmp_path / "objects.ckpt"]
-    told = refusal(capfd, *words)
-    assert "objects.ckpt holds more than weights, such as torch.nn.modules.linear.Linear; if it is from" in told
+    message = refusal(capfd, *words)
+    assert "objects.ckpt: it holds more than weights, such as torch.nn.modules.linear.Linear; if you" in message
     predict(*words, "--weights_only", "false")
     assert len(records(Path("lit_attr_output"))[0]) == LIMIT
 
 
 @pytest.mark.parametrize("words", [["--model.quantization", "8bit"], ["--model.device_map", '{"": "disk"}']])
-def test_a_placed_model_takes_no_checkpoint(
+def test_a_placed_model_rejects_a_checkpoint(
     base: Path, trained: tuple[StrangersModule, str], capfd: pytest.CaptureFixture[str], words: list[str]
 ):
-    told = refusal(capfd, "--model.model_name", base, "--ckpt_path", trained[1], *words)
-    assert told.startswith("ckpt_path: its weights cannot go into a model that is quantised or has a device_map")
+    message = refusal(capfd, "--model.model_name", base, "--ckpt_path", trained[1], *words)
+    assert "ckpt_path: its weights cannot be loaded into a model that is quantised or has a device_map" in message
 
 
 def saved(**parts: nn.Module) -> dict[str, Tensor]:
@@ -231,34 +232,34 @@ def assert_loaded(state: dict[str, Tensor], source: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "net.decoder.", "model._orig_mod."])
-def test_the_prefix_is_found(prefix: str):
+def test_finds_the_prefix(prefix: str):
     source = tiny()
     assert_loaded({f"{prefix}{name}": weight for name, weight in source.state_dict().items()}, source)
 
 
-def test_of_tied_weights_one_is_enough():
+def test_one_of_several_tied_weights_is_enough():
     source = tiny()
     for left_out in ("lm_head.weight", "transformer.wte.weight"):
         assert_loaded({name: each for name, each in source.state_dict().items() if name != left_out}, source)
 
 
-def test_a_model_under_two_names_is_one(warned: Callable[[], list[str]]):
+def test_accepts_one_model_under_two_names(warned: Callable[[], list[str]]):
     source = tiny()
     assert_loaded(saved(a=source, z=nn.Linear(2, 2), compiled=source), source)
-    assert warned() == ["ckpt_path: 2 tensors of other parts are left out, those of z"]
+    assert warned() == ["saved: 2 tensors of other parts are left out, those of z"]
 
 
-def test_other_parts_are_left_out_and_named(warned: Callable[[], list[str]]):
+def test_leaves_other_parts_out_and_names_them(warned: Callable[[], list[str]]):
     source, teacher = tiny(), tiny(n_layer=3)
     rest = nn.ModuleDict({name: nn.Linear(2, 2, bias=False) for name in ("f", "g", "h")})
     state = saved(net=nn.ModuleDict({"student": source, "teacher": teacher}), **rest)
-    # What older versions of transformers saved with a GPT-2.
+    # Older versions of transformers saved these with a GPT-2.
     state["net.student.transformer.h.0.attn.bias"] = torch.ones(1, 1, 64, 64, dtype=torch.bool)
     state["net.student.transformer.h.0.attn.masked_bias"] = torch.tensor(-1e4)
     state["net.student.value.weight"] = torch.ones(2)
     assert_loaded(state, source)
     count = len(teacher.state_dict()) + 4
-    assert warned() == [f"ckpt_path: {count} tensors of other parts are left out, those of f, g, h and 2 more"]
+    assert warned() == [f"saved: {count} tensors of other parts are left out, those of f, g, h and 2 more"]
 
 
 @pytest.mark.parametrize(
@@ -270,18 +271,21 @@ def test_other_parts_are_left_out_and_named(warned: Callable[[], list[str]]):
         ),
         (
             saved(f=nn.Linear(2, 2)),
-            "no weight in it is one of tiny, a GPT2LMHeadModel; it has f.weight, f.bias; name",
+            "none of its weights belongs to tiny, a GPT2LMHeadModel; it has f.weight, f.bias; give",
         ),
-        ({}, "no weight in it is one of tiny"),
+        ({}, "none of its weights belongs to tiny"),
         (
             saved(m=tiny(n_layer=1)),
-            "under m are not those of tiny: it lacks 12 of them, transformer.h.1.ln_1.weight",
+            "under m are not those of tiny: 12 are missing, transformer.h.1.ln_1.weight",
         ),
-        (saved(m=tiny(n_layer=3)), "not those of tiny: there are 12 more, transformer.h.2.ln_1.weight"),
-        (saved(m=tiny(vocab_size=9)), "tiny: transformer.wte.weight is of 9 × 16, not 2048 × 16; name the model"),
+        (saved(m=tiny(n_layer=3)), "not those of tiny: there are 12 weights more, transformer.h.2.ln_1.weight"),
+        (
+            saved(m=tiny(vocab_size=9)),
+            "tiny: transformer.wte.weight has the shape 9 × 16, not 2048 × 16; give",
+        ),
         (
             saved(m=tiny(tie_word_embeddings=False)),
-            "transformer.wte.weight and lm_head.weight are one in the model; its config needs tie_word_embeddings",
+            "transformer.wte.weight and lm_head.weight are tied in the model; its config needs tie_word",
         ),
         (
             saved(m=get_peft_model(tiny(), LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True))),
@@ -289,7 +293,7 @@ def test_other_parts_are_left_out_and_named(warned: Callable[[], list[str]]):
         ),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(state: dict[str, Tensor], message: str):
+def test_rejects_weights_that_do_not_fit(state: dict[str, Tensor], message: str):
     model = tiny()
     before = [weight.clone() for weight in model.parameters()]
     with pytest.raises(UserError) as raised:

@@ -1,4 +1,4 @@
-"""Language models that are part of other people's Lightning modules."""
+"""Language models inside other Lightning modules."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from transformers import GPT2LMHeadModel, GPT2Model
 from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import UserError
-from lit_attr.facts.contrasts import Contrast, collate_contrasts
+from lit_attr.facts.batches import collate_contrasts
+from lit_attr.facts.contrasts import Contrast
 from lit_attr.models.location import locate
 from lit_attr.module import AttributionModule
 
 
 def expected(model: GPT2LMHeadModel, batches: list[AttributionBatch]) -> list[AttributionBatch]:
-    """What the core makes of the same batches."""
+    """The scores of the same batches by the functional core."""
     return [attribute_batch(model, locate(model), collate_contrasts(batch.contrasts)) for batch in batches]
 
 
@@ -36,7 +37,7 @@ def assert_same(batches: list[AttributionBatch], others: list[AttributionBatch])
 
 @pytest.mark.parametrize("rule", ["gradient", "linearised", "exact"])
 @pytest.mark.parametrize("trained", [False, True])
-def test_the_module_is_afterwards_as_it_was(rule: str, trained: bool, tmp_path: Path):
+def test_leaves_the_module_as_it_was(rule: str, trained: bool, tmp_path: Path):
     module = StrangersModule()
     if trained:
         module.learn()
@@ -58,7 +59,7 @@ class Failing(AttributionModule):
         raise RuntimeError("on purpose")
 
 
-def test_it_is_as_it_was_after_an_error_too():
+def test_leaves_the_module_as_it_was_after_an_error():
     module = StrangersModule()
     before = state(module)
     ours = Failing.from_lightning(module)
@@ -70,7 +71,7 @@ def test_it_is_as_it_was_after_an_error_too():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
 @pytest.mark.parametrize("home", ["cpu", "cuda"])
 @pytest.mark.parametrize("accelerator", ["cpu", "gpu"])
-def test_it_is_where_it_was(home: str, accelerator: str):
+def test_leaves_the_module_on_its_device(home: str, accelerator: str):
     module = StrangersModule().to(home)
     before = state(module)
     ours = AttributionModule.from_lightning(module)
@@ -81,13 +82,13 @@ def test_it_is_where_it_was(home: str, accelerator: str):
 
 
 class Elsewhere(SingleDeviceStrategy):
-    """Takes weights, empty ones, to another device than they were on."""
+    """Moves the module to another device, with empty weights."""
 
     def model_to_device(self) -> None:
         self.model.to_empty(device=self.root_device)
 
 
-def test_it_is_put_back_where_it_was_by_a_trainer_that_has_run_nothing():
+def test_is_moved_back_by_a_trainer_that_has_run_no_batch():
     module = StrangersModule()
     module.lm.to("meta")
     settings = {"self_test": False, "component": "transformer.h.{layer}.mlp"}
@@ -99,8 +100,8 @@ def test_it_is_put_back_where_it_was_by_a_trainer_that_has_run_nothing():
 
 
 @pytest.mark.parametrize("failed", [False, True])
-def test_a_later_run_has_the_weights_as_they_are_then(failed: bool):
-    """The final norm's weights are in what this rule keeps of a model."""
+def test_a_later_run_uses_the_current_weights(failed: bool):
+    """The rule norm-secant keeps the final norm's weights."""
     module = StrangersModule()
     ours = (Failing if failed else AttributionModule).from_lightning(module, rule="norm-secant")
     data = CounterfactDataModule(limit=6)
@@ -117,7 +118,7 @@ def test_a_later_run_has_the_weights_as_they_are_then(failed: bool):
 
 
 class Pair(StrangersModule):
-    """A student, a teacher outside of the tree of modules, and an encoder without a head."""
+    """A student, a teacher outside the module tree, and an encoder without a head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,14 +139,14 @@ def test_finds_the_language_model_and_the_tokenizer():
     assert AttributionModule.from_lightning(module, layers=[1]).tokenizer == "their/model"
 
 
-def test_takes_the_compiled_language_model():
+def test_finds_the_compiled_language_model():
     module = StrangersModule()
     language_model = module.lm
     module.net["lm"] = torch.compile(language_model, backend="eager")
     assert AttributionModule.from_lightning(module).language_model is language_model
 
 
-def test_takes_an_adapter_with_its_wrapper(sample_contrasts: list[Contrast]):
+def test_finds_an_adapter_with_its_wrapper(sample_contrasts: list[Contrast]):
     module = StrangersModule()
     config = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, fan_in_fan_out=True)
     module.net["lm"] = get_peft_model(module.lm, config)
@@ -157,11 +158,11 @@ def test_takes_an_adapter_with_its_wrapper(sample_contrasts: list[Contrast]):
     batches = pl.Trainer(accelerator="cpu", **QUIET).predict(ours, loader)
     assert state(module) == before
     assert_same(batches, expected(module.lm, batches))
-    # What this one puts before every prompt is in the wrapper alone.
+    # The virtual tokens of prompt tuning are in the wrapper alone.
     module.net["lm"] = get_peft_model(
         tiny(module.tokenizer), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     )
-    with pytest.raises(UserError, match=r"model: its adapter puts something before every prompt"):
+    with pytest.raises(UserError, match=r"its adapter adds virtual tokens before every prompt"):
         AttributionModule.from_lightning(module).configure_model()
 
 
@@ -186,6 +187,6 @@ class Strange(StrangersModule):
         (Strange, None, "^tokenizer: function is none of transformers; give one, or its name$"),
     ],
 )
-def test_mistakes_are_told(module: type[StrangersModule], attribute: str | None, message: str):
+def test_reports_mistakes(module: type[StrangersModule], attribute: str | None, message: str):
     with pytest.raises(UserError, match=message):
         AttributionModule.from_lightning(module(), attribute)

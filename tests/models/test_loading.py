@@ -1,4 +1,4 @@
-"""Loading, by name, folder and number format."""
+"""Loading by name, folder and number format."""
 
 from __future__ import annotations
 
@@ -9,21 +9,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2LMHeadModel
 
-from lit_attr import models
+from lit_attr import errors
 from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.errors import UserError
-from lit_attr.facts.contrasts import Contrast, collate_contrasts
-from lit_attr.models.loading import (
-    DEMO_MODEL,
-    Quantization,
-    accept,
-    fingerprint,
-    is_placed,
-    load_model,
-    load_tokenizer,
-    quantization_settings,
-)
+from lit_attr.facts.batches import collate_contrasts
+from lit_attr.facts.contrasts import Contrast
+from lit_attr.models.identity import fingerprint
+from lit_attr.models.language_model import check_model, is_placed
+from lit_attr.models.loading import DEMO_MODEL, load_model, load_tokenizer
 from lit_attr.models.location import locate
+from lit_attr.models.quantization import Quantization, quantization_settings
 
 
 def test_loads_a_folder_in_eval_mode(model_folder: Path, random_model: GPT2LMHeadModel):
@@ -52,20 +47,20 @@ def test_loads_quantised(quantization: Quantization, layer: str):
     assert not is_placed(load_model(DEMO_MODEL))
 
 
-def test_a_checkpoint_that_is_quantised_keeps_its_settings(tmp_path: Path):
+def test_a_quantised_checkpoint_keeps_its_settings(tmp_path: Path):
     saved = load_model(DEMO_MODEL, quantization="8bit")
     saved.save_pretrained(tmp_path)
     assert quantization_settings(load_model(str(tmp_path))) == quantization_settings(saved)
-    with pytest.raises(UserError, match=r"model.quantization: .* is already quantised, with 8bit; leave it out"):
+    with pytest.raises(UserError, match=r"^quantization: .* is already quantised, with 8bit; leave it out"):
         load_model(str(tmp_path), quantization="4bit")
-    with pytest.raises(UserError, match=r"model.llm_int8_threshold: .* is already quantised, with 6.0; leave"):
+    with pytest.raises(UserError, match=r"^llm_int8_threshold: .* is already quantised, with 6.0; leave"):
         load_model(str(tmp_path), quantization="8bit", llm_int8_threshold=0)
 
 
 def test_bitsandbytes_warns_once(
     sample_contrasts: list[Contrast], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(models, "_logged", set())
+    monkeypatch.setattr(errors, "_logged", set())
     for _ in range(2):
         model = load_model(DEMO_MODEL, quantization="8bit")
         for start in (0, 4):
@@ -78,38 +73,36 @@ def test_bitsandbytes_warns_once(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"llm_int8_threshold": 0.0}, "model.llm_int8_threshold: it is for model.quantization: 8bit; set"),
-        ({"llm_int8_threshold": 0.0, "quantization": "4bit"}, "model.llm_int8_threshold: it is for"),
-        ({"llm_int8_threshold": -1.0, "quantization": "8bit"}, "model.llm_int8_threshold: -1.0 is less than 0"),
+        ({"llm_int8_threshold": 0.0}, "^llm_int8_threshold: it needs quantization 8bit; set"),
+        ({"llm_int8_threshold": 0.0, "quantization": "4bit"}, "^llm_int8_threshold: it needs quantization 8bit"),
+        ({"llm_int8_threshold": -1.0, "quantization": "8bit"}, "^llm_int8_threshold: -1.0 is less than 0"),
         (
             {"device_map": {"": "disk"}, "quantization": "8bit"},
-            "model.device_map: a quantised model cannot be off",
+            "^device_map: a quantised model cannot be offloaded",
         ),
         (
             {"device_map": {"transformer": "cpu", "lm_head": 0}, "quantization": "4bit"},
-            "model.device_map: a quantised model cannot be off",
+            "^device_map: a quantised model cannot be offloaded",
         ),
-        ({"device_map": "nowhere"}, "model.device_map: 'nowhere' cannot be used .*; change it or leave it out"),
+        ({"device_map": "nowhere"}, "^device_map: 'nowhere' cannot be used .*; change it or leave it out"),
     ],
 )
-def test_refuses_settings_that_do_not_go_together(settings: dict[str, Any], message: str):
+def test_rejects_incompatible_settings(settings: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         load_model(DEMO_MODEL, **settings)
 
 
-def test_refuses_a_model_that_only_says_it_is_quantised():
+def test_rejects_a_quantised_config_without_quantised_layers():
     config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_enable_fp32_cpu_offload=True)
     model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, device_map={"": "disk"}, quantization_config=config)
-    with pytest.raises(UserError, match="model: it says 8bit, but no layer of it is quantised; load it without"):
-        accept(model)
+    with pytest.raises(UserError, match="^model: its config says 8bit, but none of its layers is quantised; load"):
+        check_model(model)
 
 
-def test_weights_that_cannot_stay_in_their_file_are_offloaded_to_a_folder(
-    random_model: GPT2LMHeadModel, tmp_path: Path
-):
+def test_offloads_pickled_weights_to_a_folder(random_model: GPT2LMHeadModel, tmp_path: Path):
     random_model.config.save_pretrained(tmp_path)
     torch.save(random_model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"model.device_map: .* cannot be used .*; set model.offload_folder"):
+    with pytest.raises(UserError, match=r"^device_map: .* cannot be used .*; set offload_folder"):
         load_model(str(tmp_path), device_map={"": "disk"}, use_safetensors=False)
     options = {"device_map": {"": "disk"}, "offload_folder": str(tmp_path / "offloaded")}
     model = load_model(str(tmp_path), use_safetensors=False, **options)
@@ -117,15 +110,15 @@ def test_weights_that_cannot_stay_in_their_file_are_offloaded_to_a_folder(
     assert fingerprint(model) == fingerprint(random_model)
 
 
-def test_names_a_folder_that_is_not_there(tmp_path: Path):
+def test_reports_a_missing_folder(tmp_path: Path):
     missing = str(tmp_path / "none")
-    with pytest.raises(UserError, match=f"model.model_name: there is no folder {missing}; check the path"):
+    with pytest.raises(UserError, match=f"^model_name: there is no folder {missing}; check the path"):
         load_model(missing)
-    with pytest.raises(UserError, match=f"data.tokenizer: there is no folder {missing}; check the path"):
+    with pytest.raises(UserError, match=f"^tokenizer: there is no folder {missing}; check the path"):
         load_tokenizer(missing)
 
 
-def test_refuses_a_checkpoint_that_lacks_weights(random_model: GPT2LMHeadModel, tmp_path: Path):
+def test_rejects_a_checkpoint_with_missing_weights(random_model: GPT2LMHeadModel, tmp_path: Path):
     random_model.save_pretrained(tmp_path)
     config = random_model.config
     config.n_layer = 4
@@ -134,28 +127,28 @@ def test_refuses_a_checkpoint_that_lacks_weights(random_model: GPT2LMHeadModel, 
         load_model(str(tmp_path))
 
 
-def test_refuses_a_revision_of_a_folder(model_folder: Path):
-    with pytest.raises(UserError, match="model.revision: 'v2' is for models on the hub"):
+def test_rejects_a_revision_of_a_folder(model_folder: Path):
+    with pytest.raises(UserError, match="^revision: 'v2' is for models on the hub"):
         load_model(str(model_folder), revision="v2")
 
 
-def test_names_a_folder_that_holds_no_tokenizer(random_model: GPT2LMHeadModel, tmp_path: Path):
+def test_reports_a_folder_without_a_tokenizer(random_model: GPT2LMHeadModel, tmp_path: Path):
     random_model.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"data.tokenizer: "):
+    with pytest.raises(UserError, match=r"^tokenizer: "):
         load_tokenizer(str(tmp_path))
 
 
-def test_names_a_folder_that_holds_no_model(tmp_path: Path):
-    with pytest.raises(UserError, match=r"model.model_name: no model .* could be loaded .*save_pretrained"):
+def test_reports_a_folder_without_a_model(tmp_path: Path):
+    with pytest.raises(UserError, match=r"^model_name: no model .* could be loaded .*save_pretrained"):
         load_model(str(tmp_path))
 
 
-def test_names_a_hub_model_that_cannot_be_had():
-    with pytest.raises(UserError, match=r"model.model_name: no model 'nobody/nothing' could be loaded .*network"):
+def test_reports_a_hub_model_that_cannot_be_loaded():
+    with pytest.raises(UserError, match=r"^model_name: no model 'nobody/nothing' could be loaded .*network"):
         load_model("nobody/nothing")
 
 
-def test_fingerprint_knows_a_model_again_and_another_from_it(random_model: GPT2LMHeadModel, model_folder: Path):
+def test_fingerprint_identifies_the_weights(random_model: GPT2LMHeadModel, model_folder: Path):
     before = fingerprint(random_model)
     assert fingerprint(load_model(str(model_folder))) == before
     with torch.no_grad():
@@ -164,13 +157,13 @@ def test_fingerprint_knows_a_model_again_and_another_from_it(random_model: GPT2L
 
 
 class Code:
-    """What would run where a pickle is read whole."""
+    """An object that runs code when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return exec, ("raise SystemExit('code of a checkpoint has run')",)
 
 
-def test_reads_pickled_weights_only_when_asked_and_never_code(demo_model: Any, tmp_path: Path):
+def test_reads_pickled_weights_on_request_and_never_runs_code(demo_model: Any, tmp_path: Path):
     demo_model.config.save_pretrained(tmp_path)
     torch.save(demo_model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="has no safetensors files; false reads pickled ones"):

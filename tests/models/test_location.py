@@ -23,13 +23,13 @@ def test_resolves_layers(layers: str | int | list[int], expected: tuple[int, ...
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        (4, "model.layers: there is no layer 4; this model has 4, 0 to 3"),
-        ([0, -5], "model.layers: there is no layer -5"),
-        ([], "model.layers: the list is empty"),
-        ("some", "model.layers: 'some' is neither all, a layer, nor a list of layers"),
+        (4, "layers: there is no layer 4; this model has 4, 0 to 3"),
+        ([0, -5], "layers: there is no layer -5"),
+        ([], "layers: the list is empty"),
+        ("some", "layers: 'some' is neither all, a layer, nor a list of layers"),
     ],
 )
-def test_refuses_layers_that_are_not_there(layers: str | int | list[int], message: str):
+def test_rejects_layers_out_of_range(layers: str | int | list[int], message: str):
     with pytest.raises(UserError) as refused:
         resolve_layers(layers, 4)
     assert str(refused.value).startswith(message)
@@ -45,7 +45,7 @@ def test_finds_the_sublayers_of_gpt2(random_model: GPT2LMHeadModel):
     assert by_path.layers == (0, 2)
 
 
-def test_names_the_paths_of_what_it_finds(random_model: GPT2LMHeadModel):
+def test_paths_lead_to_the_modules(random_model: GPT2LMHeadModel):
     assert locate(random_model, layers=[0, 2]).paths == ("transformer.h.0.mlp", "transformer.h.2.mlp")
 
 
@@ -54,16 +54,14 @@ def test_names_the_paths_of_what_it_finds(random_model: GPT2LMHeadModel):
     ("model_type", "mlp", "attention"),
     [
         ("llama", "mlp", "self_attn"),
-        ("granite", "mlp", "self_attn"),  # scaled afterwards: the product of gradient and activation is the same
+        ("granite", "mlp", "self_attn"),  # scaled afterwards, which gradient × activation does not depend on
         ("gemma2", "post_feedforward_layernorm", "post_attention_layernorm"),
         ("bloom", "mlp.dense_4h_to_h", "self_attention.dense"),  # these modules add the residual themselves
         ("opt", "fc2", "self_attn"),
         ("falcon", "mlp", "self_attention"),  # side by side, and added in place
     ],
 )
-def test_finds_what_is_added_to_the_stream_in_every_number_format(
-    model_type: str, mlp: str, attention: str, dtype: torch.dtype
-):
+def test_finds_the_write_in_every_number_format(model_type: str, mlp: str, attention: str, dtype: torch.dtype):
     model = tiny_model(model_type, dtype)
     for component, name in (("mlp", mlp), ("attention", attention)):
         location = locate(model, component=component)
@@ -76,15 +74,15 @@ def test_finds_what_is_added_to_the_stream_in_every_number_format(
 @pytest.mark.parametrize(
     ("model_type", "settings"),
     [
-        ("opt", {"do_layer_norm_before": False}),  # the sum is normalised: nothing is left of the residual
+        ("opt", {"do_layer_norm_before": False}),  # a norm after the sum leaves no plain residual
         ("bloom", {"slow_but_exact": True, "pretraining_tp": 2}),  # the projection's weights without its module
-        ("granitemoeshared", {"num_local_experts": 4, "shared_intermediate_size": 16}),  # two modules make the MLP
+        ("granitemoeshared", {"num_local_experts": 4, "shared_intermediate_size": 16}),  # two modules form the MLP
     ],
 )
-def test_refuses_what_it_does_not_understand(model_type: str, settings: dict, component: str):
+def test_rejects_unsupported_blocks(model_type: str, settings: dict, component: str):
     model = tiny_model(model_type, **settings)
     with pytest.raises(
-        UserError, match=r"is not understood: .*take block, or name a module by its path"
+        UserError, match=r"is not supported: .*choose block, or name a module by its path"
     ) as refused:
         locate(model, component=component)
     stack = "model.decoder.layers" if model_type == "opt" else ".h" if model_type == "bloom" else "model.layers"
@@ -92,19 +90,19 @@ def test_refuses_what_it_does_not_understand(model_type: str, settings: dict, co
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_refuses_a_model_that_looks_ahead():
-    with pytest.raises(UserError, match="model.model_name: this model lets a token see those after it"):
+def test_rejects_a_model_that_looks_ahead():
+    with pytest.raises(UserError, match="^model: its tokens attend to later ones"):
         locate(tiny_model("roberta", is_decoder=False), component="block")
 
 
 @pytest.mark.parametrize(
     ("component", "message"),
     [
-        ("mlp", "model.layers: layer 1 runs 2 times in a forward pass; leave it out"),
-        ("block", r"blocks.1 gives out 2 tensors in a forward pass, not one"),
+        ("mlp", "^layers: layer 1 runs 2 times in a forward pass; leave it out"),
+        ("block", r"blocks.1 returns 2 tensors in a forward pass, not one"),
     ],
 )
-def test_refuses_a_layer_that_runs_twice(component: str, message: str):
+def test_rejects_a_layer_that_runs_twice(component: str, message: str):
     model = ToyModel()
     model.config.num_hidden_layers = 2
     block = model.blocks[1]
@@ -113,42 +111,42 @@ def test_refuses_a_layer_that_runs_twice(component: str, message: str):
         locate(model, component=component, layers=1)
 
 
-def test_takes_a_layer_that_writes_nothing(random_model: GPT2LMHeadModel):
+def test_accepts_a_layer_whose_write_is_zero(random_model: GPT2LMHeadModel):
     torch.nn.init.zeros_(random_model.transformer.h[1].mlp.c_proj.weight)
     assert locate(random_model).layers == (0, 1, 2)
 
 
-def test_refuses_a_model_that_makes_no_numbers(random_model: GPT2LMHeadModel):
+def test_rejects_a_model_with_nan_activations(random_model: GPT2LMHeadModel):
     torch.nn.init.constant_(random_model.transformer.h[0].ln_1.weight, float("nan"))
-    with pytest.raises(UserError, match=r"model.dtype: layer 1 gets numbers that are not finite"):
+    with pytest.raises(UserError, match=r"^model: layer 1 gets numbers that are not finite"):
         locate(random_model, layers=[1])
 
 
-def test_without_the_self_test_takes_the_component_as_it_stands():
+def test_without_the_self_test_the_components_own_module_is_taken():
     bloom = tiny_model("bloom")
     assert locate(bloom, self_test=False).modules == tuple(block.mlp for block in bloom.transformer.h)
-    with pytest.raises(UserError, match=r"OPTDecoderLayer has no single mlp module; .*layers\.\{layer\}\.fc2"):
+    with pytest.raises(UserError, match=r"OPTDecoderLayer has 0 mlp modules, not one; .*layers\.\{layer\}\.fc2"):
         locate(tiny_model("opt"), self_test=False)
 
 
-def test_an_unknown_architecture_gets_the_paths_it_has():
+def test_an_unknown_architecture_is_rejected_with_its_paths():
     model = ToyModel()
     with pytest.raises(UserError) as refused:
         locate(model)
     assert str(refused.value) == (
-        "model.component: ToyModel has 0 lists of modules that could be its decoder blocks, not one; "
-        "name a module by its path, as in --model.component 'PATH', of blocks.{layer}, blocks.{layer}.mlp"
+        "component: ToyModel has 0 lists of modules that could be its decoder blocks, not one; "
+        "name a module by its path, one of blocks.{layer}, blocks.{layer}.mlp"
     )
     assert locate(model, component="blocks.{layer}.mlp", layers=-1).modules == (model.blocks[1].mlp,)
 
 
-def test_refuses_a_path_that_cannot_be_read(random_model: GPT2LMHeadModel):
+def test_rejects_unusable_paths(random_model: GPT2LMHeadModel):
     with pytest.raises(UserError, match=r"no module transformer.h.0.mlpp; .*transformer.h.\{layer\}.mlp.c_fc"):
         locate(random_model, component="transformer.h.{layer}.mlpp")
     with pytest.raises(UserError, match="'mpl' is none of mlp, attention, block, nor a path"):
         locate(random_model, component="mpl")
-    with pytest.raises(UserError, match=r"attention_dropout is of shape \[2, 4, 5, 5\] for 2 rows of 5 tokens"):
+    with pytest.raises(UserError, match=r"attention_dropout has the shape \[2, 4, 5, 5\] for 2 rows of 5 tokens"):
         locate(tiny_model("bloom"), component="transformer.h.{layer}.self_attention.attention_dropout")
     random_model.transformer.h[1].mlp.act = random_model.transformer.h[0].mlp.act
-    with pytest.raises(UserError, match=r"transformer.h.0.mlp.act gives out 2 tensors in a forward pass, not one"):
+    with pytest.raises(UserError, match=r"transformer.h.0.mlp.act returns 2 tensors in a forward pass, not one"):
         locate(random_model, component="transformer.h.{layer}.mlp.act", layers=0)

@@ -1,4 +1,4 @@
-"""Activation functions and gates in the backward pass, against MLPs written out with the rule in them."""
+"""Activation functions and gates in the backward pass, against MLPs with the rule written into their forward."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def first_mlp(model: PreTrainedModel) -> nn.Module:
     return named_mlps(model)[0][1]
 
 
-def test_plain_mlps_have_their_activation_as_a_factor():
+def test_activations_of_plain_mlps_are_constant_factors():
     model = tiny_model("gpt2", torch.float64)
     mlp = first_mlp(model)
     nonlinearities = find_nonlinearities(model, named_mlps(model))
@@ -38,7 +38,7 @@ def test_plain_mlps_have_their_activation_as_a_factor():
 
 
 @pytest.mark.parametrize("model_type", ["llama", "phi3"])
-def test_gates_share_half_and_half(model_type: str):
+def test_gate_and_projection_share_the_gradient_equally(model_type: str):
     model = tiny_model(model_type, torch.float64)
     mlp = first_mlp(model)
     nonlinearities = find_nonlinearities(model, named_mlps(model))
@@ -60,40 +60,40 @@ def test_gates_share_half_and_half(model_type: str):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_at_zero_the_factor_is_its_limit():
+def test_the_factor_at_zero_is_its_limit():
     model = tiny_model("gpt2")
     nonlinearities = find_nonlinearities(model, named_mlps(model))
     zero = torch.zeros(2, requires_grad=True)
     with nonlinearities.linearised():
         (slope,) = torch.autograd.grad(first_mlp(model).act(zero).sum(), zero)
-    # GELU is x times the normal distribution function, which is a half at zero.
+    # GELU is x times the normal distribution function, which is 0.5 at zero.
     assert slope.tolist() == pytest.approx([0.5, 0.5], abs=1e-4)
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe"])
-def test_refuses_experts(model_type: str):
+def test_rejects_experts(model_type: str):
     model = tiny_model(model_type)
     with pytest.raises(
-        UserError, match=r"model.rule: model.layers.\d.mlp \(\w+\) is no MLP that linearised understands"
+        UserError, match=r"^rule: model.layers.\d.mlp \(\w+\) is not an MLP that linearised supports"
     ):
         find_nonlinearities(model, named_mlps(model))
 
 
-def test_refuses_a_model_whose_mlps_are_no_modules():
+def test_rejects_a_model_without_mlp_modules():
     model = tiny_model("opt")
-    with pytest.raises(UserError, match="model.rule: no MLP of OPTForCausalLM is a module of its own"):
+    with pytest.raises(UserError, match="^rule: no MLP of OPTForCausalLM is a module of its own"):
         find_nonlinearities(model, named_mlps(model))
 
 
 @pytest.mark.parametrize("setting", [{"dtype": "bfloat16"}, {"quantization": "8bit"}, {"quantization": "4bit"}])
-def test_coarse_formats_are_understood(setting: dict[str, str]):
+def test_supports_coarse_number_formats(setting: dict[str, str]):
     model = load_model(DEMO_MODEL, **setting)
     with evaluating(model):
         nonlinearities = find_nonlinearities(model, named_mlps(model))
     assert len(nonlinearities.activations) >= 8 and nonlinearities.gated == ()
 
 
-def test_activations_that_write_into_their_input_are_the_same():
+def test_inplace_activations_have_the_same_gradient():
     model = tiny_model("gpt2", activation_function="relu")
     x_BTH = torch.randn(2, 3, 32)
     slopes = []
@@ -112,13 +112,13 @@ def test_a_shared_mlp_is_halved_once():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_refuses_activations_with_weights(dtype: torch.dtype):
+def test_rejects_activations_with_weights(dtype: torch.dtype):
     model = tiny_model("apertus", dtype)
-    with pytest.raises(UserError, match=r"\(ApertusMLP\) is no MLP that linearised understands"):
+    with pytest.raises(UserError, match=r"\(ApertusMLP\) is not an MLP that linearised supports"):
         find_nonlinearities(model, named_mlps(model))
 
 
-def test_mlps_called_by_name_are_linearised_too():
+def test_linearises_mlps_with_keyword_inputs():
     model = tiny_model("llama")
     nonlinearities = find_nonlinearities(model, named_mlps(model))
     mlp, x_BTH = first_mlp(model), torch.randn(2, 3, 32, requires_grad=True)

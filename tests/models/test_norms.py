@@ -1,4 +1,4 @@
-"""What norms do, against PyTorch's and transformers' own, and their gradients with the denominators held."""
+"""Norms read off their outputs, against PyTorch's and transformers' own, and gradients with denominators held."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def made(kind: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, bool
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", NORMS)
-def test_reads_what_a_norm_does(kind: str, dtype: torch.dtype):
+def test_reads_weight_epsilon_and_kind(kind: str, dtype: torch.dtype):
     module, centred, weight_H = made(kind, dtype)
     norm = read_norm(module, torch.zeros(1, WIDTH, dtype=dtype), "norm")
     assert norm.centred is centred
@@ -44,14 +44,14 @@ def test_reads_what_a_norm_does(kind: str, dtype: torch.dtype):
 
 
 @pytest.mark.parametrize("kind", NORMS)
-def test_holds_denominators_in_the_backward_alone(kind: str):
+def test_holds_denominators_in_the_backward_pass_only(kind: str):
     module, centred, weight_H = made(kind)
     norm = read_norm(module, torch.zeros(1, WIDTH), "norm")
     x_NH = (torch.randn(4, WIDTH) * 3 + 1).requires_grad_()
     gradient_NH = torch.randn(4, WIDTH)
     output_NH = norm.holding_denominators(module.forward)(x_NH)
     assert torch.equal(output_NH, module(x_NH))
-    # The rule as it is written: the denominator is a number, and the rest is differentiated.
+    # The definition of the rule: the denominator is a constant, and the rest is differentiated.
     numerator_NH = x_NH - x_NH.mean(-1, keepdim=True) if centred else x_NH
     denominator_N1 = (numerator_NH.square().mean(-1, keepdim=True) + norm.eps).sqrt().detach()
     (expected_NH,) = torch.autograd.grad(numerator_NH / denominator_N1 * weight_H, x_NH, gradient_NH)
@@ -66,16 +66,16 @@ class SoftmaxNorm(nn.Module):
         return x_NH.softmax(-1)
 
 
-def test_refuses_what_is_called_a_norm_and_is_none():
+def test_rejects_a_module_that_is_only_named_a_norm():
     assert is_norm(SoftmaxNorm()) and is_norm(nn.LayerNorm(3)) and not is_norm(nn.Linear(2, 2))
-    with pytest.raises(UserError, match=r"model.rule: final \(SoftmaxNorm\) is no LayerNorm or RMSNorm"):
+    with pytest.raises(UserError, match=r"^rule: final \(SoftmaxNorm\) is not a LayerNorm or RMSNorm"):
         read_norm(SoftmaxNorm(), torch.zeros(1, WIDTH), "final")
 
 
-def test_refuses_an_unknown_epsilon():
+def test_rejects_an_unknown_epsilon():
     norm = nn.LayerNorm(WIDTH)
     norm.forward = lambda x_NH: nn.functional.layer_norm(x_NH, (WIDTH,), eps=0.5)
-    with pytest.raises(UserError, match="is no LayerNorm or RMSNorm"):
+    with pytest.raises(UserError, match="is not a LayerNorm or RMSNorm"):
         read_norm(norm, torch.zeros(1, WIDTH), "final")
 
 
@@ -84,9 +84,9 @@ class GatedNorm(LlamaRMSNorm):
         return super().forward(x_NH if gate_NH is None else x_NH * gate_NH.sigmoid())
 
 
-def test_refuses_a_norm_that_is_given_a_gate():
+def test_rejects_a_norm_with_a_gate():
     module = GatedNorm(WIDTH)
     held = read_norm(module, torch.zeros(1, WIDTH), "norm").holding_denominators(module.forward)
     assert torch.equal(held(torch.ones(1, WIDTH), None), held(x_NH=torch.ones(1, WIDTH)))
-    with pytest.raises(UserError, match="model.rule: a norm takes more than its vectors"):
+    with pytest.raises(UserError, match="^rule: a norm takes more than its vectors"):
         held(torch.ones(1, WIDTH), torch.ones(1, WIDTH))

@@ -1,7 +1,8 @@
-"""How far the scores of each number format are from those in float32, and how far they depend on the batch.
+"""The agreement of each number format's scores with float32, and their dependence on the batch.
 
-`python tests/models/test_precision.py` prints the README's table and the dependence on the batch. Axes: B contrasts,
-L layers, T tokens.
+`python tests/models/test_precision.py` prints the README's table and the dependence on the batch.
+
+Axes: B contrasts, L layers, T tokens.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_attr.attribution.gradient import attribute_batch
-from lit_attr.facts.contrasts import Contrast, build_contrasts, collate_contrasts
+from lit_attr.facts.batches import collate_contrasts
+from lit_attr.facts.contrasts import Contrast
 from lit_attr.facts.rows import read_facts
 from lit_attr.facts.sources import SAMPLE, open_rows
+from lit_attr.facts.tokenization import build_contrasts
 from lit_attr.models.loading import DEMO_MODEL, load_model, load_tokenizer
 from lit_attr.models.location import locate
 
@@ -34,14 +37,14 @@ FORMATS: dict[str, dict[str, Any]] = {
 
 
 class Agreement(NamedTuple):
-    """How scores in a number format agree with those in float32.
+    """The agreement of scores in a number format with those in float32.
 
     Attributes:
         pearson: Correlation over all contrasts, layers and tokens.
         norm_ratio: Their l2 norm over that of the scores in float32.
         largest_error: The largest difference, relative to the contrast's largest score.
-        largest_error_in_layer: The same, relative to the largest score of the contrast in that layer; it says
-            little, since a layer may score next to nothing.
+        largest_error_in_layer: The same, relative to the largest score of the contrast in that layer. A weak
+            measure, since all scores of a layer may be close to 0.
     """
 
     pearson: float
@@ -50,7 +53,7 @@ class Agreement(NamedTuple):
     largest_error_in_layer: float
 
 
-# Several times what was measured, since kernels differ between processors.
+# Several times the measured values, since kernels differ between processors.
 WORST = {
     "bfloat16": Agreement(0.9995, 0.01, 0.2, 4),
     "float16": Agreement(0.99995, 0.001, 0.02, 0.5),
@@ -66,7 +69,7 @@ def sample() -> list[Contrast]:
 
 
 def mixed_lengths() -> list[Contrast]:
-    """A batch with much padding in it: attention takes another kernel where rows are longer."""
+    """A batch with much padding: attention uses another kernel for longer rows."""
     return sorted(sample(), key=lambda contrast: -len(contrast.token_ids))[::4]
 
 
@@ -93,7 +96,7 @@ def measure() -> dict[str, Agreement]:
 
 
 def batch_errors_B(model: PreTrainedModel, contrasts: list[Contrast]) -> Tensor:
-    """How far a row's scores in a batch are from those of the row alone, relative to its largest score."""
+    """The error of each row's scores in a batch against the row alone, relative to its largest score."""
     location = locate(model)
     together_BLT = attribute_batch(model, location, collate_contrasts(contrasts)).scores_sum_BLT
     errors = []
@@ -104,7 +107,7 @@ def batch_errors_B(model: PreTrainedModel, contrasts: list[Contrast]) -> Tensor:
 
 
 def save_with_outliers(folder: Path) -> str:
-    """The demo model with a few features far larger than the others, as large language models have them."""
+    """The demo model with a few outlier features, as large language models have them."""
     model = load_model(DEMO_MODEL)
     with torch.no_grad():
         for block in model.transformer.h:
@@ -146,7 +149,7 @@ def test_a_row_does_not_depend_on_its_batch_in_float32(demo_model: PreTrainedMod
     assert batch_errors_B(demo_model, mixed_lengths()).max() < 1e-4
 
 
-def test_a_row_depends_no_more_than_a_little_on_its_batch_in_bfloat16():
+def test_a_row_depends_little_on_its_batch_in_bfloat16():
     errors_B = batch_errors_B(load_model(DEMO_MODEL, dtype="bfloat16"), mixed_lengths())
     assert errors_B.median() < 0.05
     assert errors_B.max() < 0.3
@@ -159,13 +162,13 @@ def test_a_threshold_of_0_makes_8bit_rows_independent_of_their_batch(tmp_path: P
         for threshold in (None, 0)
     )
     assert split_B.median() > 0.005
-    # A feature on the border between two of its 255 steps may still fall to either side, in a row or two.
+    # A feature on the border between two of the 255 steps may still round either way, in a row or two.
     assert whole_B.median() < 1e-4
     assert whole_B.max() < split_B.median() * 5
 
 
 def print_table() -> None:
-    """The README's table, and what it does not hold."""
+    """The README's table, and the numbers beside it."""
     print("| format | Pearson | norm ratio | largest relative error |\n| --- | --- | --- | --- |")
     measured = measure()
     for name, found in measured.items():

@@ -1,4 +1,4 @@
-"""What is told apart from a write, on blocks whose arithmetic can be read off."""
+"""The self-test on blocks with simple arithmetic, where the write is known."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from architectures import random_contrasts, tiny_model
 from torch import Tensor, nn
 
 from lit_attr.attribution.gradient import attribute_batch
-from lit_attr.facts.contrasts import collate_contrasts
+from lit_attr.facts.batches import collate_contrasts
 from lit_attr.models.location import locate
 from lit_attr.models.selftest import BlockCall, are_all, is_added, is_needed_last_only, record
 
@@ -21,7 +21,7 @@ class Doubling(nn.Module):
 
 
 class Block(nn.Module):
-    """Two modules that double what they get, in an arrangement that the test gives."""
+    """Two modules that double their input, in an arrangement given by the test."""
 
     def __init__(self, arrangement: Callable[[Tensor, nn.Module, nn.Module], Tensor]) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ def unit(hidden: Tensor) -> Tensor:
 
 def call_of(arrangement: Callable[[Tensor, nn.Module, nn.Module], Tensor], dtype: torch.dtype) -> BlockCall:
     torch.manual_seed(0)
-    hidden_BTH = unit(torch.randn(2, 5, 16)).to(dtype)  # rows of equal size, as a norm gives them
+    hidden_BTH = unit(torch.randn(2, 5, 16)).to(dtype)  # rows of equal norm, as after a norm
     block = Block(arrangement)
     return BlockCall(block, (), {}, hidden_BTH, [block.first, block.second])
 
@@ -52,29 +52,29 @@ def call_of(arrangement: Callable[[Tensor, nn.Module, nn.Module], Tensor], dtype
         (lambda x, f, g: x + f(x) + unit(g(x)), True),  # beside another
         (lambda x, f, g: x + 100 * unit(g(x)) + f(unit(x)), True),  # beside a larger one
         (lambda x, f, g: x + unit(f(x)), False),  # normalised afterwards
-        (lambda x, f, g: unit(x + f(x)), False),  # with the residual
+        (lambda x, f, g: unit(x + f(x)), False),  # together with the residual
         (lambda x, f, g: x + f(x).relu(), False),
         (lambda x, f, g: x + f(x).roll(1, dims=1), False),  # at another token
-        (lambda x, f, g: x + f(x) * torch.arange(1, 17).to(x), False),  # each number by a factor of its own
-        (lambda x, f, g: f(x), False),  # the residual is inside
+        (lambda x, f, g: x + f(x) * torch.arange(1, 17).to(x), False),  # an own factor for each number
+        (lambda x, f, g: f(x), False),  # the module adds the residual
         (lambda x, f, g: f(x) + unit(g(x)), False),
-        (lambda x, f, g: x + f(x) + unit(g(x + f(x))), False),  # the other answers to it
-        (lambda x, f, g: x + 0 * f(x), False),  # it writes nothing whatever it gives out
+        (lambda x, f, g: x + f(x) + unit(g(x + f(x))), False),  # the other module depends on it
+        (lambda x, f, g: x + 0 * f(x), False),  # its output is ignored
     ],
 )
-def test_tells_what_is_added_to_the_residual_stream(arrangement: Callable, added: bool, dtype: torch.dtype):
+def test_recognises_what_is_added_to_the_residual_stream(arrangement: Callable, added: bool, dtype: torch.dtype):
     call = call_of(arrangement, dtype)
     assert is_added(call, call.block.first, silent=()) is added
 
 
-def test_what_answers_can_be_silent():
+def test_dependent_modules_can_be_silent():
     call = call_of(lambda x, f, g: x + f(unit(x)) + g(unit(x + f(unit(x)))), torch.float32)
     assert not is_added(call, call.block.first, silent=())
     assert is_added(call, call.block.first, silent=(call.block.second,))
     assert is_added(call, call.block.second, silent=())
 
 
-def test_tells_whether_others_write_as_well():
+def test_recognises_whether_others_write_as_well():
     call = call_of(lambda x, f, g: x + f(x) + g(x), torch.float32)
     assert are_all(call, (call.block.first, call.block.second))
     assert not are_all(call, (call.block.first,))
@@ -82,7 +82,7 @@ def test_tells_whether_others_write_as_well():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("is_decoder", "looks_ahead"), [(True, False), (False, True)])
-def test_sees_whether_a_model_looks_ahead(is_decoder: bool, looks_ahead: bool, dtype: torch.dtype):
+def test_recognises_whether_a_model_looks_ahead(is_decoder: bool, looks_ahead: bool, dtype: torch.dtype):
     model = tiny_model("roberta", dtype, is_decoder=is_decoder)
     assert record(model, []).looks_ahead is looks_ahead
 
@@ -106,8 +106,8 @@ def test_records_calls_and_shapes():
 @pytest.mark.parametrize(
     "model_type", ["gpt2", "llama", "gpt_neox", "mixtral", "opt", "bloom", "gemma2", "falcon"]
 )
-def test_the_top_mlp_is_run_at_the_last_token_only(model_type: str, monkeypatch: pytest.MonkeyPatch):
-    """It writes at the others what no logit sees: the scores there are 0, and all others as they were."""
+def test_the_top_mlp_runs_at_the_last_token_only(model_type: str, monkeypatch: pytest.MonkeyPatch):
+    """Its writes at other tokens reach no logit: their scores are 0, and all other scores are unchanged."""
     model = tiny_model(model_type)
     location = locate(model)
     assert location.top_at_last_token
@@ -121,13 +121,13 @@ def test_the_top_mlp_is_run_at_the_last_token_only(model_type: str, monkeypatch:
 
 
 class Mixing(nn.Module):
-    """An MLP that also takes the mean over all tokens."""
+    """Adds the mean over all tokens."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden + hidden.mean(1, keepdim=True)
 
 
-def test_a_top_mlp_that_mixes_tokens_is_run_at_all():
+def test_a_top_mlp_that_mixes_tokens_runs_at_all_tokens():
     model = tiny_model("gpt2")
     top = model.transformer.h[-1].mlp
     assert is_needed_last_only(model, top)
