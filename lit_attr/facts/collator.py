@@ -22,7 +22,7 @@ class ContrastCollator:
     """The `collate_fn` of a `torch.utils.data.DataLoader` over rows: dicts, such as those of a `datasets.Dataset`.
 
     An invalid row stops the loader, since a collator has no other way to report it; `CounterfactDataModule`
-    leaves such rows out and goes on.
+    leaves such rows out and reports them.
 
     A fact's id, by which records identify it, is its row's `id` or `case_id`. A row with neither gets a hash of
     the fact, which does not depend on the order of the rows. The same fact twice in a data set then has the same
