@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_attr.attribution.catalogue import RuleOptions
     from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
     from lit_attr.callbacks.monitor import AttributionMonitor
     from lit_attr.callbacks.writer import AttributionWriter
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from lit_attr.module import AttributionModule
     from lit_attr.notebook import Attribution, Attributions, attribute
     from lit_attr.records.reading import load_attributions
-    from lit_attr.settings import LoadingOptions, RuleOptions
+    from lit_attr.settings import LoadingOptions
 
 __all__ = [
     "Attribution",
@@ -54,7 +55,7 @@ _MODULES = {
     "ContrastCollator": "facts.collator",
     "CounterfactDataModule": "datamodule",
     "LoadingOptions": "settings",
-    "RuleOptions": "settings",
+    "RuleOptions": "attribution.catalogue",
     "UserError": "errors",
     "attribute": "notebook",
     "attribute_batch": "attribution.gradient",

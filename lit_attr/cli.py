@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -49,7 +49,7 @@ def main(args: Sequence[str] | None = None) -> None:
 def plot(
     out: list[Path],
     figures: Path | None = None,
-    format: Literal["pdf", "svg", "png"] = "pdf",
+    format: Literal["pdf", "svg", "png"] = "pdf",  # noqa: A002  # the name of the flag
     facts: int = 6,
     ids: list[int | str] | None = None,
     relations: int = 6,
@@ -57,10 +57,10 @@ def plot(
 ) -> None:
     """Draws figures for print from the records of runs.
 
-    A run gets `facts` (a panel a fact: its tokens downwards, layers to the right), `roles` (mean score by token role
-    and layer, of all contrasts and of known ones), `profiles` (a curve a role over the layers with its 95% confidence
-    band, and sums over windows of ten layers) and `relations` (the map of `roles` for each of the largest relations);
-    several runs get a `comparison` of their profiles as well.
+    A run gets `facts` (a panel a fact: its tokens downwards, layers to the right), `roles` (mean score by token
+    role and layer, of all contrasts and of known ones), `profiles` (a curve a role over the layers with its 95%
+    confidence band, and sums over windows of ten layers) and `relations` (the map of `roles` for each of the
+    largest relations); several runs get a `comparison` of their profiles as well.
 
     Args:
         out: Output folders of runs.
@@ -95,8 +95,9 @@ def export(
     """Writes the records of a run for other programs.
 
     `parquet` is one file with a row a contrast and nested scores, `csv` one file with a row a contrast, component,
-    layer and token (read it in pandas with `keep_default_na=False`: tokens can be `NA`), `inseq` a folder of files for
-    `inseq.FeatureAttributionOutput.load`. What is written is whole or not there at all, and nothing is overwritten.
+    layer and token (read it in pandas with `keep_default_na=False`: tokens can be `NA`), `inseq` a folder of files
+    for `inseq.FeatureAttributionOutput.load`. What is written is whole or not there at all, and nothing is
+    overwritten.
 
     Args:
         out: Output folder of a run.
@@ -105,9 +106,9 @@ def export(
             `attributions.csv` or `inseq`.
         per: With `inseq`, whether a file holds all layers of a contrast (`example`, the default) or one (`layer`).
     """
-    from lit_attr.records.exports import export_run
+    from lit_attr.records.exports import export as write_export
 
-    print(export_run(out, to, output=output, per=per))
+    print(write_export(out, to, output=output, per=per))
 
 
 def _run_on_records(words: Sequence[str]) -> None:
@@ -115,7 +116,8 @@ def _run_on_records(words: Sequence[str]) -> None:
     commands = parser.add_subcommands(dest="command")
     # Only for the help: LightningCLI parses the words of `predict`.
     commands.add_subcommand("predict", OneLineArgumentParser(), help=PREDICT_HELP)
-    for name, function in (("plot", plot), ("export", export)):
+    commands_by_name: dict[str, Callable[..., None]] = {"plot": plot, "export": export}
+    for name, function in commands_by_name.items():
         summary, _, details = (function.__doc__ or "").partition("\n")
         command = OneLineArgumentParser(description=f"{summary} {details.partition('Args:')[0]}")
         if function is plot:
@@ -127,7 +129,7 @@ def _run_on_records(words: Sequence[str]) -> None:
     settings = parser.parse_args([*words])
     name = settings.command
     try:
-        {"plot": plot, "export": export}[name](**parser.instantiate(settings)[name].as_dict())
+        commands_by_name[name](**parser.instantiate(settings)[name].as_dict())
     except ArgumentError as error:
         _fail(name, f"--{error}")
     except (UserError, OSError) as error:

@@ -162,7 +162,7 @@ class CounterfactDataModule(pl.LightningDataModule):
         Raises:
             UserError: The source or the tokenizer cannot be used, or no row can.
         """
-        module = self.trainer.lightning_module if self.trainer is not None else None
+        module: object = self.trainer.lightning_module if self.trainer is not None else None
         if isinstance(module, HasDataRequirements):
             requirements = module.data_requirements()
         else:
@@ -262,9 +262,9 @@ class CounterfactDataModule(pl.LightningDataModule):
         if not isinstance(tokenizer, str):
             return tokenizer
         if self.tokenizer is not None:
-            with arguments_of("data", {"name": "tokenizer"}):
+            with arguments_of("data"):
                 return load_tokenizer(tokenizer)
-        with arguments_of("model", {"name": "model_name"}):
+        with arguments_of("model", {"tokenizer": "model_name"}):
             return load_tokenizer(
                 tokenizer, revision=requirements.revision, trust_remote_code=requirements.trust_remote_code
             )

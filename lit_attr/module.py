@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_e
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_attr.attribution.catalogue import RuleName, find_rule
+from lit_attr.attribution.catalogue import RuleName, RuleOptions, find_rule
 from lit_attr.attribution.comparison import ExactEffects, compare_exactly
 from lit_attr.attribution.gradient import GRADIENT, AttributionBatch, Rule, attribute_batch
 from lit_attr.datamodule import DataRequirements
@@ -26,16 +26,16 @@ from lit_attr.models.limits import model_limits, read_limits
 from lit_attr.models.loading import DEMO_MODEL, Dtype, Quantization, float32_by_default, load_model
 from lit_attr.models.location import Location, locate, token_embedding
 from lit_attr.sample import FirstSeen, compare_or_replace
-from lit_attr.settings import RENAMED, LoadingOptions, RuleOptions, refuse_loading_options
+from lit_attr.settings import RENAMED, LoadingOptions, refuse_loading_options
 from lit_attr.trainers import check_trainer, run_state
 
 
 class AttributionModule(pl.LightningModule):
     """Contrastive gradient × activation of a causal language model's MLPs, as a prediction module.
 
-    `predict_step` takes a `ContrastBatch` from any loader and returns an `AttributionBatch` on the CPU. The model is
-    loaded when the Trainer asks for it, frozen while it is used, and never trained. It keeps its own number format,
-    whatever the Trainer's `precision`.
+    `predict_step` takes a `ContrastBatch` from any loader and returns an `AttributionBatch` on the CPU. The model
+    is loaded when the Trainer asks for it, frozen while it is used, and never trained. It keeps its own number
+    format, whatever the Trainer's `precision`.
 
     The first settings are those that most runs choose; `rule_options` and `loading` hold the others.
 
@@ -46,9 +46,9 @@ class AttributionModule(pl.LightningModule):
         component: `mlp`, `attention`, `block`, or a dotted module path with `{layer}` in it.
         rule: How scores are computed: `gradient`, `frozen-norm`, `linearised`, `integrated`, `norm-secant`, or
             `exact`; see `lit_attr.attribution.catalogue`.
-        verify: Number of contrasts whose exact effects (zero ablation) are computed beside their scores, so that the
-            run can report how well the two agree. One costs as much as the scores of a few dozen; 0 disables it.
-            They are the first in a random order of the run; where a loader knows no such order, the first that
+        verify: Number of contrasts whose exact effects (zero ablation) are computed beside their scores, so that
+            the run can report how well the two agree. One costs as much as the scores of a few dozen; 0 disables
+            it. They are the first in a random order of the run; where a loader knows no such order, the first that
             each process sees.
         sample_seed: Seed of the run's random order.
         step: Where the two answers are compared: `divergence`, the first token that differs, or `all`, every token
@@ -89,7 +89,8 @@ class AttributionModule(pl.LightningModule):
             raise ArgumentError("model_name", "it is empty; leave it out for the demo model", "model")
         if verify < 0:
             raise ArgumentError("verify", f"{verify} is less than 0", "model")
-        # Not for the loggers: TensorBoard's HParams tab keeps what it is given first, which has to be the writer's.
+        # Not for the loggers: TensorBoard's HParams tab keeps what it is given first, which has to be the
+        # writer's.
         self.save_hyperparameters(ignore=["model", "tokenizer"], logger=False)
         # A model object made in memory may have no name.
         object_name = str(getattr(model, "name_or_path", "")) if model is not None else DEMO_MODEL
@@ -154,7 +155,7 @@ class AttributionModule(pl.LightningModule):
     def data_requirements(self) -> DataRequirements:
         """What the data module needs to know of this module. Reads the model's config, not its weights."""
         model, loading = self.language_model, self.loading
-        with arguments_of("model", {"name": "model_name"}):
+        with arguments_of("model"):
             limits = (
                 model_limits(model)
                 if model is not None
@@ -206,7 +207,7 @@ class AttributionModule(pl.LightningModule):
             check_trainer(trainer, spread=self.device_map is not None or (model is not None and is_spread(model)))
         if self.location is not None:
             return
-        with arguments_of("model", {"name": "model_name", **RENAMED}):
+        with arguments_of("model", RENAMED):
             if self.language_model is None:
                 self._hold(self._load(trainer.strategy.root_device if trainer is not None else None))
             if not self.loading.self_test:
@@ -339,8 +340,8 @@ class AttributionModule(pl.LightningModule):
                 if rows == 1:
                     raise ArgumentError(
                         "dtype",
-                        f"the memory does not suffice for a single row of {tokens} tokens; a smaller dtype or fewer "
-                        "layers need less",
+                        f"the memory does not suffice for a single row of {tokens} tokens; a smaller dtype or "
+                        "fewer layers need less",
                     ) from error
             # The error, and with it the tensors of its frames, is released here.
             garbage_collection_cuda()

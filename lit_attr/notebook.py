@@ -54,14 +54,14 @@ def attribute(
 ) -> Attributions:
     """Attributes facts to a model's layers and tokens: what `lit-attr predict` does, in memory.
 
-    The model is left as it was: modes, hooks, gradients and `requires_grad`. It is used on the device it is on; one
-    given by name is loaded onto the CPU. Rows that cannot be used are left out, with a warning.
+    The model is left as it was: modes, hooks, gradients and `requires_grad`. It is used on the device it is on;
+    one given by name is loaded onto the CPU. Rows that cannot be used are left out, with a warning.
 
     Args:
         model: A causal language model of transformers, a module that contains one, such as a LightningModule, or a
             hub name or local folder. Default: the demo model of this package.
-        tokenizer: A fast tokenizer, or the name or folder of one. Default: the module's attribute `tokenizer`, else
-            the one that the model's name refers to.
+        tokenizer: A fast tokenizer, or the name or folder of one. Default: the module's attribute `tokenizer`,
+            else the one that the model's name refers to.
         facts: One fact or several, as dicts; or a `source` of `CounterfactDataModule`: `sample`, a file, a hub
             name, a `datasets.Dataset`.
         layers: `all`, one index, or a list; negative indices count from the top.
@@ -174,7 +174,7 @@ def _title(record: Mapping[str, Any]) -> str:
 def _figure(record: Mapping[str, Any], width: str) -> str:
     """The heatmap as a self-contained HTML image; what comes from the data is in its `alt` text."""
     content = BytesIO()
-    image = fact_image(record, layers=record["layers"], rule=record["rule"])
+    image = fact_image(record)
     image.save(content, "PNG", optimize=True)
     scores_LT = record["scores"][choose_component(record)]["sum"]
     layer, token = np.unravel_index(np.abs(scores_LT).argmax(), scores_LT.shape)

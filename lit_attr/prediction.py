@@ -209,7 +209,7 @@ def _renamed_flag(message: str) -> str | None:
 def _print_closing_lines(trainer: pl.Trainer) -> None:
     writer = next(each for each in trainer.callbacks if isinstance(each, AttributionWriter))  # type: ignore[attr-defined]
     pictures = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
-    print(closing_lines(writer.folder, pictures=pictures, resumed=writer.resumed))
+    print(closing_lines(writer.folder.path, pictures=pictures, resumed=writer.resumed))
 
 
 def _reported(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from lit_attr.attribution.comparison import ExactEffects
 from lit_attr.facts.contrasts import Contrast
 from lit_attr.records.state import RunState
 
-# Computes the exact effects of one contrast, given with its place in the run's random order; none where that fails.
+# Computes the exact effects of a contrast, given its place in the run's random order; None where that fails.
 Compare = Callable[[Contrast, "int | None"], "ExactEffects | None"]
 
 

@@ -1,10 +1,11 @@
-"""Settings of `AttributionModule` that few runs change, in groups."""
+"""Settings of loading that few runs change, and where nested settings are found."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from lit_attr.attribution.catalogue import RuleOptions
 from lit_attr.errors import ArgumentError
 
 
@@ -33,19 +34,6 @@ class LoadingOptions:
     trust_remote_code: bool = False
     use_safetensors: bool = True
     self_test: bool = True
-
-
-@dataclass(frozen=True)
-class RuleOptions:
-    """Options that belong to one rule each.
-
-    Args:
-        integration_steps: With the rule `integrated`, the number of gradients that are averaged.
-        frozen_attention: With the rule `linearised`, hold the attention patterns constant as well.
-    """
-
-    integration_steps: int = 8
-    frozen_attention: bool = False
 
 
 # Where an argument of a pure function is found among the settings of `AttributionModule`.

@@ -6,6 +6,7 @@ Importing it does not import torch, so that what reads records can name rules.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -20,15 +21,16 @@ if TYPE_CHECKING:
 RuleName = Literal["gradient", "frozen-norm", "linearised", "integrated", "norm-secant", "exact"]
 
 
-class RuleOptions(NamedTuple):
-    """The options of the rules that have any.
+@dataclass(frozen=True)
+class RuleOptions:
+    """Options that belong to one rule each.
 
-    Attributes:
-        steps: How many gradients `integrated` averages.
-        frozen_attention: Whether `linearised` holds the attention patterns as well.
+    Args:
+        integration_steps: With the rule `integrated`, the number of gradients that are averaged.
+        frozen_attention: With the rule `linearised`, hold the attention patterns constant as well.
     """
 
-    steps: int = 8
+    integration_steps: int = 8
     frozen_attention: bool = False
 
 
@@ -119,7 +121,7 @@ def _linearised(model: PreTrainedModel, location: Location, options: RuleOptions
 def _integrated(model: PreTrainedModel, location: Location, options: RuleOptions) -> Rule:
     from lit_attr.attribution.integrated import Integrated
 
-    return Integrated(options.steps)
+    return Integrated(options.integration_steps)
 
 
 def _norm_secant(model: PreTrainedModel, location: Location, options: RuleOptions) -> Rule:

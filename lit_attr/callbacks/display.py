@@ -75,7 +75,7 @@ class RunDisplay:
             example: The contrast, as `load_attributions` yields it.
         """
         tag = f"facts/{safe_tag(example['id'])}-{example['step']}"
-        draw = partial(fact_image, example, layers=example["layers"], rule=example["rule"])
+        draw = partial(fact_image, example)
         if (tag, 0) not in self._shown_before | self._shown:
             self._show(trainer, Picture(tag, 0, draw))
 
@@ -115,7 +115,7 @@ class RunDisplay:
                 log_curves(trainer, faithfulness_curves(summary["agreement"]["faithfulness"]))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("summary", summary_page(summary, manifest, findings))
+                logger.experiment.add_text("summary", summary_page(findings, manifest))
                 logger.experiment.add_custom_scalars(custom_scalar_layout(summary["profile"]["roles"]))
                 logger.log_hyperparams(*hyperparameters(summary, manifest))
 
@@ -140,12 +140,7 @@ def _other_pictures(findings: RunFindings) -> Iterator[Picture]:
         words = f"relation {relation} · {max(profile['contrasts'])} contrasts"
         tag = f"relations/{safe_tag(relation)}"
         yield Picture(tag, summary["contrasts"], partial(profile_image, profile, words))
-    agreement, profile, points = summary["agreement"], summary["profile"], findings.points
+    agreement, points = summary["agreement"], findings.points
     if agreement is not None and points is not None:
-        yield Picture(
-            "agreement/exact_effects",
-            agreement["contrasts"],
-            lambda: agreement_image(
-                *points, agreement=agreement, component=profile["component"], rule=profile["rule"]
-            ),
-        )
+        draw = partial(agreement_image, points, summary)
+        yield Picture("agreement/exact_effects", agreement["contrasts"], draw)

@@ -56,9 +56,7 @@ def log_image(trainer: pl.Trainer, figures: Path, tag: str, image: Image.Image, 
     Raises:
         UserError: The picture cannot be written.
     """
-    place = next(
-        (logger.log_dir for logger in trainer.loggers if isinstance(logger, tuple(IMAGE_LOGGERS))), figures
-    )
+    places = (logger.log_dir for logger in trainer.loggers if isinstance(logger, tuple(IMAGE_LOGGERS)))
     try:
         if takes_images(trainer):
             show_image(trainer, tag, image, step)
@@ -70,7 +68,7 @@ def log_image(trainer: pl.Trainer, figures: Path, tag: str, image: Image.Image, 
             write_bytes(path, content.getvalue())
     except OSError as error:
         # From TensorBoard, of an earlier picture: it writes in a thread of its own.
-        raise _unwritable(place, error) from error
+        raise _unwritable(next(places, None) or figures, error) from error
 
 
 def log_curves(trainer: pl.Trainer, curves: Iterable[tuple[int, Mapping[str, float]]]) -> None:
@@ -83,8 +81,8 @@ def log_curves(trainer: pl.Trainer, curves: Iterable[tuple[int, Mapping[str, flo
 def shown_images(trainer: pl.Trainer, folder: RunFolder) -> set[Shown]:
     """The pictures of a run that are already where this Trainer's pictures go.
 
-    Pictures in files are found there; a file has no step and counts as step 0. What is in event files is known from
-    the run's own list, as long as the files are still there.
+    Pictures in files are found there; a file has no step and counts as step 0. What is in event files is known
+    from the run's own list, as long as the files are still there.
 
     Args:
         trainer: The Trainer with the loggers.

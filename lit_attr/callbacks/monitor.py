@@ -56,8 +56,8 @@ class AttributionMonitor(pl.Callback):
     """Attributes the same facts repeatedly while a model is trained, with the weights of the moment.
 
     A pass runs when training starts, every `every_n_steps` optimizer steps, and after validation, that of
-    `Trainer.validate` included and the sanity check excluded. It is logged at the Trainer's `global_step`, the number
-    of optimizer steps so far. Every logger gets, under `attribution/`,
+    `Trainer.validate` included and the sanity check excluded. It is logged at the Trainer's `global_step`, the
+    number of optimizer steps so far. Every logger gets, under `attribution/`,
 
     - `contrasts`: the number of facts; one with a number that is not finite is left out,
     - `logit_difference`: mean of logit_true − logit_false, in logits,
@@ -67,16 +67,16 @@ class AttributionMonitor(pl.Callback):
     A `TensorBoardLogger` gets pictures as well: `role_by_layer` and `facts/ID`.
 
     Training is the same as without the monitor, to the bit: gradients, random numbers, modes, hooks and
-    `requires_grad` are left as they are. Each of several processes attributes its share of the facts, the first one
-    those with heatmaps among them, and the counts are added up: all have to take the same steps. A mistake in a
-    setting or in the facts is a `UserError` before the first step.
+    `requires_grad` are left as they are. Each of several processes attributes its share of the facts, the first
+    one those with heatmaps among them, and the counts are added up: all have to take the same steps. A mistake in
+    a setting or in the facts is a `UserError` before the first step.
 
     Args:
         facts: A `source` of `CounterfactDataModule`: `sample`, a file, a hub name, or rows.
-        tokenizer: A fast tokenizer, or the name or folder of one. Default: the attribute `tokenizer` of the module,
-            else of the data module, else the one that the language model's name refers to.
-        model: Path of the attribute that holds the language model, such as `student` or `net.decoder`. Default: the
-            one `transformers.PreTrainedModel` in the module.
+        tokenizer: A fast tokenizer, or the name or folder of one. Default: the attribute `tokenizer` of the
+            module, else of the data module, else the one that the language model's name refers to.
+        model: Path of the attribute that holds the language model, such as `student` or `net.decoder`. Default:
+            the one `transformers.PreTrainedModel` in the module.
         layers: `all`, one index, or a list; negative indices count from the top.
         component: `mlp`, `attention`, `block`, or a dotted path from the language model with `{layer}` in it.
         every_n_steps: Optimizer steps between passes. Default: passes after validation only.
@@ -205,7 +205,7 @@ class AttributionMonitor(pl.Callback):
                 record = batch_record(finite)
                 counts.add(record)
                 for example in records_of(record) if place < drawn else ():
-                    image = fact_image(example, layers=record.layers, rule=record.rule)
+                    image = fact_image(example)
                     show_image(trainer, f"attribution/facts/{safe_tag(example['id'])}", image, step)
             self._log(trainer, counts, step)
 

@@ -41,10 +41,10 @@ class Stopped(BaseException):
 class SignalListener:
     """Handles SIGTERM and SIGINT of this process from `start` to `stop`: raises `Stopped` in the main thread.
 
-    While a batch is computed, the signal waits for its end. A thread of its own notices signals also while the main
-    thread is inside a library's code: it passes them on to the processes that this one has started, and ends this
-    process after 8 seconds (before there is a run, after one), or at a second signal two or more seconds later.
-    Files are whole even then.
+    While a batch is computed, the signal waits for its end. A thread of its own notices signals also while the
+    main thread is inside a library's code: it passes them on to the processes that this one has started, and ends
+    this process after 8 seconds (before there is a run, after one), or at a second signal two or more seconds
+    later. Files are whole even then.
 
     Attributes:
         signum: The signal that was received.
@@ -151,7 +151,7 @@ listener = SignalListener()
 
 
 class StopOnSignal(pl.Callback):
-    """Lets the batch in flight finish after SIGTERM or SIGINT, then raises `Stopped`. Put it last of the callbacks.
+    """Lets the batch in flight finish after SIGTERM or SIGINT, then raises `Stopped`. Last of the callbacks.
 
     Lightning's predict loop never checks for signals, and its own handlers do not fit: the one for SIGTERM makes
     every process wait for all others, and under SLURM the one for requeueing saves the model as a checkpoint that

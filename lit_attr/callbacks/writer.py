@@ -31,11 +31,11 @@ BATCHES_BETWEEN_PROFILES = 50
 class AttributionWriter(BasePredictionWriter):
     """Writes what `predict_step` returns, if that is an `AttributionBatch`.
 
-    A run leaves one JSON file a batch, one for each contrast with exact effects, a manifest, the refused rows, and a
-    summary, which is computed from these files. Pictures of facts, of the mean scores by layer and token role, and
-    of those of the largest relations go to the Trainer's `TensorBoardLogger`, or to PNG files in `figures` where
-    there is none; curves of the mean scores go to every logger. A second run with the same settings into the same
-    folder makes what is missing, and nothing else.
+    A run leaves one JSON file a batch, one for each contrast with exact effects, a manifest, the refused rows, and
+    a summary, which is computed from these files. Pictures of facts, of the mean scores by layer and token role,
+    and of those of the largest relations go to the Trainer's `TensorBoardLogger`, or to PNG files in `figures`
+    where there is none; curves of the mean scores go to every logger. A second run with the same settings into the
+    same folder makes what is missing, and nothing else.
 
     Args:
         output_dir: Folder for the files.
@@ -43,7 +43,8 @@ class AttributionWriter(BasePredictionWriter):
         heatmaps: Which contrasts get one: `spread`, the first of the run's random order, or the ones with the
             `largest` logit differences of either sign.
         heatmap_ids: Ids of facts that get a heatmap as well.
-        overwrite: Move what an earlier run left in the folder aside and start afresh. Leave it out to resume a run.
+        overwrite: Move what an earlier run left in the folder aside and start afresh. Leave it out to resume a
+            run.
     """
 
     def __init__(
@@ -176,7 +177,7 @@ class AttributionWriter(BasePredictionWriter):
         return finite
 
     def _first_places(self, batch: Any) -> frozenset[ContrastKey]:
-        """The contrasts of a batch whose heatmaps need no look at the other records: the first of the random order."""
+        """The contrasts of a batch that are among the first of the random order, which get heatmaps."""
         if self.heatmaps != "spread" or not isinstance(batch, ContrastBatch) or batch.places is None:
             return frozenset()
         places = zip(batch.contrasts, batch.places, strict=True)
