@@ -1,80 +1,218 @@
-"""The summary: the same from memory and from disk, and as read by people."""
+"""The summary of a run, computed from its records."""
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import orjson
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
-from lit_attr.evaluation.summary import RunSummary, describe
-from lit_attr.facts.contrasts import ROLES, Contrast, collate_contrasts
+from lit_attr.errors import UserError
+from lit_attr.evaluation.agreement import Compared, agreement_report
+from lit_attr.evaluation.faithfulness import faithfulness_report
+from lit_attr.evaluation.summary import MOST_POINTS, strongest_cells, summarise
+from lit_attr.facts.batches import collate_contrasts
+from lit_attr.facts.contrasts import Contrast
+from lit_attr.facts.roles import ROLES
+from lit_attr.facts.rows import Rejected
 from lit_attr.models.location import locate
-from lit_attr.records.encoding import batch_record, write_json
+from lit_attr.records.encoding import batch_record
+from lit_attr.records.folder import RunFolder
+from lit_attr.records.schema import ComponentScores, Example
 
 
 @pytest.fixture
-def batch(demo_model: PreTrainedModel, sample_contrasts: list[Contrast]) -> AttributionBatch:
-    return attribute_batch(demo_model, locate(demo_model), collate_contrasts(sample_contrasts[::40]))
+def scored(demo_model: PreTrainedModel, sample_contrasts: list[Contrast]) -> AttributionBatch:
+    batch = attribute_batch(demo_model, locate(demo_model), collate_contrasts(sample_contrasts[::40]))
+    # The demo model knows all of these facts.
+    return batch._replace(rank_true_B=torch.arange(len(batch.contrasts)) % 3)
 
 
-def test_counts_a_batch_file_as_the_batch_itself(batch: AttributionBatch):
-    from_memory, from_disk = (RunSummary(batch.layers, "mlp", "gradient") for _ in range(2))
-    from_memory.add_batch(batch)
-    from_disk.add_record(orjson.loads(orjson.dumps(batch_record(batch), option=orjson.OPT_SERIALIZE_NUMPY)))
-    ours, theirs = from_memory.compute(), from_disk.compute()
-    for profile, means in itertools.product(("profile", "known_profile"), ("mean_score", "standard_error")):
-        for mine, other in zip(ours[profile].pop(means), theirs[profile].pop(means), strict=True):
-            assert mine == pytest.approx(other)
-    assert ours == theirs
+def summary_of(folder: Path, batch: AttributionBatch) -> dict:
+    run = RunFolder(folder)
+    run.open({"model": {}, "data": {}}, [])
+    run.write_batch(batch_record(batch))
+    return summarise(run).summary
 
 
-def test_profile_of_one_contrast_is_its_scores(batch: AttributionBatch):
-    summary = RunSummary(batch.layers, "mlp", "gradient")
-    summary.add_batch(batch.select([0]))
-    profile = summary.compute()["profile"]
-    last = len(batch.contrasts[0].tokens) - 1
+def test_counts_the_records_of_a_batch(scored: AttributionBatch, tmp_path: Path):
+    summary = summary_of(tmp_path, scored)
+    differences = (scored.logit_true_B - scored.logit_false_B).tolist()
+    known = (scored.rank_true_B == 0).sum().item()
+    assert 0 < known < len(differences)
+    assert (summary["format"], summary["version"], summary["rejected"]) == ("lit-attr/summary", 2, 0)
+    assert summary["contrasts"] == len(differences)
+    assert summary["contrast_accuracy"] == sum(each > 0 for each in differences) / len(differences)
+    assert (summary["known"], summary["known_share"]) == (known, known / len(differences))
+    assert summary["median_logit_diff"] == pytest.approx(np.median(differences))
+    assert summary["agreement"] is None
+    assert orjson.loads(orjson.dumps(summary)) == summary
+    for name, rows in (
+        ("profile", range(len(differences))),
+        ("known_profile", [row for row, rank in enumerate(scored.rank_true_B.tolist()) if rank == 0]),
+    ):
+        profile = summary[name]
+        assert profile["contrasts"][ROLES.index("last")] == len(rows)
+        for place in range(len(scored.layers)):
+            at_last = [scored.scores_sum_BLT[row, place, len(scored.contrasts[row].tokens) - 1] for row in rows]
+            mean = profile["mean_score"][place][ROLES.index("last")]
+            assert mean == pytest.approx(np.mean(at_last), rel=1e-5)
+            error = profile["standard_error"][place][ROLES.index("last")]
+            assert error == pytest.approx(np.std(at_last, ddof=1) / np.sqrt(len(rows)), rel=1e-4, abs=1e-7)
+
+
+def test_profile_of_one_contrast_is_its_scores(scored: AttributionBatch, tmp_path: Path):
+    profile = summary_of(tmp_path, scored.select([0]))["profile"]
+    last = len(scored.contrasts[0].tokens) - 1
     means = [row[ROLES.index("last")] for row in profile["mean_score"]]
-    assert means == pytest.approx(batch.scores_sum_BLT[0, :, last].tolist())
+    assert means == pytest.approx(scored.scores_sum_BLT[0, :, last].tolist())
 
 
-def test_known_facts_have_a_profile_of_their_own(batch: AttributionBatch):
-    rank_true_B = torch.tensor([0] + [1] * (len(batch.contrasts) - 1))
-    every, first = RunSummary(batch.layers, "mlp", "gradient"), RunSummary(batch.layers, "mlp", "gradient")
-    every.add_batch(batch._replace(rank_true_B=rank_true_B))
-    first.add_batch(batch.select([0]))
-    found, expected = every.compute()["known_profile"], first.compute()["profile"]
-    assert found["contrasts"] == expected["contrasts"]
-    for row, means in zip(found["mean_score"], expected["mean_score"], strict=True):
-        assert row == pytest.approx(means)
+def test_known_facts_have_a_profile_of_their_own(scored: AttributionBatch, tmp_path: Path):
+    rank_true_B = torch.tensor([0] + [1] * (len(scored.contrasts) - 1))
+    found = summary_of(tmp_path / "every", scored._replace(rank_true_B=rank_true_B))["known_profile"]
+    assert found == summary_of(tmp_path / "first", scored.select([0]))["profile"]
 
 
-def test_a_token_against_itself_is_not_counted(batch: AttributionBatch):
-    same = batch.contrasts[0]._replace(false_token_id=batch.contrasts[0].true_token_id)
-    summary = RunSummary(batch.layers, "mlp", "gradient")
-    summary.add_batch(batch._replace(contrasts=(same, *batch.contrasts[1:])))
-    assert summary.compute()["contrasts"] == len(batch.contrasts) - 1
+def test_a_token_against_itself_is_not_counted(scored: AttributionBatch, tmp_path: Path):
+    same = scored.contrasts[0]._replace(false_token_id=scored.contrasts[0].true_token_id)
+    summary = summary_of(tmp_path, scored._replace(contrasts=(same, *scored.contrasts[1:])))
+    assert summary["contrasts"] == len(scored.contrasts) - 1
 
 
-def test_no_contrasts_are_described_as_none(tmp_path: Path):
-    record = RunSummary([0], "mlp", "gradient").compute() | {"rejected": 3, "resumed": 0}
-    write_json(tmp_path / "summary.json", record)
-    write_json(tmp_path / "manifest.json", {"model": {}})
-    told = describe(tmp_path, pictures=False)
-    assert "contrasts: 0 (0 from an earlier run), rows refused: 3" in told
-    assert "none to count" in told
-    assert "tensorboard" not in told
+def test_a_run_without_contrasts_has_a_summary(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    settings = {"layers": [2, 5], "component": "block", "rule": "linearised"}
+    folder.open({"model": settings, "data": {}}, [Rejected(0, 0, "no subject")])
+    found = summarise(folder, heatmap_ids=["a"], spread=3, largest=3)
+    summary = found.summary
+    assert (summary["contrasts"], summary["contrast_accuracy"], summary["rejected"]) == (0, None, 1)
+    assert summary["median_logit_diff"] is None
+    assert {name: summary["profile"][name] for name in settings} == settings
+    assert summary["profile"]["mean_score"] == [[None] * len(ROLES)] * 2
+    assert (found.spread, found.largest, found.points, found.not_found) == ([], [], None, ["a"])
+    # A stranger's module may have no settings.
+    stranger = RunFolder(tmp_path / "stranger")
+    stranger.open({"model": {"class": "Module"}, "data": {}}, [])
+    assert summarise(stranger).summary["profile"]["layers"] == []
 
 
-@pytest.mark.parametrize(("gradient", "lines"), [({}, 0), ({"gradient": "through dequantised weights"}, 1)])
-def test_says_when_the_gradient_is_approximate(tmp_path: Path, gradient: dict[str, str], lines: int):
-    write_json(
-        tmp_path / "summary.json", RunSummary([0], "mlp", "gradient").compute() | {"rejected": 0, "resumed": 0}
+def test_agreement_is_that_of_the_contrasts_with_exact_effects(
+    make_run: Callable, drawn: Callable, exact_of: Callable
+):
+    examples = drawn(12)
+    exact = [exact_of(examples[row], place) for place, row in enumerate((7, 2, 9))]
+    exact.append(exact_of(examples[4], 3, refused="not finite"))
+    exact.append(exact_of(examples[5], 4, curves=False))
+    folder = make_run(examples, exact)
+    found = summarise(folder)
+    agreement = found.summary["agreement"]
+    assert (agreement["contrasts"], agreement["sample"], agreement["ablation"]) == (4, "random", "zero")
+    compared = [
+        Compared(each.scores["mlp"].sum, record.effects["mlp"], each.roles, each.subject_span)
+        for each, record in ((examples[record.id], record) for record in exact if record.refused is None)
+    ]
+    expected = agreement_report([0, 1, 2], compared)
+    expected |= {"sample": "random", "faithfulness": faithfulness_report([each.curves for each in exact[:3]])}
+    assert agreement == expected
+    scores_N = np.concatenate([each.scores_LT.ravel() for each in compared])
+    np.testing.assert_array_equal(found.points.scores_N, scores_N)
+    np.testing.assert_array_equal(
+        found.points.effects_N, np.concatenate([each.effects_LT.ravel() for each in compared])
     )
-    write_json(tmp_path / "manifest.json", {"model": gradient})
-    told = describe(tmp_path, pictures=False)
-    assert told.count("scores are approximate: the gradient is taken through dequantised weights") == lines
+    assert found.points.layers_N.tolist() == [
+        layer for each in compared for layer in range(3) for _ in range(each.scores_LT.shape[1])
+    ]
+
+
+def test_a_sample_without_places_makes_no_claim_about_the_run(
+    make_run: Callable, drawn: Callable, exact_of: Callable
+):
+    examples = drawn(3)
+    folder = make_run(
+        examples, [exact_of(examples[0], None, curves=False), exact_of(examples[1], 0, curves=False)]
+    )
+    agreement = summarise(folder).summary["agreement"]
+    assert agreement["sample"] == "first seen"
+    assert "faithfulness" not in agreement
+
+
+def test_refused_exact_effects_are_no_agreement(make_run: Callable, drawn: Callable, exact_of: Callable):
+    examples = drawn(2)
+    folder = make_run(examples, [exact_of(examples[0], 0, refused="not finite")])
+    found = summarise(folder)
+    assert (found.summary["agreement"], found.points) == (None, None)
+
+
+def test_a_picture_gets_a_bounded_number_of_cells(
+    make_run: Callable, drawn: Callable, exact_of: Callable, monkeypatch: pytest.MonkeyPatch
+):
+    assert MOST_POINTS == 20_000
+    monkeypatch.setattr("lit_attr.evaluation.summary.MOST_POINTS", 40)
+    examples = drawn(6)
+    folder = make_run(examples, [exact_of(each, place) for place, each in enumerate(examples)])
+    points = summarise(folder).points
+    assert [len(each) for each in points] == [40, 40, 40]
+    first = examples[0].scores["mlp"].sum
+    np.testing.assert_array_equal(points.scores_N[: first.size], first.ravel())
+
+
+def test_how_contrasts_are_spread_over_files_does_not_matter(
+    make_run: Callable, drawn: Callable, exact_of: Callable
+):
+    """To the last bit, as after an interruption and with any number of processes."""
+    examples = drawn(40)
+    exact = [exact_of(each, place) for place, each in enumerate(examples[10:20])]
+    asked = {"heatmap_ids": [3, 30, 99], "spread": 5, "largest": 5}
+    runs = [
+        make_run(examples, exact, sizes=[40], name="one"),
+        make_run(examples[::-1], exact[::-1], sizes=[13, 20, 7], name="three"),
+        make_run([*examples[20:], *examples[:20]], exact, sizes=[1] * 40, name="forty"),
+    ]
+    found = [summarise(run, **asked) for run in runs]
+    for other in found[1:]:
+        assert other.summary == found[0].summary
+        assert other.relations == found[0].relations
+        assert other.not_found == [99]
+        for name in ("spread", "asked_for", "largest", "strongest", "failures"):
+            ours, theirs = ([each["id"] for each in getattr(every, name)] for every in (other, found[0]))
+            assert ours == theirs
+        for ours_N, theirs_N in zip(other.points, found[0].points, strict=True):
+            np.testing.assert_array_equal(ours_N, theirs_N)
+
+
+@pytest.mark.parametrize("change", [{"rule": "linearised"}, {"layers": [0, 1, 5]}])
+def test_refuses_files_that_do_not_belong_together(make_run: Callable, example: Example, change: dict):
+    folder = make_run([example])
+    (path,) = folder.batches.iterdir()
+    other = folder.batches / "z.json"
+    other.write_bytes(orjson.dumps({**orjson.loads(path.read_bytes()), **change}))
+    with pytest.raises(UserError, match=f"{other}: it has other layers, another component or another rule"):
+        summarise(folder)
+
+
+def test_refuses_exact_effects_of_other_cells(make_run: Callable, drawn: Callable, exact_of: Callable):
+    examples = drawn(2)
+    record = exact_of(examples[0], 0)
+    for effects in ({"mlp": record.effects["mlp"][:, :-1].copy()}, {"attention": record.effects["mlp"]}):
+        name = next(iter(effects))
+        folder = make_run(examples, [msgspec.structs.replace(record, effects=effects)], name=name)
+        with pytest.raises(
+            UserError, match="the exact effects of id 0 are of other cells than its scores; move it"
+        ):
+            summarise(folder)
+
+
+def test_the_strongest_cells_of_a_role_are_its_largest_means(make_run: Callable, example: Example):
+    scores_LT = np.zeros_like(example.scores["mlp"].sum)
+    scores_LT[:, -1] = [1.0, -3.0, 2.0]
+    folder = make_run([msgspec.structs.replace(example, scores={"mlp": ComponentScores(scores_LT)})])
+    cells = strongest_cells(summarise(folder).summary["profile"], 2)
+    assert cells["last"] == [(-3.0, 1, "last"), (2.0, 2, "last")]
+    assert "further" in cells or "further" not in example.roles

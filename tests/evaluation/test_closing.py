@@ -1,0 +1,59 @@
+"""The closing lines of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lit_attr.evaluation.closing import closing_lines
+from lit_attr.evaluation.summary import summarise
+from lit_attr.facts.rows import Rejected
+from lit_attr.records.folder import RunFolder
+
+
+def finished(folder: Path, model: dict[str, str], rejected: int = 0, **summary: object) -> Path:
+    run = RunFolder(folder)
+    run.open({"model": model, "data": {}}, [Rejected(row, row, "no subject") for row in range(rejected)])
+    run.write_summary({**summarise(run).summary, **summary})
+    return folder
+
+
+def test_no_contrasts_are_described_as_none(tmp_path: Path):
+    folder = finished(tmp_path, {}, rejected=3)
+    lines = closing_lines(folder, pictures=False, resumed=0)
+    assert "contrasts: 0 (0 from an earlier run), rows refused: 3" in lines
+    assert "contrast accuracy (true answer above the false one): no contrasts" in lines
+    assert "tensorboard" not in lines and "heatmaps" not in lines
+    assert "contrasts: 0, rows refused: 3" in closing_lines(folder, pictures=False)
+
+
+@pytest.mark.parametrize(("gradient", "lines"), [({}, 0), ({"gradient": "through dequantised weights"}, 1)])
+def test_says_when_the_gradient_is_approximate(tmp_path: Path, gradient: dict[str, str], lines: int):
+    text = closing_lines(finished(tmp_path, gradient), pictures=False)
+    assert text.count("scores are approximate: the gradient is taken through dequantised weights") == lines
+
+
+def test_exact_effects_take_no_gradient(tmp_path: Path):
+    model = {"gradient": "through dequantised weights", "rule": "exact"}
+    assert "approximate" not in closing_lines(finished(tmp_path, model), pictures=False)
+
+
+def test_says_how_far_scores_agree(tmp_path: Path):
+    agreement = {"contrasts": 4, "pearson": 0.75, "by_layer": {"0": {"pearson": 0.25}}}
+    lines = closing_lines(finished(tmp_path, {}, agreement=agreement), pictures=False).splitlines()
+    assert (
+        "agreement: 4 contrasts compared with their exact effects (zero ablation): r = 0.75 over all layers and "
+        "tokens; do not rely on the scores of layer 0 (r = 0.25)"
+    ) in lines
+
+
+def test_says_where_heatmaps_are(tmp_path: Path):
+    folder = finished(tmp_path, {})
+    assert f"--logdir {folder} --samples_per_plugin images=100" in closing_lines(folder, pictures=True)
+    (folder / "figures").mkdir()
+    assert f"heatmaps: {folder / 'figures'}" in closing_lines(folder, pictures=False)
+
+
+def test_a_run_without_a_summary_has_records(tmp_path: Path):
+    assert closing_lines(tmp_path, pictures=True) == f"records: {tmp_path / 'batches'}"
