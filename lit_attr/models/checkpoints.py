@@ -53,7 +53,7 @@ def read_checkpoint(path: str | Path, *, weights_only: bool = True) -> dict[str,
     return checkpoint
 
 
-def load_weights(model: nn.Module, saved: Mapping[str, Any], name: str) -> None:
+def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], name: str) -> None:
     """Loads the weights of a model from the state of a module that contains it under any attribute.
 
     The prefix of its names, such as `model.` or `net.decoder.`, is found by comparison with the model's own. The
@@ -61,18 +61,18 @@ def load_weights(model: nn.Module, saved: Mapping[str, Any], name: str) -> None:
 
     Args:
         model: The model. It keeps its devices and its number format.
-        saved: The state dict of the module.
+        checkpoint: The state dict of the module's checkpoint.
         name: The model's name in messages.
 
     Raises:
         ArgumentError: Some of the model's weights are missing or have another shape, or several models fit.
     """
-    tensors = {key: value for key, value in saved.items() if isinstance(value, Tensor)}
+    tensors = {key: value for key, value in checkpoint.items() if isinstance(value, Tensor)}
     wanted = model.state_dict(keep_vars=True)
     prefixes = {key.removesuffix(tail) for key in tensors for tail in _tails(key) if tail in wanted}
     if not prefixes:
         raise ArgumentError(
-            "saved",
+            "checkpoint",
             f"none of its weights belongs to {name}, a {type(model).__name__}; it has {_listed([*tensors])}; "
             f"{NAME_IT}",
         )
@@ -80,18 +80,20 @@ def load_weights(model: nn.Module, saved: Mapping[str, Any], name: str) -> None:
     fitting = [part for part in parts if part.misfit is None]
     if not fitting:
         part = max(parts, key=lambda part: len(part.weights))
-        raise ArgumentError("saved", f"the weights {_under(part.prefix)} are not those of {name}: {part.misfit}")
+        raise ArgumentError(
+            "checkpoint", f"the weights {_under(part.prefix)} are not those of {name}: {part.misfit}"
+        )
     # A module may hold the same model under two names, such as a compiled one beside the original.
     if any(not _are_equal(part.weights, fitting[0].weights) for part in fitting[1:]):
         raise ArgumentError(
-            "saved",
+            "checkpoint",
             f"{len(fitting)} models in it fit {name}, {_listed([_under(p.prefix) for p in fitting])}; in Python, "
             "AttributionModule.from_lightning takes the one that you name",
         )
     used = {f"{part.prefix}{weight}" for part in fitting for weight in (*part.weights, *part.buffers)}
     if others := [key for key in tensors if key not in used]:
         owners = sorted({_owner(key, fitting[0].prefix) for key in others})
-        warn_about("saved", f"{len(others)} tensors of other parts are left out, those of {_listed(owners)}")
+        warn_about("checkpoint", f"{len(others)} tensors of other parts are left out, those of {_listed(owners)}")
     model.load_state_dict(fitting[0].weights, strict=False)
 
 

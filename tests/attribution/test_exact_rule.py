@@ -1,4 +1,4 @@
-"""`rule: exact` from the command line: the same records, and as restartable and shared out as scores are."""
+"""The rule `exact` from the command line: records, pictures, resumption and several processes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from runs import predict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lit_attr
+from lit_attr.attribution.exact_effects import exact_effects_BLT
 from lit_attr.cli import main
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.contrasts import Contrast
-from lit_attr.module import AttributionModule
+from lit_attr.models.loading import DEMO_MODEL, load_model
+from lit_attr.models.location import locate
 from lit_attr.records.reading import load_attributions
 
 ROWS = 30
-WORDS = ["--model.rule", "exact", "--data.limit", ROWS, "--data.max_tokens", 60, "--writer.verify", 4]
+WORDS = ["--model.rule", "exact", "--data.limit", ROWS, "--data.max_tokens", 60, "--model.verify", 4]
 
 
 def scores(folder: Path) -> dict[int, np.ndarray]:
     records = [*load_attributions(folder)]
     assert [*sorted(record["id"] for record in records)] == [*range(ROWS)]
-    assert all(record["rule"] == "exact" and set(record["scores"]) == {"sum"} for record in records)
-    return {record["id"]: record["scores"]["sum"] for record in records}
+    assert all(record["rule"] == "exact" and {*record["scores"]["mlp"]} == {"sum"} for record in records)
+    return {record["id"]: record["scores"]["mlp"]["sum"] for record in records}
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +43,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_writes_exact_effects(whole: Path, sample_contrasts: list[Contrast]):
     found = scores(whole)
-    module = AttributionModule()
+    model = load_model(DEMO_MODEL)
+    location = locate(model)
     for contrast in sample_contrasts[:ROWS:7]:
-        expected_LT = module.exact_effects_BLT(collate_contrasts([contrast]))[0].numpy()
+        expected_LT = exact_effects_BLT(model, location, collate_contrasts([contrast]))[0].numpy()
         np.testing.assert_allclose(found[contrast.fact.id], expected_LT, atol=1e-5 * abs(expected_LT).max())
     summary = json.loads((whole / "summary.json").read_text())
-    assert summary["trust"] is None, "what is exact is not compared with itself"
+    assert summary["agreement"] is None, "exact effects are not compared with themselves"
     assert json.loads((whole / "manifest.json").read_text())["model"]["rule"] == "exact"
     schema = json.loads((Path(lit_attr.__file__).parent / "assets" / "attributions.schema.json").read_text())
     for path in whole.glob("batches/*.json"):
         validate(json.loads(path.read_text()), schema)
 
 
-def test_draws_the_same_pictures(whole: Path):
+def test_draws_the_pictures(whole: Path):
     (events,) = whole.rglob("events.out.tfevents.*")
     accumulator = EventAccumulator(str(events))
     accumulator.Reload()
@@ -61,8 +64,8 @@ def test_draws_the_same_pictures(whole: Path):
     assert "profile/role_by_layer" in tags and sum(tag.startswith("facts/") for tag in tags) == 2
 
 
-def test_goes_on_where_it_was_stopped(whole: Path, tmp_path: Path):
-    """Batch files taken away stand for batches that were not reached."""
+def test_resumes_where_it_was_stopped(whole: Path, tmp_path: Path):
+    """Deleted batch files stand for batches that an interrupted run has not reached."""
     main(predict(tmp_path, *WORDS))
     gone = sorted(tmp_path.glob("batches/*.json"))[::2]
     for path in gone:
@@ -73,7 +76,7 @@ def test_goes_on_where_it_was_stopped(whole: Path, tmp_path: Path):
         np.testing.assert_array_equal(found_LT, expected[key])
 
 
-def test_two_processes_write_what_one_does(whole: Path, tmp_path: Path):
+def test_two_processes_write_the_records_of_one(whole: Path, tmp_path: Path):
     words = predict(tmp_path, *WORDS, "--trainer.strategy", "ddp", "--trainer.devices", 2)
     done = subprocess.run(
         [sys.executable, "-m", "lit_attr", *words],
@@ -89,7 +92,7 @@ def test_two_processes_write_what_one_does(whole: Path, tmp_path: Path):
         np.testing.assert_allclose(found_LT, expected[key], atol=1e-5 * abs(expected[key]).max())
 
 
-def test_other_rules_are_other_settings(whole: Path, capsys: pytest.CaptureFixture[str]):
+def test_another_rule_does_not_resume_the_folder(whole: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(predict(whole, *WORDS, "--model.rule", "norm-secant"))
     assert "was written with model.rule 'exact', this run has 'norm-secant'" in capsys.readouterr().err

@@ -84,7 +84,7 @@ def test_an_adapter_has_the_scores_of_the_merged_weights(sample_contrasts: list[
 def test_scores_an_adapter_of_the_embedding(tokenizer: PreTrainedTokenizerBase, sample_contrasts: list[Contrast]):
     model = adapted(tiny_model("llama", vocab_size=len(tokenizer)), ["embed_tokens", "q_proj"])
     module = AttributionModule(model=model)
-    assert module.vocabulary_size == len(tokenizer)
+    assert module.data_requirements().limits.vocabulary == len(tokenizer)
     batch = module.predict_step(collate_contrasts(sample_contrasts[:4]), 0)
     assert_close(batch, scores(model.merge_and_unload(), sample_contrasts[:4]))
 

@@ -1,7 +1,7 @@
-"""Every architecture lit-attr is tested on, as a tiny model made from its config class.
+"""The architectures that lit-attr is tested on, as tiny models made from their config classes.
 
-`STREAM_BEFORE_MLP` is what tests know of an architecture's inside, read off its definition: where the residual
-stream stands before the MLP writes. The MLP's write is the block's output less that, whatever modules it took.
+`STREAM_BEFORE_MLP` locates the residual stream before the MLP writes, from each architecture's source code. The
+MLP's write is the block's output minus that stream, whichever modules compute it.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ CONFIGS = {
     "biogpt": _LLAMA_LIKE,
 }
 
-# A module of the block whose input is the residual stream before the MLP writes. Where attention and MLP write
-# side by side: the attention's module in brackets, whose output is the other write.
+# The module of the block whose input is the residual stream before the MLP writes. In brackets, for parallel
+# attention and MLP: the attention module, whose output is the other write.
 STREAM_BEFORE_MLP = {
     "gpt2": "ln_2",
     "gpt_neo": "ln_2",
@@ -119,11 +119,11 @@ STREAM_BEFORE_MLP = {
 
 
 def tiny_model(model_type: str, dtype: torch.dtype = torch.float32, **settings) -> PreTrainedModel:
-    """Two layers of width 32 in eval mode, every weight drawn anew so that scores are of order one."""
+    """A model of two layers of width 32 in eval mode, with weights large enough for scores of order one."""
     torch.manual_seed(0)
     config = CONFIG_MAPPING[model_type](**{**CONFIGS.get(model_type, _LLAMA_LIKE), **settings})
     if dtype == torch.float64:
-        # The grouped kernel of the experts has no float64.
+        # The grouped kernel of the experts does not support float64.
         config._experts_implementation = "eager"
     model = AutoModelForCausalLM.from_config(config).eval().to(dtype)
     with torch.no_grad():
@@ -134,14 +134,14 @@ def tiny_model(model_type: str, dtype: torch.dtype = torch.float32, **settings) 
 
 
 def contrast_of(token_ids: tuple[int, ...], true_token_id: int = 3, false_token_id: int = 5) -> Contrast:
-    """A contrast of token ids alone, for a model without a tokenizer."""
+    """A contrast of token ids, for a model without a tokenizer."""
     fact = Fact(0, 0, "a b", "a", 0, " true", " false", "")
     names = ("a",) * len(token_ids), ("last",) * len(token_ids)
     return Contrast(fact, 0, token_ids, *names, (0, 1), true_token_id, false_token_id, "true", "false")
 
 
 def random_contrasts(lengths: tuple[int, ...]) -> list[Contrast]:
-    """A contrast for each length, of tokens drawn at random."""
+    """A contrast of random tokens for each length."""
     generator = torch.Generator().manual_seed(1)
     drawn = [torch.randint(VOCABULARY, (length + 2,), generator=generator).tolist() for length in lengths]
     return [contrast_of(tuple(ids[2:]), ids[0], (ids[0] + 1 + ids[1] % 60) % VOCABULARY) for ids in drawn]

@@ -1,4 +1,4 @@
-"""Inseq run beside us."""
+"""Scores of Inseq, to compare ours with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lit_attr.facts.contrasts import Contrast
 
 
 def alike_in_length(contrasts: Sequence[Contrast], tokenizer: PreTrainedTokenizerBase) -> list[Contrast]:
-    """Inseq aligns answers on their last token: only where lengths are equal does it compare what we compare."""
+    """The contrasts whose answers have equal lengths: Inseq aligns answers on the last token, we on the first."""
     return [
         contrast
         for contrast in contrasts
@@ -24,7 +24,7 @@ def alike_in_length(contrasts: Sequence[Contrast], tokenizer: PreTrainedTokenize
 def inseq_scores(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str, contrasts: Sequence[Contrast]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Sum and l2 norm of Inseq's gradient × activation at a module, one number a token, for each contrast."""
+    """Sum and l2 norm of Inseq's gradient × activation at a module, for each contrast, [T]."""
     import inseq
 
     peer = inseq.load_model(model, "layer_gradient_x_activation", tokenizer=tokenizer, target_layer=path)

@@ -1,4 +1,4 @@
-"""Other people's Lightning modules, and what has to be the same about them afterwards."""
+"""Other Lightning modules, and their state, which attribution must not change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def tiny(tokenizer: PreTrainedTokenizerBase) -> GPT2LMHeadModel:
 
 
 class StrangersModule(pl.LightningModule):
-    """A language model in train mode with dropout, a frozen parameter, a module in eval mode, and hooks."""
+    """Its language model has train mode with dropout, a frozen parameter, a part in eval mode, and hooks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class StrangersModule(pl.LightningModule):
 
 
 def state(module: nn.Module) -> list[Any]:
-    """All that a module is, besides what its class says."""
+    """The state of a module: parameters, gradients, flags, modes, hooks and attributes."""
     modules = [*module.modules()]
     return [
         [parameter.tolist() for parameter in module.parameters()],

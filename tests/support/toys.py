@@ -1,4 +1,4 @@
-"""A model small enough to differentiate by hand, and a tokenizer small enough to read off."""
+"""A model small enough to differentiate by hand, and a tokenizer of one token a word."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SquareMLP(nn.Module):
 
 
 class SumBlock(nn.Module):
-    """Each position takes in the sum of all up to itself, and the MLP adds its square."""
+    """Each position becomes the sum of all positions up to it, and the MLP adds its square."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ WORDS += ["Rome", "Paris", "Madrid", "Spainish", "[UNK]"]
 
 
 def word_tokenizer(template: str = "$A", merges: bool = False) -> PreTrainedTokenizerFast:
-    """One token a word, so that the expected ids can be read off; `merges` makes it see the whole text as one."""
+    """A tokenizer of one token a word. With `merges`, a word of the prompt can merge with the answer."""
     tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Replace("is Rome", "Spainish") if merges else normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
