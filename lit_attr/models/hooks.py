@@ -20,7 +20,7 @@ TANH_GELUS = (AccurateGELUActivation, FastGELUActivation, NewGELUActivation)
 
 @contextmanager
 def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Puts a model into eval mode, its own number format whatever a Trainer's autocast, and fused GELUs.
+    """Runs a model in eval mode, with fused GELUs and without a Trainer's autocast.
 
     Args:
         model: The model.

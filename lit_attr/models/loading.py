@@ -82,7 +82,7 @@ def load_model(
         options["quantization_config"] = config
         options["device_map"] = device_map or {"": device or torch.device("cpu")}
     model = _from_pretrained(model_name, options)
-    # A quantised checkpoint keeps the settings that it was quantised with, whatever the arguments say.
+    # A quantised checkpoint keeps its own settings and ignores the arguments.
     settings = quantization_settings(model)
     for setting, asked in (("quantization", quantization), ("llm_int8_threshold", llm_int8_threshold)):
         if asked is not None and settings.get(setting) != asked:
