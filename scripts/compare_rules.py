@@ -1,12 +1,13 @@
-"""Which rule to trust on a model: `python scripts/compare_rules.py [--models MODEL ...]`.
+"""Compares the rules with exact effects on a model: `python scripts/compare_rules.py [--models MODEL ...]`.
 
-Runs the prediction once with each rule, each comparing the scores of some facts with their exact effects
-(`writer.verify`), and prints a table in Markdown: Pearson's correlation over all layers and tokens, and in each
-layer. For several models there is one more table, with the whole and the worst layer of each.
+Runs a prediction with each rule, in which some facts get exact effects as well (`model.verify`), and prints a table
+in Markdown: Pearson's correlation of scores and effects over all layers and tokens, and in each layer. For several
+models a second table has the correlation over all cells and in the worst layer of each.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import tempfile
@@ -14,25 +15,43 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 from jsonargparse import auto_cli
+from transformers import PreTrainedModel
 
 from lit_attr import AttributionModule, AttributionWriter, CounterfactDataModule
+from lit_attr.attribution.catalogue import RuleName
 from lit_attr.facts.sources import SAMPLE
-from lit_attr.models.loading import DEMO_MODEL
-from lit_attr.records.encoding import read_json
+from lit_attr.models.loading import DEMO_MODEL, load_model
+from lit_attr.settings import RuleOptions
 
-# Each with the options it is tried with, and how many backward passes a batch it takes in a model of L layers.
-RULES: tuple[tuple[dict[str, Any], str], ...] = (
-    ({"rule": "gradient"}, "1"),
-    ({"rule": "frozen-norm"}, "1"),
-    ({"rule": "linearised"}, "1"),
-    ({"rule": "linearised", "frozen_attention": True}, "1"),
-    ({"rule": "norm-secant"}, "1"),
-    ({"rule": "integrated", "integration_steps": 8}, "8 L"),
-    ({"rule": "exact"}, "none"),
+
+class Variant(NamedTuple):
+    """A rule with its options.
+
+    Attributes:
+        label: Its name in the tables.
+        rule: The rule.
+        options: Its options.
+        backwards: The number of backward passes for each batch, in a model of L layers.
+    """
+
+    label: str
+    rule: RuleName
+    options: RuleOptions
+    backwards: str
+
+
+RULES = (
+    Variant("gradient", "gradient", RuleOptions(), "1"),
+    Variant("frozen-norm", "frozen-norm", RuleOptions(), "1"),
+    Variant("linearised", "linearised", RuleOptions(), "1"),
+    Variant("linearised, frozen_attention True", "linearised", RuleOptions(frozen_attention=True), "1"),
+    Variant("norm-secant", "norm-secant", RuleOptions(), "1"),
+    Variant("integrated, integration_steps 8", "integrated", RuleOptions(integration_steps=8), "8 L"),
+    Variant("exact", "exact", RuleOptions(), "none"),
 )
 
 
@@ -43,38 +62,37 @@ def compare(
 
     Args:
         models: Names or folders. Default: the demo model.
-        source: The facts, as `lit-attr predict --data.source` takes them.
-        verify: How many facts are compared with their exact effects.
-        component: What is scored.
+        source: The facts, as in `lit-attr predict --data.source`.
+        verify: Number of facts whose scores are compared with their exact effects.
+        component: The component that is scored.
     """
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     named = {"demo" if model == DEMO_MODEL else model: model for model in models or [DEMO_MODEL]}
-    whole_and_worst: dict[str, list[str]] = {}
-    for name, model in named.items():
+    all_and_worst: dict[str, list[str]] = {}
+    for name, path in named.items():
+        model = load_model(path)
         rows: dict[str, list[str]] = {}
         times = []
         layers: list[str] = []
-        for options, backwards in RULES:
-            module = AttributionModule(model, component=component, **options)
-            with tempfile.TemporaryDirectory() as folder:
-                trust, seconds = _trust(module, source, verify, Path(folder))
-            # What is exact is not compared with itself.
+        for label, rule, options, backwards in RULES:
+            settings = {"component": component, "rule": rule, "rule_options": options, "tokenizer": path}
+            agreement, seconds = _agreement(model, settings, source, verify)
+            # Exact scores are not compared with themselves.
             cells = [1.0] * (1 + len(layers))
-            if trust is not None:
-                layers = [*trust["by_layer"]]
-                found = [trust["pearson"], *(trust["by_layer"][layer]["pearson"] for layer in layers)]
+            if agreement is not None:
+                layers = [*agreement["by_layer"]]
+                found = [agreement["pearson"], *(agreement["by_layer"][layer]["pearson"] for layer in layers)]
                 cells = [math.nan if cell is None else cell for cell in found]
-            rule = ", ".join((options["rule"], *(f"{key} {value}" for key, value in [*options.items()][1:])))
-            rows[rule] = [backwards, *(f"{cell:.2f}" for cell in cells)]
-            whole_and_worst.setdefault(rule, []).append(f"{cells[0]:.2f} / {min(cells[1:]):.2f}")
-            times.append(f"{rule} {seconds:.1f}")
+            rows[label] = [backwards, *(f"{cell:.2f}" for cell in cells)]
+            all_and_worst.setdefault(label, []).append(f"{cells[0]:.2f} / {min(cells[1:]):.2f}")
+            times.append(f"{label} {seconds:.1f}")
         print(f"\n{name}: {verify} contrasts compared\n")
         _print_table(["rule", "backwards", "all cells", *(f"layer {layer}" for layer in layers)], rows)
         print(f"\nSeconds for all facts, without the comparison: {', '.join(times)}")
     if len(named) > 1:
         print("\nAll cells / worst layer\n")
-        _print_table(["rule", *named], whole_and_worst)
+        _print_table(["rule", *named], all_and_worst)
 
 
 def _print_table(heads: list[str], rows: Mapping[str, Sequence[str]]) -> None:
@@ -82,26 +100,28 @@ def _print_table(heads: list[str], rows: Mapping[str, Sequence[str]]) -> None:
     print("\n".join(f"| {' | '.join(row)} |" for row in cells))
 
 
-def _trust(
-    module: AttributionModule, source: str, verify: int, folder: Path
+def _agreement(
+    model: PreTrainedModel, settings: dict[str, Any], source: str, verify: int
 ) -> tuple[dict[str, Any] | None, float]:
-    """A run's report, where there is one, and how long the run took without the comparison."""
+    """The agreement with exact effects (None for the rule `exact`), and the seconds of a run without it."""
     data = CounterfactDataModule(source)
-    seconds = []
-    for count in (verify, 0):
-        writer = AttributionWriter(str(folder / str(count)), verify=count, max_heatmaps=0)
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            callbacks=[writer],
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        started = time.perf_counter()
-        trainer.predict(module, datamodule=data, return_predictions=False)
-        seconds.append(time.perf_counter() - started)
-    return read_json(folder / str(verify) / "summary.json").get("trust"), seconds[-1]
+    seconds = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for count in (verify, 0):
+            trainer = pl.Trainer(
+                accelerator="cpu",
+                devices=1,
+                logger=False,
+                callbacks=[AttributionWriter(str(Path(folder) / str(count)), max_heatmaps=0)],
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+            module = AttributionModule(model=model, verify=count, **settings)
+            started = time.perf_counter()
+            trainer.predict(module, datamodule=data, return_predictions=False)
+            seconds = time.perf_counter() - started
+        summary = json.loads((Path(folder) / str(verify) / "summary.json").read_bytes())
+    return summary["agreement"], seconds
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from toys import word_tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from lit_attr.callbacks.writer import AttributionWriter
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import UserError
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
@@ -113,11 +114,12 @@ def test_a_run_resumes_and_refuses_the_same_fact_twice(tokenizer: PreTrainedToke
     bare = [{name: value for name, value in row.items() if name not in ("id", "case_id")} for row in ROWS]
     for rows in (bare[:4], bare[::-1]):
         loader = DataLoader(rows, batch_size=4, collate_fn=ContrastCollator(tokenizer))
-        writing_trainer(tmp_path).predict(AttributionModule(verify=0), loader)
+        trainer = writing_trainer(tmp_path)
+        trainer.predict(AttributionModule(verify=0), loader)
     files = [json.loads(path.read_text())["examples"] for path in tmp_path.glob("batches/*.json")]
     prompts = [example["prompt"] for examples in files for example in examples]
     assert sorted(prompts) == sorted(row["prompt"] for row in bare)
-    assert json.loads((tmp_path / "summary.json").read_text())["resumed"] == 4
+    assert [each.resumed for each in trainer.callbacks if isinstance(each, AttributionWriter)] == [4]
     loader = DataLoader([bare[0], bare[0]], batch_size=1, collate_fn=ContrastCollator(tokenizer))
     with pytest.raises(UserError, match="came twice in one run; give every fact an id of its own"):
         writing_trainer(tmp_path / "twice").predict(AttributionModule(), loader)

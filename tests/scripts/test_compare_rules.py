@@ -21,7 +21,7 @@ def test_the_readme_shows_what_the_script_prints(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """For two of the rules; the others take longer."""
-    chosen = tuple(each for each in script.RULES if each[0]["rule"] in ("gradient", "norm-secant"))
+    chosen = tuple(each for each in script.RULES if each.label in ("gradient", "norm-secant"))
     monkeypatch.setattr(script, "RULES", chosen)
     script.compare()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| `")]
