@@ -1,4 +1,4 @@
-"""The thread beside the model's."""
+"""The background thread: order, a bounded queue, and errors."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from lit_attr.callbacks.background import MOST_WAITING, Background
+from lit_attr.callbacks.background import MAX_QUEUED, Background
 
 
-def test_does_all_in_order_in_one_other_thread():
+def test_runs_tasks_in_order_in_one_other_thread():
     background = Background()
     done: list[int] = []
     threads = set()
@@ -21,7 +21,7 @@ def test_does_all_in_order_in_one_other_thread():
         done.append(number)
 
     for number in range(50):
-        background.do(lambda number=number: work(number))
+        background.submit(lambda number=number: work(number))
     background.finish()
     assert done == list(range(50))
     assert len(threads) == 1
@@ -29,19 +29,19 @@ def test_does_all_in_order_in_one_other_thread():
     assert not threads.pop().is_alive()
 
 
-def test_waits_where_too_much_is_waiting():
+def test_submit_blocks_while_the_queue_is_full():
     background = Background()
     gate = threading.Event()
-    for _ in range(MOST_WAITING):
-        background.do(gate.wait)
+    for _ in range(MAX_QUEUED):
+        background.submit(gate.wait)
     threading.Timer(0.2, gate.set).start()
     started = time.monotonic()
-    background.do(lambda: None)
+    background.submit(lambda: None)
     assert time.monotonic() - started > 0.15
     background.finish()
 
 
-def test_errors_come_up_where_work_is_given_and_the_rest_is_dropped():
+def test_an_error_is_raised_on_submit_and_the_queued_tasks_are_dropped():
     background = Background()
     done: list[str] = []
     gate = threading.Event()
@@ -50,18 +50,18 @@ def test_errors_come_up_where_work_is_given_and_the_rest_is_dropped():
         gate.wait()
         raise OSError("disk full")
 
-    background.do(fail)
-    background.do(lambda: done.append("after"))
+    background.submit(fail)
+    background.submit(lambda: done.append("after"))
     gate.set()
     with pytest.raises(OSError, match="disk full"):
-        background.do(lambda: done.append("last"))
+        background.submit(lambda: done.append("last"))
     background.finish()
     assert "last" not in done
-    background.do(lambda: done.append("again"))
+    background.submit(lambda: done.append("again"))
     with pytest.raises(OSError, match="disk full"):
-        background.do(fail) or background.finish()
+        background.submit(fail) or background.finish()
     assert done[-1] == "again"
 
 
-def test_can_go_to_another_process_before_it_has_begun():
+def test_can_be_pickled_before_the_first_task():
     pickle.loads(pickle.dumps(Background())).finish()

@@ -1,4 +1,4 @@
-"""Pictures, curves and text of a run: in event files, in other loggers, as files."""
+"""Pictures, curves and text of a run, in event files, in other loggers and as files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROWS = [*open_rows(SAMPLE)][::20]
 
 
 def run(folder: Path, logger: Any, **writer: Any) -> dict[str, Any]:
-    """Runs over some facts and returns the summary."""
+    """Attributes some facts and returns the summary."""
     trainer = writing_trainer(folder, logger=logger, **writer)
     trainer.predict(
         AttributionModule(), datamodule=CounterfactDataModule(ROWS, batch_size=8), return_predictions=False
@@ -42,13 +42,13 @@ def tensorboard(folder: Path) -> TensorBoardLogger:
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], EventAccumulator]:
-    """A run's summary, and its event file."""
+    """The summary of a run and its event file."""
     folder = tmp_path_factory.mktemp("run")
     summary = run(folder, tensorboard(folder), max_heatmaps=2, heatmap_ids=[7, 7000])
     return summary, EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0, "tensors": 0}).Reload()
 
 
-def test_curves_have_a_point_a_layer(shown: tuple[dict[str, Any], EventAccumulator]):
+def test_curves_have_one_point_per_layer(shown: tuple[dict[str, Any], EventAccumulator]):
     summary, events = shown
     profile = summary["profile"]
     for place, role in enumerate(ROLES):
@@ -83,7 +83,7 @@ def test_page_has_the_counts_and_the_strongest_facts(shown: tuple[dict[str, Any]
     assert page.count("\n") > 40
 
 
-def test_hyperparameters_have_the_final_numbers(shown: tuple[dict[str, Any], EventAccumulator]):
+def test_hyperparameters_come_with_the_final_metrics(shown: tuple[dict[str, Any], EventAccumulator]):
     summary, events = shown
     plugins = events.SummaryMetadata("_hparams_/session_start_info")
     content = plugin_data_pb2.HParamsPluginData.FromString(plugins.plugin_data.content)
@@ -92,14 +92,14 @@ def test_hyperparameters_have_the_final_numbers(shown: tuple[dict[str, Any], Eve
         assert events.Scalars(name)[-1].value == pytest.approx(summary[name], rel=1e-5)
 
 
-def test_facts_asked_for_are_drawn(shown: tuple[dict[str, Any], EventAccumulator]):
+def test_requested_facts_are_drawn(shown: tuple[dict[str, Any], EventAccumulator]):
     _, events = shown
     facts = [tag for tag in events.Tags()["images"] if tag.startswith("facts/")]
     assert "facts/7-0" in facts
-    assert len(facts) in (2, 3)  # 7 may be one of the two spread over the run
+    assert len(facts) in (2, 3)  # 7 may be one of the first two in the random order
 
 
-def test_largest_logit_differences_are_drawn(tmp_path: Path):
+def test_facts_with_the_largest_logit_differences_are_drawn(tmp_path: Path):
     run(tmp_path, False, max_heatmaps=3, heatmaps="largest")
     records = [
         example
@@ -111,7 +111,7 @@ def test_largest_logit_differences_are_drawn(tmp_path: Path):
     assert found == {f"{example['id']}-0.png" for example in largest}
 
 
-def test_pictures_are_files_where_no_logger_takes_them(tmp_path: Path):
+def test_pictures_are_files_without_an_image_logger(tmp_path: Path):
     run(tmp_path, CSVLogger(str(tmp_path), name="", version=""), max_heatmaps=2)
     figures = {path.relative_to(tmp_path / "figures") for path in tmp_path.rglob("*.png")}
     assert len([path for path in figures if path.parts[0] == "facts"]) == 2
@@ -122,7 +122,7 @@ def test_pictures_are_files_where_no_logger_takes_them(tmp_path: Path):
         assert len([row for row in csv.DictReader(stream) if row["mean_score/last"]]) == 8
 
 
-def test_each_of_several_loggers_gets_what_it_takes(tmp_path: Path):
+def test_each_of_several_loggers_gets_what_it_supports(tmp_path: Path):
     loggers = [tensorboard(tmp_path / "board"), CSVLogger(str(tmp_path / "csv"), name="", version="")]
     run(tmp_path / "out", loggers, max_heatmaps=1)
     assert not (tmp_path / "out" / "figures").exists()
@@ -130,7 +130,7 @@ def test_each_of_several_loggers_gets_what_it_takes(tmp_path: Path):
     assert [*(tmp_path / "board").glob("events.*")]
 
 
-def test_another_kind_of_logger_takes_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_another_kind_of_logger_needs_one_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     class Kept(CSVLogger):
         pass
 

@@ -1,43 +1,96 @@
-"""The metrics, on numbers added up by hand."""
+"""Live counts in one process and in two; run as a script, this file is one of the two processes."""
 
 from __future__ import annotations
 
-import pytest
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import torch
+from project import REPOSITORY
+from tiny_runs import ONE, SAME, TWO, write_run
+from torch import distributed
 
-from lit_attr.callbacks.metrics import AnswerCounts, RoleLayerProfile
-from lit_attr.facts.contrasts import ROLES, role_mask_BRT
+from lit_attr.callbacks.metrics import LiveCounts, SharedSum
+from lit_attr.facts.roles import ROLES
+from lit_attr.records.files import read_batch
+from lit_attr.records.schema import BatchRecord
 
-
-def test_profile_averages_tokens_of_a_role_then_contrasts():
-    # Two contrasts of one layer: subject tokens (2, 4) and last 10; subject token 8 and last 20.
-    roles = [("first subject", "last subject", "last"), ("last subject", "last")]
-    mask_BRT = role_mask_BRT(roles, [(0, 2), (0, 1)])
-    profile = RoleLayerProfile(1)
-    profile.update(torch.tensor([[[2.0, 4.0, 10.0]], [[8.0, 20.0, 99.0]]]), mask_BRT)
-    mean_LR, error_LR, count_R = profile.compute()
-    found = {role: (mean_LR[0, place].item(), count_R[place].item()) for place, role in enumerate(ROLES)}
-    assert found["first subject"] == (5.0, 2)  # (2 + 8) / 2: a subject of one token is first and last
-    assert found["last subject"] == (6.0, 2)
-    assert found["last"] == (15.0, 2)
-    # 10 and 20: standard deviation √50, over √2.
-    assert error_LR[0, ROLES.index("last")].item() == pytest.approx(5)
-    assert error_LR[0, ROLES.index("further")].isnan()
-    assert found["further"][1] == 0
-    assert mean_LR[0, ROLES.index("further")].isnan()
+PREFERRED, MISSED = {**ONE, "logit_diff": 1.5}, {**TWO, "logit_diff": -0.5}
+CPU = torch.device("cpu")
 
 
-def test_profile_counts_a_long_subject_once():
-    roles = [("first subject", "middle subject", "middle subject", "last subject")]
-    profile = RoleLayerProfile(1)
-    profile.update(torch.tensor([[[0.0, 1.0, 3.0, 0.0]]]), role_mask_BRT(roles, [(0, 4)]))
-    mean_LR, _, count_R = profile.compute()
-    assert mean_LR[0, ROLES.index("middle subject")] == 2
-    assert count_R[ROLES.index("middle subject")] == 1
+def record_with(folder: Path, *examples: dict[str, Any]) -> BatchRecord:
+    return read_batch(write_run(folder, examples) / "batches" / "0.json")
 
 
-def test_answers_are_counted():
-    answers = AnswerCounts()
-    answers.update(torch.tensor([1.5, -0.5, 0.0]), torch.tensor([0, 3, 0]))
-    answers.update(torch.tensor([2.0]), torch.tensor([1]))
-    assert answers.compute() == (4, 2, 2)
+def counts_of(record: BatchRecord) -> LiveCounts:
+    counts = LiveCounts(record.layers, "mlp", record.rule)
+    counts.add(record)
+    return counts
+
+
+def at(profile: dict[str, Any], role: str) -> list[float | None]:
+    """The mean score of a role in each layer."""
+    return [row[ROLES.index(role)] for row in profile["mean_score"]]
+
+
+def test_counts_equal_hand_computed_ones(tmp_path: Path):
+    found = counts_of(record_with(tmp_path, PREFERRED, MISSED, SAME)).compute()
+    assert (found["contrasts"], found["contrast_accuracy"], found["known_share"]) == (2, 0.5, 0.5)
+    assert found["mean_logit_diff"] == 0.5
+    # ONE and TWO; of the known ones there is ONE alone.
+    assert at(found["profile"], "first subject") == [2.5, 9.5]
+    assert at(found["known_profile"], "first subject") == [10, 20]
+    assert at(found["profile"], "last") == [5, 2]
+    assert at(found["profile"], "further") == [None, None]
+
+
+def test_reduce_keeps_the_counts_of_a_single_process(tmp_path: Path):
+    counts = counts_of(record_with(tmp_path, PREFERRED, MISSED))
+    assert counts.reduce(CPU).compute() == counts.compute()
+    assert LiveCounts([0], "mlp", "gradient").reduce(CPU).compute()["contrasts"] == 0
+
+
+def test_a_shared_sum_adds_up_its_updates():
+    shared = SharedSum(2)
+    for _ in range(2):
+        shared.update(torch.tensor([0.5, 3.0]))
+    assert shared.compute().tolist() == [1, 6]
+
+
+def test_reduce_adds_up_the_counts_of_two_processes(tmp_path: Path):
+    """The second process has nothing to add in the second of two reductions."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path]),
+    }
+    done = subprocess.run(
+        [*command, str(tmp_path)], capture_output=True, text=True, timeout=180, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    both, first = (
+        counts_of(record_with(tmp_path / name, *examples)).compute()
+        for name, examples in (("both", (PREFERRED, MISSED)), ("first", (PREFERRED,)))
+    )
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [both, first]
+
+
+def count_in_this_process(folder: Path) -> None:
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
+    counts = counts_of(record_with(folder / f"run-{rank}", (PREFERRED, MISSED)[rank]))
+    empty = LiveCounts(counts.profile.layers, "mlp", "gradient")
+    reduced = [each.reduce(CPU).compute() for each in (counts, empty if rank else counts)]
+    (folder / f"{rank}.json").write_text(json.dumps(reduced))
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    count_in_this_process(Path(sys.argv[1]))
