@@ -1,6 +1,6 @@
 """Compares the rules with exact effects on a model: `python scripts/compare_rules.py [--models MODEL ...]`.
 
-Runs a prediction with each rule, in which some facts get exact effects as well (`model.verify`), and prints a table
+Runs a prediction with each rule, with exact effects for some facts (`model.verify`), and prints a table
 in Markdown: Pearson's correlation of scores and effects over all layers and tokens, and in each layer. For several
 models a second table has the correlation over all cells and in the worst layer of each.
 """
