@@ -270,16 +270,16 @@ class AttributionModule(pl.LightningModule):
             UserError: The memory does not suffice for a single row.
         """
         self.configure_model()
-        with arguments_of("model", RENAMED):
-            if batch.comparison is not None:
-                (contrast,), (place,) = batch.contrasts, batch.places or (None,)
-                exact = compare_or_replace(contrast, place, self._compare, run_state(self._trainer))
-                return AttributionBatch.empty(self._location, self.component, self.rule)._replace(exact=exact)
+        if batch.comparison is not None:
+            (contrast,), (place,) = batch.contrasts, batch.places or (None,)
+            exact = compare_or_replace(contrast, place, self._compare, run_state(self._trainer))
+            return AttributionBatch.empty(self._location, self.component, self.rule)._replace(exact=exact)
+        with arguments_of("data", {"batch": "source"}):
             scored = self._attribute(batch.to(self.input_device))
-            if batch.places is not None or self._first_seen is None:
-                return scored
-            state = run_state(self._trainer)
-            return scored._replace(exact=self._first_seen.compare(batch.contrasts, self._compare, state))
+        if batch.places is not None or self._first_seen is None:
+            return scored
+        exact = self._first_seen.compare(batch.contrasts, self._compare, run_state(self._trainer))
+        return scored._replace(exact=exact)
 
     @property
     def input_device(self) -> torch.device:
@@ -339,15 +339,14 @@ class AttributionModule(pl.LightningModule):
                     raise
                 if rows == 1:
                     raise ArgumentError(
-                        "dtype",
-                        f"the memory does not suffice for a single row of {tokens} tokens; a smaller dtype or "
-                        "fewer layers need less",
+                        "source",
+                        f"the memory does not suffice for a single row of {tokens} tokens; a smaller model.dtype "
+                        "or fewer model.layers need less",
                     ) from error
             # The error, and with it the tensors of its frames, is released here.
             garbage_collection_cuda()
             self._too_many_tokens = tokens
-            with arguments_of("data"):
-                warn_about("max_tokens", "the memory does not suffice for a batch; continuing with halves of it")
+            warn_about("max_tokens", "the memory does not suffice for a batch; continuing with halves of it")
         first, second = batch.split()
         return self._attribute(first).join(self._attribute(second))
 
@@ -360,7 +359,10 @@ class AttributionModule(pl.LightningModule):
             Exception
         ) as error:  # of any kind: the scores are computed, and the run continues without comparison
             reason = one_line(error)
-            warn_about("verify", f"this model's exact effects cannot be computed ({reason}); 0 leaves them out")
+            with arguments_of("model"):
+                warn_about(
+                    "verify", f"this model's exact effects cannot be computed ({reason}); 0 leaves them out"
+                )
             return None
 
     @property

@@ -41,6 +41,8 @@ RENAMED = {
     **{name: f"loading.{name}" for name in LoadingOptions.__dataclass_fields__},
     **{name: f"rule_options.{name}" for name in RuleOptions.__dataclass_fields__},
     "steps": "rule_options.integration_steps",
+    # A model object's faults are those of the model that was named.
+    "model": "model_name",
 }
 
 

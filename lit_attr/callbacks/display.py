@@ -86,8 +86,7 @@ class RunDisplay:
             trainer: The Trainer with the loggers.
             findings: What the records show.
         """
-        earlier = self._folder.read_summary() or {}
-        is_changed = findings.summary != {name: value for name, value in earlier.items() if name != "seconds"}
+        is_changed = self.is_changed(findings.summary)
         self._shown_before = shown_images(trainer, self._folder)
         for example in (*findings.spread, *findings.asked_for, *findings.largest):
             self.show_fact(trainer, example)
@@ -99,6 +98,11 @@ class RunDisplay:
         if is_changed:
             self._log(trainer, findings)
         record_shown(trainer, self._folder, self._shown)
+
+    def is_changed(self, summary: Mapping[str, Any]) -> bool:
+        """Whether a summary differs from the one that an earlier run has left, timings aside."""
+        earlier = self._folder.read_summary()
+        return earlier is None or {name: value for name, value in earlier.items() if name != "seconds"} != summary
 
     def _show(self, trainer: pl.Trainer, picture: Picture) -> None:
         log_image(trainer, self._folder.figures, picture.tag, picture.draw(), picture.step)

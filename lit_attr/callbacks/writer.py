@@ -209,8 +209,9 @@ class AttributionWriter(BasePredictionWriter):
             warn_about("heatmap_ids", f"the run has no fact with the id {ids}")
         self._display.show_run(trainer, findings)
         # Last: a run that ends before has no summary, and the same command makes the pictures that are missing.
-        seconds = time.perf_counter() - self._started
-        self.folder.write_summary({**findings.summary, "seconds": seconds})
+        if self._display.is_changed(findings.summary):
+            seconds = time.perf_counter() - self._started
+            self.folder.write_summary({**findings.summary, "seconds": seconds})
 
     def _open(self, trainer: pl.Trainer) -> RunState:
         # One process reads and the others receive: what one of them wrote meanwhile would look done to the next.

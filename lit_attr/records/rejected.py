@@ -16,8 +16,10 @@ from lit_attr.records.files import write_bytes
 
 def replace_rejected(path: Path, rejected: Iterable[Rejected]) -> None:
     """Writes the rows that the data refuses, and keeps what earlier runs refused while the model ran."""
-    kept = read_refused(path)
-    write_bytes(path, b"".join(map(_line, (*rejected, *kept))))
+    content = b"".join(map(_line, (*rejected, *read_refused(path))))
+    # A finished folder stays as it is.
+    if not path.exists() or path.read_bytes() != content:
+        write_bytes(path, content)
 
 
 def append_rejected(path: Path, rejected: Iterable[Rejected]) -> None:
