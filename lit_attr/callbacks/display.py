@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from PIL import Image
 
 from lit_attr.callbacks.loggers import Shown, log_curves, log_image, record_shown, shown_images, takes_images
@@ -95,8 +95,14 @@ class RunDisplay:
             is_shown = (picture.tag, picture.step if takes_images(trainer) else 0) in self._shown_before
             if not is_shown or (is_changed and not takes_images(trainer)):
                 self._show(trainer, picture)
+        page = ("summary", findings.summary["contrasts"])
         if is_changed:
-            self._log(trainer, findings)
+            self._log(trainer.loggers, findings)
+            self._shown.add(page)
+        elif takes_images(trainer) and page not in self._shown_before:
+            # The event files are gone, or the earlier runs had none.
+            self._log([each for each in trainer.loggers if isinstance(each, TensorBoardLogger)], findings)
+            self._shown.add(page)
         record_shown(trainer, self._folder, self._shown)
 
     def is_changed(self, summary: Mapping[str, Any]) -> bool:
@@ -108,16 +114,16 @@ class RunDisplay:
         log_image(trainer, self._folder.figures, picture.tag, picture.draw(), picture.step)
         self._shown.add((picture.tag, picture.step))
 
-    def _log(self, trainer: pl.Trainer, findings: RunFindings) -> None:
-        """Logs curves to every logger, and to TensorBoard a page, charts of the curves and hyperparameters."""
+    def _log(self, loggers: Sequence[Logger], findings: RunFindings) -> None:
+        """Logs curves, and to TensorBoard a page, charts of the curves and hyperparameters as well."""
         summary, manifest = findings.summary, self._folder.read_manifest()
-        log_curves(trainer, profile_curves(summary["profile"], "mean_score"))
-        log_curves(trainer, profile_curves(summary["known_profile"], "mean_score_known"))
+        log_curves(loggers, profile_curves(summary["profile"], "mean_score"))
+        log_curves(loggers, profile_curves(summary["known_profile"], "mean_score_known"))
         if summary["agreement"] is not None:
-            log_curves(trainer, agreement_curves(summary["agreement"]))
+            log_curves(loggers, agreement_curves(summary["agreement"]))
             if "faithfulness" in summary["agreement"]:
-                log_curves(trainer, faithfulness_curves(summary["agreement"]["faithfulness"]))
-        for logger in trainer.loggers:
+                log_curves(loggers, faithfulness_curves(summary["agreement"]["faithfulness"]))
+        for logger in loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("summary", summary_page(findings, manifest))
                 logger.experiment.add_custom_scalars(custom_scalar_layout(summary["profile"]["roles"]))

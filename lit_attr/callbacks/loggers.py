@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from lit_attr.errors import UserError
 from lit_attr.records.files import read_json, write_bytes, write_json
 from lit_attr.records.folder import RESUME_HINT, RunFolder
 
-# A picture is identified by its tag and step, in files and in TensorBoard.
+# A picture or page is identified by its tag and step, in files and in TensorBoard.
 Shown = tuple[str, int]
 
 
@@ -71,18 +72,18 @@ def log_image(trainer: pl.Trainer, figures: Path, tag: str, image: Image.Image, 
         raise _unwritable(next(places, None) or figures, error) from error
 
 
-def log_curves(trainer: pl.Trainer, curves: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-    """Sends the points of curves, each a step with its values, to every logger."""
+def log_curves(loggers: Sequence[Logger], curves: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+    """Sends the points of curves, each a step with its values, to loggers."""
     for step, values in curves:
-        for logger in trainer.loggers:
+        for logger in loggers:
             logger.log_metrics(dict(values), step=step)
 
 
 def shown_images(trainer: pl.Trainer, folder: RunFolder) -> set[Shown]:
-    """The pictures of a run that are already where this Trainer's pictures go.
+    """The pictures and pages of a run that are already where this Trainer's pictures go.
 
-    Pictures in files are found there; a file has no step and counts as step 0. What is in event files is known
-    from the run's own list, as long as the files are still there.
+    Pictures in files are found there; a file has no step and counts as step 0. What is in an event file is known
+    from the run's own list, as long as that event file is still there.
 
     Args:
         trainer: The Trainer with the loggers.
@@ -93,19 +94,21 @@ def shown_images(trainer: pl.Trainer, folder: RunFolder) -> set[Shown]:
         return {(path.relative_to(folder.figures).with_suffix("").as_posix(), 0) for path in files}
     return {
         (tag, step)
-        for log_dir, pictures in _read_shown(folder).items()
-        if any(Path(log_dir).glob("events.out.tfevents.*"))
+        for events, pictures in _read_shown(folder).items()
+        if (folder.path / events).exists()
         for tag, step in pictures
     }
 
 
 def record_shown(trainer: pl.Trainer, folder: RunFolder, shown: Collection[Shown]) -> None:
-    """Lists the pictures that this run has sent to loggers, once these have written them.
+    """Lists the pictures and pages that this run has sent to TensorBoard, once they are written.
+
+    They are listed by event file, since the folder of a logger may have those of several runs.
 
     Args:
         trainer: The Trainer with the loggers.
         folder: The run's folder.
-        shown: The pictures.
+        shown: The pictures and pages.
 
     Raises:
         UserError: A logger cannot write.
@@ -119,7 +122,11 @@ def record_shown(trainer: pl.Trainer, folder: RunFolder, shown: Collection[Shown
                 logger.experiment.flush()
             except OSError as error:
                 raise _unwritable(logger.log_dir, error) from error
-            pictures[str(Path(logger.log_dir).resolve())] = sorted(shown)
+            events = max(
+                Path(logger.log_dir).glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime_ns
+            )
+            # Relative, so that a run's folder can be moved together with its event files.
+            pictures[os.path.relpath(events, folder.path)] = sorted(shown)
             write_json(folder.shown, pictures)
 
 

@@ -1,0 +1,96 @@
+"""What a later run of a finished folder shows: the pictures that are missing, and no other."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
+from project import writing_trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_attr.datamodule import CounterfactDataModule
+from lit_attr.facts.sources import SAMPLE, open_rows
+from lit_attr.module import AttributionModule
+
+ROWS = [*open_rows(SAMPLE)][::40]
+PICTURES = {"agreement/exact_effects", "profile/role_by_layer", "profile/role_by_layer_known"}
+
+
+def run(folder: Path, version: str = "", **writer: object) -> None:
+    """Attributes the rows, with the event files in a folder of this name."""
+    logger = TensorBoardLogger(str(folder / "events"), name="", version=version)
+    trainer = writing_trainer(folder / "out", logger=logger, max_heatmaps=2, **writer)
+    data = CounterfactDataModule(ROWS, batch_size=8)
+    trainer.predict(AttributionModule(verify=2), datamodule=data, return_predictions=False)
+
+
+def sent(folder: Path, kind: str = "images") -> Counter[str]:
+    """How often each picture (or scalar, or text) was sent, in all event files of a folder."""
+    found: Counter[str] = Counter()
+    for path in folder.rglob("events.out.tfevents.*"):
+        events = EventAccumulator(str(path), size_guidance={kind: 0}).Reload()
+        read = {"images": events.Images, "scalars": events.Scalars, "tensors": events.Tensors}[kind]
+        for tag in events.Tags()[kind]:
+            found[tag] += len(read(tag))
+    return found
+
+
+def facts(pictures: Counter[str]) -> set[str]:
+    return {tag for tag in pictures if tag.startswith("facts/")}
+
+
+ALL_KINDS = ("images", "scalars", "tensors")
+
+
+@pytest.mark.parametrize("version", ["first", "second"])
+def test_a_second_run_sends_nothing_again(tmp_path: Path, version: str):
+    """Whether its event files are in the folder of the first run's or in a folder of their own."""
+    run(tmp_path, "first")
+    before = {kind: sent(tmp_path, kind) for kind in ALL_KINDS}
+    assert set(before["images"]) >= {*PICTURES, *facts(before["images"])}
+    assert len(facts(before["images"])) == 2
+    assert set(before["images"].values()) == {1}
+    run(tmp_path, version)
+    assert {kind: sent(tmp_path, kind) for kind in ALL_KINDS} == before
+
+
+@pytest.mark.parametrize("version", ["first", "second"])
+def test_a_deleted_event_folder_is_shown_again(tmp_path: Path, version: str):
+    """Pictures, curves and pages, once: a third run finds them."""
+    run(tmp_path, "first")
+    before = {kind: sent(tmp_path, kind) for kind in ALL_KINDS}
+    shutil.rmtree(tmp_path / "events" / "first")
+    for _ in range(2):
+        run(tmp_path, version)
+        assert {kind: sent(tmp_path, kind) for kind in ALL_KINDS} == before
+
+
+@pytest.mark.parametrize("version", ["first", "second"])
+def test_a_requested_fact_adds_just_its_picture(tmp_path: Path, version: str):
+    run(tmp_path, "first")
+    before = {kind: sent(tmp_path, kind) for kind in ALL_KINDS}
+    (new, *_) = sorted({f"facts/{row}-0" for row in range(len(ROWS))} - facts(before["images"]))
+    before["images"][new] += 1
+    # The third run finds what the first two have sent.
+    for _ in range(2):
+        run(tmp_path, version, heatmap_ids=[int(new.removeprefix("facts/").removesuffix("-0"))])
+        assert {kind: sent(tmp_path, kind) for kind in ALL_KINDS} == before
+
+
+def test_pictures_in_files_are_not_drawn_again(tmp_path: Path):
+    """A deleted one is."""
+    for place in range(3):
+        writing = writing_trainer(tmp_path, max_heatmaps=2)
+        data = CounterfactDataModule(ROWS, batch_size=8)
+        writing.predict(AttributionModule(verify=2), datamodule=data, return_predictions=False)
+        times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
+        if place == 0:
+            first = times
+            lost = tmp_path / "figures" / "agreement" / "exact_effects.png"
+            lost.unlink()
+        else:
+            assert {path for path in times if times[path] != first[path]} == {lost}
+            assert times.keys() == first.keys()
