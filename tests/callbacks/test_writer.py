@@ -19,10 +19,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader
 from transformers import GPT2LMHeadModel
 
-from lit_attr.callbacks.writer import AttributionWriter, _spread
+from lit_attr.callbacks.writer import AttributionWriter
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import UserError
-from lit_attr.facts.contrasts import Contrast, collate_contrasts
+from lit_attr.facts.batches import collate_contrasts
+from lit_attr.facts.contrasts import Contrast
+from lit_attr.facts.order import random_order
 from lit_attr.facts.sources import SAMPLE, open_rows
 from lit_attr.models.loading import DEMO_MODEL
 from lit_attr.module import AttributionModule
@@ -31,11 +33,18 @@ ROWS = [*open_rows(SAMPLE)][::11]
 
 
 def run(
-    folder: Path, *, logger: Any = False, rows: list[Any] = ROWS, module: dict[str, Any] | None = None, **writer
-):
+    folder: Path,
+    *,
+    logger: Any = False,
+    rows: list[Any] = ROWS,
+    module: dict[str, Any] | None = None,
+    **writer: Any,
+) -> AttributionWriter:
     trainer = writing_trainer(folder, logger=logger, **writer)
     data = CounterfactDataModule(rows, batch_size=8)
     trainer.predict(AttributionModule(**(module or {})), datamodule=data, return_predictions=False)
+    (callback,) = (each for each in trainer.callbacks if isinstance(each, AttributionWriter))
+    return callback
 
 
 def examples(folder: Path) -> list[dict[str, Any]]:
@@ -58,6 +67,7 @@ def test_every_fact_has_one_record(tmp_path: Path):
     assert {path.name for path in tmp_path.iterdir()} == {
         ".lock",
         "batches",
+        "exact",
         "figures",
         "manifest.json",
         "rejected.jsonl",
@@ -73,29 +83,27 @@ def test_every_fact_has_one_record(tmp_path: Path):
     assert manifest["libraries"]["torch"].startswith("2.")
 
 
-def test_a_second_run_does_what_is_missing(tmp_path: Path):
+def test_a_second_run_adds_what_is_missing(tmp_path: Path):
     run(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("batches/*.json")}
     summary = json.loads((tmp_path / "summary.json").read_text())
     lost, *kept = sorted(before)
     lost.unlink()
-    run(tmp_path)
+    writer = run(tmp_path)
     assert {path: path.stat().st_mtime_ns for path in kept} == {path: before[path] for path in kept}
     assert sorted(example["id"] for example in examples(tmp_path)) == list(range(len(ROWS)))
     again = json.loads((tmp_path / "summary.json").read_text())
-    assert again["resumed"] == sum(len(json.loads(path.read_text())["examples"]) for path in kept)
-    assert np.array(again["profile"]["mean_score"], float) == pytest.approx(
-        np.array(summary["profile"]["mean_score"], float), nan_ok=True
-    )
-    for name in ("contrasts", "contrast_accuracy", "known", "rejected"):
-        assert again[name] == summary[name]
+    assert writer.resumed == sum(len(json.loads(path.read_text())["examples"]) for path in kept)
+    assert {**again, "seconds": 0} == {**summary, "seconds": 0}
 
 
-def test_a_run_with_nothing_left_to_do_still_sums_up(tmp_path: Path):
+def test_a_run_of_a_finished_folder_restores_the_summary(tmp_path: Path):
     run(tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
     (tmp_path / "summary.json").unlink()
-    run(tmp_path)
-    assert json.loads((tmp_path / "summary.json").read_text())["resumed"] == len(ROWS)
+    assert run(tmp_path).resumed == len(ROWS)
+    again = json.loads((tmp_path / "summary.json").read_text())
+    assert {**again, "seconds": 0} == {**summary, "seconds": 0}
 
 
 def test_another_setting_is_refused_and_overwrite_moves_aside(tmp_path: Path):
@@ -115,7 +123,11 @@ def test_heatmaps_are_in_the_event_file(tmp_path: Path):
     assert len(facts) == 6
     others = set(found) - facts
     relations = {tag for tag in others if tag.startswith("relations/")}
-    assert others - relations == {"profile/role_by_layer", "profile/role_by_layer_known", "trust/exact_effects"}
+    assert others - relations == {
+        "profile/role_by_layer",
+        "profile/role_by_layer_known",
+        "agreement/exact_effects",
+    }
     counts = Counter(row["relation_id"] for row in ROWS)
     assert {tag.removeprefix("relations/") for tag in relations} <= set(counts)
     assert len(relations) == 6
@@ -125,15 +137,17 @@ def test_heatmaps_are_in_the_event_file(tmp_path: Path):
         assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 20
 
 
-@pytest.mark.parametrize(("total", "places"), [(32, 13), (32, 100), (3, 3), (0, 5), (5, 1)])
-def test_heatmaps_are_dealt_out_evenly(total: int, places: int):
-    shares = [_spread(total, place, places) for place in range(places)]
-    assert sum(shares) == total
-    assert max(shares) - min(shares) <= 1
+@pytest.mark.parametrize("rows", [len(ROWS), 3])
+def test_heatmaps_are_of_the_first_facts_in_the_random_order(tmp_path: Path, rows: int):
+    run(tmp_path, rows=ROWS[:rows], module={"verify": 0, "sample_seed": 7}, max_heatmaps=5)
+    order = random_order([(example["id"], example["step"]) for example in examples(tmp_path)], 7)
+    drawn = {path.stem for path in (tmp_path / "figures" / "facts").iterdir()}
+    assert drawn == {f"{fact_id}-{step}" for fact_id, step in order[:5]}
+    assert len(drawn) == min(rows, 5)
 
 
 @pytest.mark.parametrize("logger", ["none", "csv", "both"])
-def test_works_with_any_logger(tmp_path: Path, logger: str):
+def test_runs_with_any_logger(tmp_path: Path, logger: str):
     loggers = {"none": False, "csv": CSVLogger(str(tmp_path / "csv"))}
     loggers["both"] = [loggers["csv"], TensorBoardLogger(str(tmp_path / "tensorboard"), name="", version="")]
     run(tmp_path / "out", logger=loggers[logger])
@@ -148,14 +162,14 @@ def test_refused_rows_are_on_disk(tmp_path: Path):
     assert json.loads((tmp_path / "summary.json").read_text())["rejected"] == 1
 
 
-def test_all_steps_have_a_record_each(tmp_path: Path):
+def test_every_step_has_a_record(tmp_path: Path):
     run(tmp_path, module={"step": "all"})
     keys = [(example["id"], example["step"]) for example in examples(tmp_path)]
     assert len(keys) == len(set(keys)) > len(ROWS)
     assert {fact_id for fact_id, _ in keys} == set(range(len(ROWS)))
 
 
-def test_a_data_module_is_whole_again_without_the_writer(tmp_path: Path):
+def test_a_data_module_yields_all_facts_again_without_the_writer(tmp_path: Path):
     data = CounterfactDataModule(ROWS)
     for _ in range(2):
         trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[AttributionWriter(str(tmp_path))])
@@ -164,7 +178,7 @@ def test_a_data_module_is_whole_again_without_the_writer(tmp_path: Path):
     assert sum(len(batch.contrasts) for batch in batches) == len(ROWS)
 
 
-def test_an_id_that_comes_twice_stops_the_run(tmp_path: Path, sample_contrasts: list[Contrast]):
+def test_a_repeated_id_stops_the_run(tmp_path: Path, sample_contrasts: list[Contrast]):
     loader = DataLoader([sample_contrasts[0]] * 2, collate_fn=collate_contrasts)
     trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[AttributionWriter(str(tmp_path))])
     with pytest.raises(UserError, match="id 0, step 0, came twice in one run"):
@@ -172,17 +186,18 @@ def test_an_id_that_comes_twice_stops_the_run(tmp_path: Path, sample_contrasts: 
     assert len(examples(tmp_path)) == 1
 
 
-def test_a_strangers_loader_is_gone_on_with_as_well(tmp_path: Path, sample_contrasts: list[Contrast]):
+def test_a_run_of_another_loader_resumes_as_well(tmp_path: Path, sample_contrasts: list[Contrast]):
     for contrasts in (sample_contrasts[:3], sample_contrasts[:5]):
         loader = DataLoader(contrasts, batch_size=2, collate_fn=collate_contrasts)
-        trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[AttributionWriter(str(tmp_path))])
+        writer = AttributionWriter(str(tmp_path))
+        trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[writer])
         trainer.predict(AttributionModule(), loader)
     assert sorted(example["id"] for example in examples(tmp_path)) == [0, 1, 2, 3, 4]
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert (summary["contrasts"], summary["resumed"]) == (5, 3)
+    assert (summary["contrasts"], writer.resumed) == (5, 3)
 
 
-def test_numbers_that_are_not_finite_are_refused_and_the_run_goes_on(
+def test_contrasts_with_non_finite_numbers_are_refused_and_the_run_continues(
     tmp_path: Path, random_model: GPT2LMHeadModel
 ):
     torch.nn.init.constant_(random_model.transformer.ln_f.weight, float("nan"))
@@ -199,7 +214,7 @@ class StrangersModule(pl.LightningModule):
         return 3
 
 
-def test_refuses_predictions_that_are_not_attributions(tmp_path: Path):
+def test_refuses_predictions_of_another_type(tmp_path: Path):
     trainer = pl.Trainer(
         accelerator="cpu", logger=False, callbacks=[AttributionWriter(str(tmp_path))], enable_progress_bar=False
     )
@@ -207,7 +222,7 @@ def test_refuses_predictions_that_are_not_attributions(tmp_path: Path):
         trainer.predict(StrangersModule(), [1, 2])
 
 
-def test_nothing_is_made_before_a_run_can_start(tmp_path: Path):
+def test_nothing_is_created_before_a_run_can_start(tmp_path: Path):
     with pytest.raises(UserError, match="there is no layer 99"):
         run(tmp_path / "out", module={"layers": [99]})
     assert not (tmp_path / "out").exists()
