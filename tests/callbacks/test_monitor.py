@@ -1,8 +1,7 @@
-"""The monitor in strangers' trainings."""
+"""The monitor in trainings of other people's modules."""
 
 from __future__ import annotations
 
-import csv
 import io
 import random
 from pathlib import Path
@@ -13,99 +12,26 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from trainings import FACTS, SMALL, StrangersModule, csv_logger, fit, loader, make_trainer, read_csv
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.callbacks.monitor import AttributionMonitor
 from lit_attr.errors import UserError
-from lit_attr.facts.contrasts import ROLES, build_contrasts, collate_contrasts, role_mask_BRT
+from lit_attr.facts.batches import collate_contrasts
+from lit_attr.facts.roles import ROLES, role_mask_RT
 from lit_attr.facts.rows import read_facts
-from lit_attr.facts.sources import SAMPLE, open_rows
-from lit_attr.models.loading import DEMO_MODEL, load_tokenizer
+from lit_attr.facts.tokenization import build_contrasts
 from lit_attr.models.location import locate
-
-FACTS = [*open_rows(SAMPLE)][::40]
-SMALL = {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 64, "initializer_range": 0.3}
-
-
-class StrangersModule(pl.LightningModule):
-    """A language model with dropout, one frozen parameter, one module that is never in train mode, and hooks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.tokenizer = load_tokenizer(DEMO_MODEL)
-        self.net = nn.ModuleDict({"lm": GPT2LMHeadModel(GPT2Config(vocab_size=len(self.tokenizer), **SMALL))})
-        self.lm.transformer.wpe.weight.requires_grad_(False)
-        self.lm.transformer.ln_f.register_forward_hook(lambda *_: None)
-        self.losses: list[float] = []
-
-    @property
-    def lm(self) -> GPT2LMHeadModel:
-        return self.net["lm"]
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        self.lm.transformer.h[0].attn.eval()
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        loss = self.lm(input_ids=batch[0], labels=batch[0]).loss
-        self.losses.append(float(loss))
-        self.log("train_loss", loss)
-        return loss
-
-    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        self.log("val_loss", self.lm(input_ids=batch[0], labels=batch[0]).loss)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=1e-2)
-
-
-def loader(rows: int = 24, *, shuffle: bool = True) -> DataLoader[Any]:
-    ids_NT = torch.randint(1000, (rows, 8), generator=torch.Generator().manual_seed(1))
-    return DataLoader(TensorDataset(ids_NT), batch_size=4, shuffle=shuffle)
-
-
-def make_trainer(*callbacks: pl.Callback, **settings: Any) -> pl.Trainer:
-    defaults = {"accelerator": "cpu", "logger": False, "max_epochs": 2, "enable_checkpointing": False}
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1}
-    return pl.Trainer(callbacks=[*callbacks], **{**defaults, **quiet, **settings})
-
-
-def fit(*callbacks: pl.Callback, **settings: Any) -> StrangersModule:
-    pl.seed_everything(3, verbose=False)
-    module = StrangersModule()
-    make_trainer(*callbacks, **settings).fit(module, loader(), loader(8, shuffle=False))
-    return module
 
 
 def random_state() -> list[Any]:
     return [torch.get_rng_state().tolist(), random.getstate(), [str(part) for part in np.random.get_state()]]
-
-
-def read_csv(folder: Path) -> dict[int, dict[str, float]]:
-    """The monitor's numbers by step."""
-    with (folder / "metrics.csv").open() as stream:
-        rows = [row for row in csv.DictReader(stream) if row["attribution/contrasts"]]
-    steps = [int(row["step"]) for row in rows]
-    assert len(set(steps)) == len(steps)
-    return {
-        int(row["step"]): {
-            name.removeprefix("attribution/"): float(value)
-            for name, value in row.items()
-            if name.startswith("attribution/") and value
-        }
-        for row in rows
-    }
-
-
-def csv_logger(folder: Path) -> CSVLogger:
-    return CSVLogger(str(folder), name="", version="")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +45,7 @@ def csv_logger(folder: Path) -> CSVLogger:
     ],
     ids=str,
 )
-def test_training_is_the_same_to_the_bit(settings: dict[str, Any]):
+def test_training_is_unchanged_to_the_bit(settings: dict[str, Any]):
     alone = fit(**settings)
     state = random_state()
     watched = fit(AttributionMonitor(FACTS, every_n_steps=1), **settings)
@@ -131,7 +57,7 @@ def test_training_is_the_same_to_the_bit(settings: dict[str, Any]):
 
 
 class Snapshots(pl.Callback):
-    """What a model is like before and after the callback between two of these."""
+    """The state of a model before and after the callback between two of these."""
 
     def __init__(self, taken: list[Any]) -> None:
         self.taken = taken
@@ -153,8 +79,8 @@ class Snapshots(pl.Callback):
     on_train_start = on_train_batch_end = on_validation_end = take
 
 
-def test_nothing_is_left_otherwise_than_it_was_found():
-    """Also in the middle of an accumulation, where there are gradients that a step still needs."""
+def test_leaves_the_state_of_model_and_process_unchanged():
+    """Even while gradients are accumulated, which the next step still needs."""
     taken: list[Any] = []
     callbacks = Snapshots(taken), AttributionMonitor(FACTS, every_n_steps=1), Snapshots(taken)
     fit(*callbacks, accumulate_grad_batches=4, val_check_interval=3)
@@ -164,8 +90,8 @@ def test_nothing_is_left_otherwise_than_it_was_found():
     assert any(len(set(snapshot[2])) == 2 for snapshot in taken)
 
 
-def test_the_numbers_are_those_of_the_weights_at_the_step(tmp_path: Path):
-    """Against means taken one by one, before the training and after it."""
+def test_logged_numbers_belong_to_the_weights_at_their_step(tmp_path: Path):
+    """Compared with means over facts attributed one by one, before training and after it."""
     first = StrangersModule()
     last = fit(AttributionMonitor(FACTS), logger=csv_logger(tmp_path))
     found = read_csv(tmp_path)
@@ -179,7 +105,7 @@ def test_the_numbers_are_those_of_the_weights_at_the_step(tmp_path: Path):
         assert found[step]["contrast_accuracy"] == np.mean([value > 0 for value in differences])
         assert found[step]["known_share"] == np.mean([int(each.rank_true_B) == 0 for each in scored])
         for place, role in enumerate(ROLES):
-            masks = [role_mask_BRT([each.roles], [each.subject_span])[0, place] for each in contrasts]
+            masks = [role_mask_RT(each.roles, each.subject_span)[place] for each in contrasts]
             means = [
                 each.scores_sum_BLT[0, :, mask].mean(1).tolist()
                 for each, mask in zip(scored, masks, strict=True)
@@ -204,13 +130,13 @@ def test_the_numbers_are_those_of_the_weights_at_the_step(tmp_path: Path):
         ({"every_n_steps": 5}, {"max_epochs": 1, "num_sanity_val_steps": 0}, [0, 5, 6]),
     ],
 )
-def test_passes_are_made_when_they_are_due(monitor: dict, trainer: dict, steps: list[int], tmp_path: Path):
+def test_passes_run_when_they_are_due(monitor: dict, trainer: dict, steps: list[int], tmp_path: Path):
     fit(AttributionMonitor(FACTS[:2], **monitor), logger=csv_logger(tmp_path), **trainer)
     assert sorted(read_csv(tmp_path)) == steps
 
 
 class TwoOptimizers(StrangersModule):
-    """Takes two steps a batch, as a GAN does."""
+    """Takes two optimizer steps per batch, as a GAN does."""
 
     automatic_optimization = False
 
@@ -224,7 +150,7 @@ class TwoOptimizers(StrangersModule):
         return [torch.optim.SGD(self.parameters(), lr=1e-2) for _ in range(2)]
 
 
-def test_no_pass_is_missed_where_a_batch_takes_several_steps(tmp_path: Path):
+def test_no_pass_is_skipped_when_a_batch_takes_several_steps(tmp_path: Path):
     monitor = AttributionMonitor(FACTS[:2], every_n_steps=3)
     trainer = make_trainer(monitor, logger=csv_logger(tmp_path), max_epochs=1)
     trainer.fit(TwoOptimizers(), loader())
@@ -246,18 +172,18 @@ def test_pictures_and_numbers_are_in_the_event_file(tmp_path: Path):
     assert {scalar.value for scalar in events.Scalars("attribution/layer/last")} == {1}
 
 
-def test_validates_without_a_training(tmp_path: Path):
+def test_runs_in_validate_without_training(tmp_path: Path):
     trainer = make_trainer(AttributionMonitor(FACTS), logger=csv_logger(tmp_path))
     trainer.validate(StrangersModule(), loader(8), verbose=False)
     assert {step: numbers["contrasts"] for step, numbers in read_csv(tmp_path).items()} == {0: len(FACTS)}
 
 
-def test_goes_through_a_fast_development_run_and_a_run_without_loggers():
+def test_runs_under_fast_dev_run_and_without_loggers():
     for settings in ({"fast_dev_run": True}, {}):
         assert fit(AttributionMonitor(FACTS[:2], every_n_steps=1), **settings).losses
 
 
-def test_a_later_run_has_its_own_model(tmp_path: Path):
+def test_a_later_run_attributes_its_own_model(tmp_path: Path):
     monitor = AttributionMonitor(iter(FACTS), every_n_steps=4, at_validation_end=False)
     for name in ("a", "b"):
         fit(monitor, logger=csv_logger(tmp_path / name))
@@ -270,7 +196,7 @@ class Breaking(StrangersModule):
             nn.init.constant_(self.lm.transformer.ln_f.weight, float("nan"))
 
 
-def test_numbers_that_are_not_finite_do_not_stop_the_training(tmp_path: Path):
+def test_non_finite_numbers_do_not_stop_the_training(tmp_path: Path):
     module = Breaking()
     monitor = AttributionMonitor(FACTS[:3], every_n_steps=2)
     make_trainer(monitor, logger=csv_logger(tmp_path), max_epochs=1).fit(module, loader())
@@ -281,7 +207,7 @@ def test_numbers_that_are_not_finite_do_not_stop_the_training(tmp_path: Path):
 
 
 class Pair(StrangersModule):
-    """A student, a teacher outside of the tree of modules, and an encoder without a head."""
+    """A student, a teacher outside the module tree, and an encoder without a head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -297,7 +223,7 @@ def test_finds_the_language_model():
         assert monitor._plan.language_model is (module.teachers.best if path == "teachers.best" else module.lm)
 
 
-def test_takes_the_compiled_language_model():
+def test_accepts_a_compiled_language_model():
     module = StrangersModule()
     module.net = nn.ModuleDict({"lm": torch.compile(module.lm, backend="eager")})
     make_trainer(AttributionMonitor(FACTS[:2], every_n_steps=1), fast_dev_run=True).fit(module, loader())
@@ -316,13 +242,13 @@ class Two(StrangersModule):
         self.net["teacher"] = GPT2LMHeadModel(GPT2Config(vocab_size=len(self.tokenizer), **SMALL))
 
 
-class Untold(StrangersModule):
+class WithoutTokenizer(StrangersModule):
     def __init__(self) -> None:
         super().__init__()
         self.tokenizer = None
 
 
-class Strange(StrangersModule):
+class FunctionAsTokenizer(StrangersModule):
     def __init__(self) -> None:
         super().__init__()
         self.tokenizer = lambda text: [ord(letter) for letter in text]
@@ -342,8 +268,8 @@ class Strange(StrangersModule):
             r"AttributionMonitor.model: Two holds 2 .* \(net.lm, net.teacher\), not one; name its attribute",
         ),
         (StrangersModule, {"model": "net.x"}, "AttributionMonitor.model: .* has no attribute 'x'; check the path"),
-        (Untold, {}, "AttributionMonitor.tokenizer: there is none of transformers; name one"),
-        (Strange, {}, "AttributionMonitor.tokenizer: there is none of transformers; name one"),
+        (WithoutTokenizer, {}, "AttributionMonitor.tokenizer: there is none of transformers; name one"),
+        (FunctionAsTokenizer, {}, "AttributionMonitor.tokenizer: there is none of transformers; name one"),
         (
             StrangersModule,
             {"facts": "no.csv"},
@@ -359,7 +285,7 @@ class Strange(StrangersModule):
         ),
     ],
 )
-def test_mistakes_are_told_before_the_first_step(module: type[StrangersModule], settings: dict, message: str):
+def test_refuses_mistakes_before_the_first_step(module: type[StrangersModule], settings: dict, message: str):
     stranger = module()
     trainer = make_trainer(AttributionMonitor(**{"facts": FACTS[:2], **settings}))
     with pytest.raises(UserError, match=message) as raised:
@@ -368,13 +294,13 @@ def test_mistakes_are_told_before_the_first_step(module: type[StrangersModule], 
     assert not stranger.losses
 
 
-def test_refuses_numbers_that_are_too_small():
+def test_refuses_numbers_below_one():
     for name in ("every_n_steps", "limit", "max_tokens"):
         with pytest.raises(UserError, match=f"^AttributionMonitor.{name}: 0 is less than 1"):
             AttributionMonitor(FACTS, **{name: 0})
 
 
-def test_refuses_weights_in_pieces(monkeypatch: pytest.MonkeyPatch):
+def test_refuses_sharded_weights(monkeypatch: pytest.MonkeyPatch):
     trainer = SimpleNamespace(strategy=FSDPStrategy.__new__(FSDPStrategy))
     monitor = AttributionMonitor(FACTS)
     monitor.setup(trainer, StrangersModule(), "validate")
@@ -382,7 +308,7 @@ def test_refuses_weights_in_pieces(monkeypatch: pytest.MonkeyPatch):
         monitor.on_validation_start(trainer, StrangersModule())
 
 
-def test_leaves_out_rows_that_cannot_be_used(tmp_path: Path):
+def test_leaves_out_unusable_rows(tmp_path: Path):
     facts = [{**FACTS[0], "subject": None}, *FACTS]
     fit(AttributionMonitor(facts, limit=5), logger=csv_logger(tmp_path))
     assert {numbers["contrasts"] for numbers in read_csv(tmp_path).values()} == {4}

@@ -1,4 +1,4 @@
-"""The monitor in a training of two processes; run as a script with a folder, it is such a training."""
+"""The monitor in a training in two processes; run as a script with a folder, this file is such a training."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from project import REPOSITORY
-from test_monitor import FACTS, csv_logger, fit, read_csv
+from trainings import FACTS, csv_logger, fit, read_csv
 
 from lit_attr.callbacks.monitor import AttributionMonitor
 
 
 def train(out: Path, processes: int) -> None:
-    """Trains without the monitor and with it, over many facts and over one, and leaves the losses behind."""
+    """Trains without the monitor and with it, over many facts and over one, and writes the losses to files."""
     for name, facts in (("alone", None), ("many", FACTS), ("one", FACTS[:1])):
         callbacks = [] if facts is None else [AttributionMonitor(facts, every_n_steps=1, max_tokens=20)]
         strategy = {"strategy": "ddp", "devices": processes} if processes > 1 else {}
@@ -25,11 +24,11 @@ def train(out: Path, processes: int) -> None:
         (out / f"{name}-{module.global_rank}.json").write_text(json.dumps([module.losses, weights]))
 
 
-def test_several_processes_share_the_facts_and_train_as_they_would(tmp_path: Path):
+def test_two_processes_share_the_facts_and_train_as_without_the_monitor(tmp_path: Path):
     (tmp_path / "single").mkdir()
     train(tmp_path / "single", 1)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [*command, str(tmp_path / "ddp")],
         capture_output=True,
@@ -47,7 +46,7 @@ def test_several_processes_share_the_facts_and_train_as_they_would(tmp_path: Pat
     for name, count in (("many", len(FACTS)), ("one", 1)):
         found, single = (read_csv(tmp_path / kind / name) for kind in ("ddp", "single"))
         assert {numbers["contrasts"] for numbers in found.values()} == {count}
-        # Three batches of an epoch for each process, the last one alone: two steps.
+        # Each process has three batches an epoch, accumulated in pairs, the last one by itself: two steps.
         assert sorted(found) == [0, 1, 2, 3, 4]
         assert found[0] == pytest.approx(single[0], abs=1e-6)
 
