@@ -40,6 +40,7 @@ class DataRequirements(NamedTuple):
     Attributes:
         step: The step at which answers are compared, where the data module sets none.
         tokenizer: The model's tokenizer, or its name or folder, where the data module sets none.
+        gguf_file: GGUF file, in the folder or repository that the tokenizer names, which has the tokenizer.
         revision: Revision of that tokenizer on the hub.
         trust_remote_code: Whether code that comes with that tokenizer may run.
         limits: How many positions and token embeddings the model has.
@@ -49,6 +50,7 @@ class DataRequirements(NamedTuple):
 
     step: Step | None = None
     tokenizer: PreTrainedTokenizerBase | str | None = None
+    gguf_file: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
     limits: ModelLimits = ModelLimits(None, None)
@@ -266,7 +268,10 @@ class CounterfactDataModule(pl.LightningDataModule):
                 return load_tokenizer(tokenizer)
         with arguments_of("model", {"tokenizer": "model_name"}):
             return load_tokenizer(
-                tokenizer, revision=requirements.revision, trust_remote_code=requirements.trust_remote_code
+                tokenizer,
+                gguf_file=requirements.gguf_file,
+                revision=requirements.revision,
+                trust_remote_code=requirements.trust_remote_code,
             )
 
     def _unscored(self, state: RunState | None) -> list[list[Contrast]]:

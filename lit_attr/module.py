@@ -20,11 +20,11 @@ from lit_attr.errors import ArgumentError, arguments_of, one_line, warn_about
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.facts.contrasts import Contrast, Step
 from lit_attr.models.checkpoints import load_weights
-from lit_attr.models.identity import model_identity
+from lit_attr.models.identity import gguf_digest, model_identity
 from lit_attr.models.language_model import check_model, find_language_model, is_placed, is_spread
 from lit_attr.models.limits import model_limits, read_limits
 from lit_attr.models.loading import DEMO_MODEL, Dtype, Quantization, float32_by_default, load_model
-from lit_attr.models.location import Location, locate, token_embedding
+from lit_attr.models.location import Location, input_device, locate
 from lit_attr.sample import FirstSeen, compare_or_replace
 from lit_attr.settings import RENAMED, LoadingOptions, refuse_loading_options
 from lit_attr.trainers import check_trainer, run_state
@@ -40,8 +40,9 @@ class AttributionModule(pl.LightningModule):
     The first settings are those that most runs choose; `rule_options` and `loading` hold the others.
 
     Args:
-        model_name: Hub name or local folder of a causal language model, or of a PEFT adapter of one. Default: the
-            demo model of this package.
+        model_name: Hub name or local folder of a causal language model, or of a PEFT adapter of one; or a GGUF
+            file. Default: the demo model of this package.
+        gguf_file: Name of a GGUF file in that folder or repository. Its weights are dequantised.
         layers: Layers to attribute to: `all`, one index, or a list; negative indices count from the top.
         component: `mlp`, `attention`, `block`, or a dotted module path with `{layer}` in it.
         rule: How scores are computed: `gradient`, `frozen-norm`, `linearised`, `integrated`, `norm-secant`, or
@@ -66,6 +67,7 @@ class AttributionModule(pl.LightningModule):
     def __init__(
         self,
         model_name: str | None = None,
+        gguf_file: str | None = None,
         layers: int | list[int] | Literal["all"] = "all",
         component: str = "mlp",
         rule: RuleName = "gradient",
@@ -83,7 +85,11 @@ class AttributionModule(pl.LightningModule):
         super().__init__()
         if model is not None:
             refuse_loading_options(
-                loading, model_name=model_name, quantization=quantization, device_map=device_map
+                loading,
+                model_name=model_name,
+                gguf_file=gguf_file,
+                quantization=quantization,
+                device_map=device_map,
             )
         if model_name == "":
             raise ArgumentError("model_name", "it is empty; leave it out for the demo model", "model")
@@ -96,6 +102,7 @@ class AttributionModule(pl.LightningModule):
         object_name = str(getattr(model, "name_or_path", "")) if model is not None else DEMO_MODEL
         self.model_name = object_name if model_name is None else model_name
         self.tokenizer: PreTrainedTokenizerBase | str | None = tokenizer or self.model_name or None
+        self.gguf_file = gguf_file
         self.layers: Sequence[int] | int | str = layers
         self.component = component
         self.rule: RuleName = rule
@@ -160,12 +167,16 @@ class AttributionModule(pl.LightningModule):
                 model_limits(model)
                 if model is not None
                 else read_limits(
-                    self.model_name, revision=loading.revision, trust_remote_code=loading.trust_remote_code
+                    self.model_name,
+                    gguf_file=self.gguf_file,
+                    revision=loading.revision,
+                    trust_remote_code=loading.trust_remote_code,
                 )
             )
         return DataRequirements(
             self.step,
             self.tokenizer,
+            self.gguf_file if self.tokenizer == self.model_name else None,
             loading.revision,
             loading.trust_remote_code,
             limits,
@@ -209,7 +220,18 @@ class AttributionModule(pl.LightningModule):
             return
         with arguments_of("model", RENAMED):
             if self.language_model is None:
-                self._hold(self._load(trainer.strategy.root_device if trainer is not None else None))
+                device = trainer.strategy.root_device if trainer is not None else None
+                self._hold(
+                    load_model(
+                        self.model_name,
+                        gguf_file=self.gguf_file,
+                        dtype=self.dtype_name,
+                        quantization=self.quantization,
+                        device_map=self.device_map,
+                        device=device,
+                        **self.loading.of_weights(),
+                    )
+                )
             if not self.loading.self_test:
                 warn_about(
                     "self_test",
@@ -285,9 +307,7 @@ class AttributionModule(pl.LightningModule):
     def input_device(self) -> torch.device:
         """The device on which the model takes its input. Loads the model."""
         self.configure_model()
-        device = token_embedding(self._model).weight.device
-        # Offloaded weights are on no device until they are used.
-        return device if device.type != "meta" else self.device
+        return input_device(self._model)
 
     def identity(self) -> dict[str, Any]:
         """Everything about the model and the scores that changes a number, in JSON types. Loads the model."""
@@ -296,6 +316,8 @@ class AttributionModule(pl.LightningModule):
         return {
             # The demo model's path depends on where the package is installed.
             "model_name": self.model_name if self.model_name != DEMO_MODEL else "demo",
+            "gguf_file": self.gguf_file,
+            "gguf": gguf_digest(self.model_name, self.gguf_file, self.loading.revision),
             "revision": self.loading.revision,
             **model_identity(self._model),
             "layers": list(self._location.layers),
@@ -308,22 +330,6 @@ class AttributionModule(pl.LightningModule):
             "sample_seed": self.sample_seed,
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
         }
-
-    def _load(self, device: torch.device | None) -> PreTrainedModel:
-        loading = self.loading
-        return load_model(
-            self.model_name,
-            revision=loading.revision,
-            dtype=self.dtype_name,
-            quantization=self.quantization,
-            llm_int8_threshold=loading.llm_int8_threshold,
-            device_map=self.device_map,
-            offload_folder=loading.offload_folder,
-            attn_implementation=loading.attn_implementation,
-            trust_remote_code=loading.trust_remote_code,
-            use_safetensors=loading.use_safetensors,
-            device=device,
-        )
 
     def _attribute(self, batch: ContrastBatch) -> AttributionBatch:
         """Attributes a batch, in halves where memory runs out on it or has run out on one as large."""

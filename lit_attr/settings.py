@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lit_attr.attribution.catalogue import RuleOptions
@@ -34,6 +34,12 @@ class LoadingOptions:
     trust_remote_code: bool = False
     use_safetensors: bool = True
     self_test: bool = True
+
+    def of_weights(self) -> dict[str, Any]:
+        """The options as arguments of `load_model`: all but the test."""
+        options = asdict(self)
+        del options["self_test"]
+        return options
 
 
 # Where an argument of a pure function is found among the settings of `AttributionModule`.

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.import_utils import is_peft_available
+from transformers.utils.import_utils import is_gguf_available, is_peft_available
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from lit_attr.errors import ArgumentError
@@ -27,6 +27,7 @@ DEMO_MODEL = str(Path(__file__).parents[1] / "assets" / "demo_model")
 def load_model(
     model_name: str,
     *,
+    gguf_file: str | None = None,
     revision: str | None = None,
     dtype: Dtype = "float32",
     quantization: Quantization | None = None,
@@ -41,7 +42,9 @@ def load_model(
     """Loads a causal language model in eval mode.
 
     Args:
-        model_name: Hub name or local folder, of a model or of a PEFT adapter, which brings its base model.
+        model_name: Hub name or local folder, of a model or of a PEFT adapter, which brings its base model; or a
+            GGUF file.
+        gguf_file: The name of a GGUF file in that folder or repository. Its weights are dequantised.
         revision: Branch, tag or commit on the hub.
         dtype: The number format of the weights; `auto` takes the checkpoint's own.
         quantization: `8bit` (LLM.int8, Dettmers et al., 2022) or `4bit` (NF4, Dettmers et al., 2023), by
@@ -64,24 +67,30 @@ def load_model(
     """
     if quantization is not None and _offloads(device_map):
         raise ArgumentError("device_map", "a quantised model cannot be offloaded; leave it out, or quantization")
-    if revision is not None and Path(model_name).is_dir():
+    place, gguf_file = gguf_place(model_name, gguf_file)
+    if gguf_file is not None and quantization is not None:
+        raise ArgumentError("quantization", "the weights of a GGUF file are dequantised; leave it out")
+    if revision is not None and Path(place).is_dir():
         raise ArgumentError(
-            "revision", f"{revision!r} is for models on the hub, and {model_name} is a folder; leave it out"
+            "revision", f"{revision!r} is for models on the hub, and {place} is a folder; leave it out"
         )
     options: dict[str, Any] = {
+        "gguf_file": gguf_file,
         "revision": revision,
         "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
         "device_map": device_map,
         "offload_folder": offload_folder,
         "attn_implementation": attn_implementation,
         "trust_remote_code": trust_remote_code,
-        "use_safetensors": use_safetensors or None,
+        "use_safetensors": (use_safetensors and gguf_file is None) or None,
     }
     config = quantization_config(quantization, llm_int8_threshold)
     if config is not None:
         options["quantization_config"] = config
         options["device_map"] = device_map or {"": device or torch.device("cpu")}
-    model = _from_pretrained(model_name, options)
+    model = _from_pretrained(place, options)
+    if gguf_file is not None:
+        _unmark_gguf(model)
     # A quantised checkpoint keeps its own settings and ignores the arguments.
     settings = quantization_settings(model)
     for setting, asked in (("quantization", quantization), ("llm_int8_threshold", llm_int8_threshold)):
@@ -99,20 +108,29 @@ def load_model(
 
 
 def load_tokenizer(
-    tokenizer: str, *, revision: str | None = None, trust_remote_code: bool = False
+    tokenizer: str,
+    *,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedTokenizerBase:
     """Loads a tokenizer; of an adapter that has none, its base model's.
 
     Args:
-        tokenizer: Hub name or local folder.
+        tokenizer: Hub name or local folder, or a GGUF file, which has its model's tokenizer.
+        gguf_file: The name of a GGUF file in that folder or repository.
         revision: Branch, tag or commit on the hub.
         trust_remote_code: Whether code that comes with the tokenizer may run.
 
     Raises:
         ArgumentError: There is no such tokenizer.
     """
+    place, gguf_file = gguf_place(tokenizer, gguf_file, argument="tokenizer")
+    given = {} if gguf_file is None else {"gguf_file": gguf_file}
     try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer, revision=revision, trust_remote_code=trust_remote_code)
+        loaded = AutoTokenizer.from_pretrained(
+            place, revision=revision, trust_remote_code=trust_remote_code, **given
+        )
     except Exception as error:  # loaders, and code that comes with a tokenizer, may raise anything
         base = adapter_base(tokenizer, revision)
         if base not in (None, tokenizer):
@@ -135,6 +153,29 @@ def float32_by_default() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def gguf_place(name: str, gguf_file: str | None, *, argument: str = "model_name") -> tuple[str, str | None]:
+    """The folder or repository of a model, and the GGUF file in it that has the model, if one has.
+
+    Args:
+        name: Hub name, local folder, or path of a GGUF file.
+        gguf_file: The name of a GGUF file in the folder or repository.
+        argument: The argument that the name came from.
+
+    Raises:
+        ArgumentError: There is no such file, or the package that reads GGUF files is not installed.
+    """
+    path = Path(name)
+    if gguf_file is None and path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise ArgumentError(argument, f"there is no file {name}; check the path")
+        name, gguf_file = str(path.parent), path.name
+    if gguf_file is not None and not is_gguf_available():
+        raise ArgumentError(
+            argument, f"{gguf_file} needs the package that reads GGUF files; pip install 'lit-attr[gguf]'"
+        )
+    return name, gguf_file
 
 
 def adapter_base(name: str, revision: str | None) -> str | None:
@@ -181,6 +222,14 @@ def _from_pretrained(model_name: str, options: dict[str, Any]) -> PreTrainedMode
             "get a complete checkpoint",
         )
     return cast(PreTrainedModel, model)
+
+
+def _unmark_gguf(model: PreTrainedModel) -> None:
+    """Removes transformers' marks of quantisation: what it reads of a GGUF file are plain weights."""
+    # Its types do not declare them.
+    marked: Any = model
+    marked.is_quantized, marked.hf_quantizer = False, None
+    del marked.config.quantization_config, marked.quantization_method
 
 
 def _explained(error: Exception, model_name: str, options: dict[str, Any]) -> ArgumentError:
