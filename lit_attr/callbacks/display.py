@@ -15,6 +15,7 @@ from lit_attr.callbacks.metrics import LiveCounts
 from lit_attr.evaluation.findings import RunFindings
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.schema import BatchRecord
+from lit_attr.text import safe_name
 from lit_attr.views.curves import (
     agreement_curves,
     custom_scalar_layout,
@@ -22,7 +23,6 @@ from lit_attr.views.curves import (
     hyperparameters,
     profile_curves,
 )
-from lit_attr.views.names import safe_tag
 from lit_attr.views.pages import summary_page
 from lit_attr.views.pictures import agreement_image, fact_image, profile_image
 
@@ -74,7 +74,7 @@ class RunDisplay:
             trainer: The Trainer with the loggers.
             example: The contrast, as `load_attributions` yields it.
         """
-        tag = f"facts/{safe_tag(example['id'])}-{example['step']}"
+        tag = f"facts/{safe_name(example['id'])}-{example['step']}"
         draw = partial(fact_image, example)
         if (tag, 0) not in self._shown_before | self._shown:
             self._show(trainer, Picture(tag, 0, draw))
@@ -148,7 +148,7 @@ def _other_pictures(findings: RunFindings) -> Iterator[Picture]:
     summary = findings.summary
     for relation, profile in findings.relations.items():
         words = f"relation {relation} · {max(profile['contrasts'])} contrasts"
-        tag = f"relations/{safe_tag(relation)}"
+        tag = f"relations/{safe_name(relation)}"
         yield Picture(tag, summary["contrasts"], partial(profile_image, profile, words))
     agreement, points = summary["agreement"], findings.points
     if agreement is not None and points is not None:

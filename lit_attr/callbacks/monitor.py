@@ -28,8 +28,9 @@ from lit_attr.models.limits import model_limits
 from lit_attr.models.location import Location, locate, token_embedding
 from lit_attr.records.encoding import batch_record, split_finite
 from lit_attr.records.reading import records_of
+from lit_attr.text import safe_name
 from lit_attr.trainers import datamodule_of
-from lit_attr.views.names import safe_tag
+from lit_attr.views.curves import role_tag
 from lit_attr.views.pictures import fact_image, profile_image
 
 # Settings of the data module and arguments of functions to the monitor's.
@@ -206,7 +207,7 @@ class AttributionMonitor(pl.Callback):
                 counts.add(record)
                 for example in records_of(record) if place < drawn else ():
                     image = fact_image(example)
-                    show_image(trainer, f"attribution/facts/{safe_tag(example['id'])}", image, step)
+                    show_image(trainer, f"attribution/facts/{safe_name(example['id'])}", image, step)
             self._log(trainer, counts, step)
 
     def _log(self, trainer: pl.Trainer, counts: LiveCounts, step: int) -> None:
@@ -218,7 +219,7 @@ class AttributionMonitor(pl.Callback):
             values |= {name: found[name] for name in ("contrast_accuracy", "known_share")}
             values["logit_difference"] = found["mean_logit_diff"]
             for role, ((score, layer, _), *_) in strongest_cells(found["profile"], 1).items():
-                values |= {f"score/{safe_tag(role)}": score, f"layer/{safe_tag(role)}": float(layer)}
+                values |= {f"score/{role_tag(role)}": score, f"layer/{role_tag(role)}": float(layer)}
             words = f"{found['contrasts']} contrasts · true answer preferred in {found['contrast_accuracy']:.1%}"
             image = profile_image(found["profile"], f"step {step} · {words}")
             show_image(trainer, "attribution/role_by_layer", image, step)

@@ -5,8 +5,6 @@ Axes: L layers, T tokens of one contrast, followed by the answer's, G generated 
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from torch import Tensor
 from lit_attr.errors import UserError
 from lit_attr.records.exports import read_contrasts
 from lit_attr.records.files import read_json
+from lit_attr.text import safe_name
 
 # Inseq's names of what it computes beside attributions, and ours.
 STEP_SCORES = {
@@ -27,7 +26,8 @@ STEP_SCORES = {
     "contrast_prob": "prob_false",
 }
 INFO = ("id", "relation_id", "step", "rule")
-NAME_CHARACTERS = 40  # of an id: up to four bytes each, of the 255 that a file's name can have
+# Bytes of an id and of a component: with the other parts of a name, within the 255 that a file's name can have.
+ID_BYTES, COMPONENT_BYTES = 100, 80
 
 
 def write_inseq(folder: Path, path: Path, *, by_layer: bool) -> None:
@@ -80,10 +80,8 @@ def write_inseq(folder: Path, path: Path, *, by_layer: bool) -> None:
 
 def file_name(record: dict[str, Any]) -> str:
     """A name that no other id and step has, also where upper and lower case are the same."""
-    name = str(record["id"])
-    if isinstance(record["id"], str):
-        readable = re.sub(r"[^\w.-]", "_", name)[:NAME_CHARACTERS].lstrip(".") or "_"
-        name = f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    # Always with a hash: the text "7_step_1" is not the id 7 at step 1.
+    name = safe_name(record["id"], ID_BYTES, hashed=isinstance(record["id"], str))
     return f"{name}_step_{record['step']}" if record["step"] else name
 
 
@@ -93,7 +91,7 @@ def _parts(record: dict[str, Any], *, by_layer: bool) -> Iterator[tuple[str, str
     for component, scores in record["scores"].items():
         name = f"ex_{file_name(record)}"
         if several:
-            name = f"{re.sub(r'[^A-Za-z0-9.-]', '_', component)}_{name}"
+            name = f"{safe_name(component, COMPONENT_BYTES)}_{name}"
         # Inseq too has NaN for what the answer's token contributes to itself.
         scores_TGL = torch.full((len(record["tokens"]) + 1, 1, len(layers)), torch.nan)
         scores_TGL[:-1, 0] = torch.from_numpy(scores["sum"].T)

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lit_attr.views.names import safe_tag
-
 # The half width of a normal distribution's 95% interval, in standard errors.
 CONFIDENCE = 1.96
 # Meng et al. (2022) restore ten layers at once.
 WINDOW = 10
 
 Curves = Iterator[tuple[int, dict[str, float]]]
+
+
+def role_tag(role: str) -> str:
+    """A token role as part of a tag."""
+    return role.replace(" ", "_")
 
 
 def profile_curves(profile: Mapping[str, Any], name: str) -> Curves:
@@ -38,7 +41,7 @@ def profile_curves(profile: Mapping[str, Any], name: str) -> Curves:
             error = profile["standard_error"][place][column]
             if means[place] is None:
                 continue
-            part = safe_tag(role)
+            part = role_tag(role)
             values[f"{name}/{part}"] = means[place]
             if error is not None:
                 values[f"{name}_low/{part}"] = means[place] - CONFIDENCE * error
@@ -91,7 +94,7 @@ def custom_scalar_layout(roles: Sequence[str]) -> dict[str, dict[str, list[Any]]
     return {
         name: {
             role: ["Margin", [f"{kind}/{role}" for kind in (name, f"{name}_low", f"{name}_high")]]
-            for role in map(safe_tag, roles)
+            for role in map(role_tag, roles)
         }
         for name in ("mean_score", "mean_score_known")
     }

@@ -18,6 +18,7 @@ from lit_attr.errors import UserError
 from lit_attr.facts.contrasts import Contrast
 from lit_attr.records.exports import export
 from lit_attr.records.inseq import STEP_SCORES
+from lit_attr.text import safe_name
 
 LAYERS = [0, 2, 7]
 
@@ -163,7 +164,7 @@ def test_each_component_has_files_of_its_own(
     files = 2 * len(records) * (1 if per == "example" else len(LAYERS))
     assert len(list(folder.iterdir())) == files
     head = "" if per == "example" else "layer_2_"
-    for name, component in (("mlp", "mlp"), ("h._layer_.mlp_x", path)):
+    for name, component in (("mlp", "mlp"), (safe_name(path), path)):
         loaded = FeatureAttributionOutput.load(folder / f"{head}{name}_ex_0.json")
         assert loaded.info["component"] == component
 

@@ -1,0 +1,66 @@
+"""Text from data and settings, made fit for its use: as a name, in a picture, and on a terminal."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+import unicodedata
+from typing import TextIO
+
+# File systems take 255 bytes, of which an ending, a step and the marks of a temporary file need some.
+MAX_NAME_BYTES = 200
+MAX_LINE_CHARACTERS = 2_000
+ELLIPSIS = "…"
+
+_HASH_DIGITS = 16
+_HASHED = re.compile(rf"-[0-9a-f]{{{_HASH_DIGITS}}}\Z")
+
+
+def safe_name(text: object, most: int = MAX_NAME_BYTES, *, hashed: bool = False) -> str:
+    """Makes one part of a path, or of a logger's tag, of any text; different texts have different names.
+
+    Letters, digits, `_`, `.` and `-` stay. A name that is not the text itself ends in a hash of the text.
+
+    Args:
+        text: The text, or a number.
+        most: The most bytes of the name.
+        hashed: Add the hash in any case, as for names that may be compared without regard to case.
+    """
+    whole = str(text)
+    name = unicodedata.normalize("NFC", re.sub(r"[^\w.-]", "_", whole)).lstrip(".") or "_"
+    # A text that ends like a hashed name could otherwise be mistaken for one.
+    if not hashed and name == whole and len(name.encode()) <= most and not _HASHED.search(name):
+        return name
+    digest = hashlib.sha256(whole.encode("utf-8", "backslashreplace")).hexdigest()[:_HASH_DIGITS]
+    head = name.encode()[: most - _HASH_DIGITS - 1].decode(errors="ignore")
+    return f"{head}-{digest}"
+
+
+def cut(text: str, most: int) -> str:
+    """The text with … in place of its middle, if it has more than `most` characters."""
+    if len(text) <= most:
+        return text
+    tail = (most - 1) // 2
+    return f"{text[: most - 1 - tail]}{ELLIPSIS}{text[len(text) - tail :]}"
+
+
+def printable(text: str) -> str:
+    """The text with control characters, which a terminal would obey, escaped as in Python; line breaks stay."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def print_text(text: str, stream: TextIO | None = None) -> None:
+    """Prints text with what the terminal must not obey, and what its encoding lacks, escaped."""
+    stream = sys.stdout if stream is None else stream
+    encoding = stream.encoding or "utf-8"
+    print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+
+def print_error(message: str) -> None:
+    """Prints a message on standard error as one line of bounded length."""
+    print_text(cut(" ".join(message.split()), MAX_LINE_CHARACTERS), sys.stderr)
