@@ -7,6 +7,7 @@ step is the layer, the curves of several runs overlay.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 # The half width of a normal distribution's 95% interval, in standard errors.
@@ -14,7 +15,26 @@ CONFIDENCE = 1.96
 # Meng et al. (2022) restore ten layers at once.
 WINDOW = 10
 
+_BEFORE = WINDOW // 2
+
 Curves = Iterator[tuple[int, dict[str, float]]]
+
+
+def windows(layers: Sequence[int]) -> list[slice]:
+    """The window of ten layers around each layer, from five layers before it to four after it.
+
+    At the first and the last layers a window is cut off, as in ROME's causal traces.
+
+    Args:
+        layers: Layer indices, ascending.
+
+    Returns:
+        A slice of `layers` for each layer; none for fewer than ten layers, or where some between are missing.
+    """
+    follow_each_other = all(after - before == 1 for before, after in pairwise(layers))
+    if len(layers) < WINDOW or not follow_each_other:
+        return []
+    return [slice(max(0, place - _BEFORE), place - _BEFORE + WINDOW) for place in range(len(layers))]
 
 
 def role_tag(role: str) -> str:
@@ -25,7 +45,7 @@ def role_tag(role: str) -> str:
 def profile_curves(profile: Mapping[str, Any], name: str) -> Curves:
     """The mean score of each role by layer, with the ends of its 95% confidence interval.
 
-    Where there are ten layers or more, the sums over windows of ten follow, at the first layer of each window.
+    Where there are windows, see :func:`windows`, the sum over the one around each layer follows.
 
     Args:
         profile: The profile, as the summary has it.
@@ -34,6 +54,7 @@ def profile_curves(profile: Mapping[str, Any], name: str) -> Curves:
     Yields:
         A layer, and its values by tag.
     """
+    sums = windows(profile["layers"])
     for place, layer in enumerate(profile["layers"]):
         values: dict[str, float] = {}
         for column, role in enumerate(profile["roles"]):
@@ -46,8 +67,8 @@ def profile_curves(profile: Mapping[str, Any], name: str) -> Curves:
             if error is not None:
                 values[f"{name}_low/{part}"] = means[place] - CONFIDENCE * error
                 values[f"{name}_high/{part}"] = means[place] + CONFIDENCE * error
-            if place + WINDOW <= len(means):
-                values[f"{name}_sum_of_{WINDOW}_layers/{part}"] = sum(means[place : place + WINDOW])
+            if sums:
+                values[f"{name}_sum_of_{WINDOW}_layers/{part}"] = sum(means[sums[place]])
         yield layer, values
 
 

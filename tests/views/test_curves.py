@@ -53,19 +53,6 @@ def test_profile_curves_have_a_point_a_layer_with_its_band():
     ]
 
 
-def test_sums_over_windows_of_ten_layers():
-    profile = {
-        "layers": list(range(12)),
-        "roles": ["last", "further"],
-        "mean_score": [[float(layer), None] for layer in range(12)],
-        "standard_error": [[None, None]] * 12,
-    }
-    curves = [*profile_curves(profile, "mean_score")]
-    tag = "mean_score_sum_of_10_layers/last"
-    assert [(step, values[tag]) for step, values in curves if tag in values] == [(0, 45.0), (1, 55.0), (2, 65.0)]
-    assert {name for _, values in curves for name in values} == {"mean_score/last", tag}
-
-
 def test_agreement_curves_leave_out_what_is_undefined():
     agreement = {"by_layer": {"0": {"pearson": 0.25, "spearman": None}, "5": {"pearson": 0.5, "spearman": 1.0}}}
     assert [*agreement_curves(agreement)] == [

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from lit_attr.facts.roles import ROLES
-from lit_attr.views.curves import WINDOW
+from lit_attr.views.curves import WINDOW, windows
 from lit_attr.views.paper.run import CONFIDENCE, Estimate, Run, estimate
 from lit_attr.views.paper.style import COLOURS, DASHES, GREY, new_figure
 
@@ -25,8 +25,9 @@ BANDS = f"Bands: {CONFIDENCE:.0%} confidence, normal approximation over contrast
 def draw_profiles(run: Run) -> Figure:
     """Draws a curve for each role, and beside it the sums over windows where enough layers are consecutive."""
     panels = {"score of a layer": estimate(run.means_NLR)}
-    if len(run.layers_L) >= WINDOW and (np.diff(run.layers_L) == 1).all():
-        panels[f"sum over the {WINDOW} layers around it"] = estimate(_window_sums(run.means_NLR))
+    if sums := windows(run.layers_L.tolist()):
+        sums_NLR = np.stack([run.means_NLR[:, window].sum(1) for window in sums], 1)
+        panels[f"sum over the {WINDOW} layers around it"] = estimate(sums_NLR)
     figure = new_figure(4.2, f"{run.title}. The last token has its own scale. {BANDS}")
     # The last token's scores are so large that on one scale with them the other curves would coincide.
     axes = figure.subplots(2, len(panels), sharex=True, height_ratios=(3, 2), squeeze=False)
@@ -63,12 +64,6 @@ def draw_comparison(runs: Sequence[Run], names: Sequence[str]) -> Figure:
     figure.legend(handles=axes[0].get_legend_handles_labels()[0], loc="outside upper center", ncols=2)
     figure.supylabel("mean score (logits)")
     return figure
-
-
-def _window_sums(means_NLR: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Sums over the layers from l - 5 to l + 4: ROME's windows, cut off at the first and the last layer."""
-    starts = range(-(WINDOW // 2), means_NLR.shape[1] - WINDOW // 2)
-    return np.stack([means_NLR[:, max(0, start) : start + WINDOW].sum(1) for start in starts], 1)
 
 
 def _draw_curve(
