@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
@@ -107,6 +107,19 @@ def is_first_time(record: logging.LogRecord) -> bool:
         return False
     _logged.add(message)
     return True
+
+
+def check_choice(argument: str, value: object, choices: Iterable[str]) -> None:
+    """Refuses a value that is none of the words that an argument takes.
+
+    Raises:
+        ArgumentError: It is another one.
+    """
+    words = [*choices]
+    if value not in words:
+        raise ArgumentError(
+            argument, f"{shown(value) if isinstance(value, str) else repr(value)} is not one of {', '.join(words)}"
+        )
 
 
 def shown(text: str) -> str:

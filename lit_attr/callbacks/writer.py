@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BasePredictionWriter
@@ -14,7 +14,7 @@ from lit_attr.attribution.gradient import AttributionBatch
 from lit_attr.callbacks.background import Background
 from lit_attr.callbacks.display import RunDisplay
 from lit_attr.callbacks.progress import describe_comparison
-from lit_attr.errors import ArgumentError, ReportedError, UserError, arguments_of, warn_about
+from lit_attr.errors import ArgumentError, ReportedError, UserError, arguments_of, check_choice, warn_about
 from lit_attr.evaluation.summary import summarise
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.facts.contrasts import ContrastKey
@@ -26,6 +26,8 @@ from lit_attr.records.state import RunState
 from lit_attr.trainers import datamodule_of, identity_of, rejected_of
 
 BATCHES_BETWEEN_PROFILES = 50
+
+Heatmaps = Literal["spread", "largest"]
 
 
 class AttributionWriter(BasePredictionWriter):
@@ -51,7 +53,7 @@ class AttributionWriter(BasePredictionWriter):
         self,
         output_dir: str = "lit_attr_output",
         max_heatmaps: int = 32,
-        heatmaps: Literal["spread", "largest"] = "spread",
+        heatmaps: Heatmaps = "spread",
         heatmap_ids: list[int | str] | None = None,
         overwrite: bool = False,
     ) -> None:
@@ -60,9 +62,11 @@ class AttributionWriter(BasePredictionWriter):
             raise ArgumentError("output_dir", f"{output_dir!r} is not a folder; give another", "writer")
         if max_heatmaps < 0:
             raise ArgumentError("max_heatmaps", f"{max_heatmaps} is less than 0", "writer")
+        with arguments_of("writer"):
+            check_choice("heatmaps", heatmaps, get_args(Heatmaps))
         self.folder = RunFolder(output_dir)
         self.max_heatmaps = max_heatmaps
-        self.heatmaps: Literal["spread", "largest"] = heatmaps
+        self.heatmaps: Heatmaps = heatmaps
         self.heatmap_ids = frozenset(heatmap_ids or ())
         self.overwrite = overwrite
         self._state: RunState | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
-from lit_attr.errors import ArgumentError, UserError
+from lit_attr.errors import ArgumentError, UserError, check_choice
 from lit_attr.records.reading import load_attributions
 
 Target = Literal["parquet", "csv", "inseq"]
@@ -38,8 +38,9 @@ def export(folder: str | Path, to: Target, output: str | Path | None = None, per
     Raises:
         UserError: The folder has no records or damaged ones, or the output exists or cannot be written.
     """
-    if to not in get_args(Target):
-        raise ArgumentError("to", f"{to!r} is not one of {', '.join(OUTPUTS)}")
+    check_choice("to", to, OUTPUTS)
+    if per is not None:
+        check_choice("per", per, get_args(Per))
     if per is not None and to != "inseq":
         raise ArgumentError("per", f"it is for inseq, not {to}; leave it out")
     folder = Path(folder)

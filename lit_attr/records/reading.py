@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import msgspec
 
+from lit_attr.errors import check_choice
 from lit_attr.records.files import record_fields
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.schema import BatchRecord, Example
@@ -18,6 +19,9 @@ from lit_attr.records.schema import BatchRecord, Example
 if TYPE_CHECKING:
     import datasets
     import pandas as pd
+
+
+Kind = Literal["records", "dataset", "pandas"]
 
 
 @overload
@@ -33,7 +37,7 @@ def load_attributions(folder: str | Path, kind: Literal["pandas"]) -> pd.DataFra
 
 
 def load_attributions(
-    folder: str | Path, kind: Literal["records", "dataset", "pandas"] = "records"
+    folder: str | Path, kind: Kind = "records"
 ) -> Iterator[dict[str, Any]] | datasets.Dataset | pd.DataFrame:
     """Reads the attributions that a run has written so far.
 
@@ -45,9 +49,11 @@ def load_attributions(
             nested lists.
 
     Raises:
+        ArgumentError: `kind` is another word.
         UserError: The folder is not one of lit-attr's or has another version, or a file in it does not follow its
             format.
     """
+    check_choice("kind", kind, get_args(Kind))
     run = RunFolder(folder)
     run.read_manifest()
     records = (record for _, batch in run.read_batches() for record in records_of(batch))

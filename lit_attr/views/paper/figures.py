@@ -17,7 +17,7 @@ from typing import Any, Literal
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from lit_attr.errors import ArgumentError, UserError
+from lit_attr.errors import ArgumentError, UserError, check_choice
 from lit_attr.views.paper.facts import draw_facts
 from lit_attr.views.paper.maps import draw_relations, draw_roles
 from lit_attr.views.paper.profiles import draw_comparison, draw_profiles
@@ -57,6 +57,7 @@ def write_figures(
     Raises:
         UserError: An argument is wrong, a folder is not an output folder, or a file cannot be written.
     """
+    check_choice("format", format, UNDATED)
     for name, count in (("facts", facts), ("relations", relations)):
         if not 0 <= count <= MAX_PANELS:
             raise ArgumentError(name, f"{count} is not from 0 to {MAX_PANELS}")
