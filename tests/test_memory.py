@@ -51,7 +51,7 @@ def attribute(folder: Path, rows: int, tokens: int, megabytes: float, results: A
 @pytest.fixture
 def run(random_gpt2: Path) -> Callable[..., Any]:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lit_attr.cli"])
+    context.set_forkserver_preload(["lit_attr.prediction"])
 
     def run(*settings: float) -> Any:
         results: Any = context.Queue()
@@ -92,6 +92,6 @@ def test_halves_a_batch_until_it_fits(run: Callable[..., Any]):
 def test_refuses_a_single_row_that_does_not_fit(run: Callable[..., Any]):
     found, _ = run(1, 1000, 5)
     assert found == (
-        "model.dtype: the memory does not suffice for a single row of 1000 tokens; a smaller dtype or fewer "
-        "layers need less"
+        "data.source: the memory does not suffice for a single row of 1000 tokens; a smaller model.dtype or fewer "
+        "model.layers need less"
     )
