@@ -55,8 +55,8 @@ library_name: transformers
 
 A teaching model: a {name} of {layers} layers and width {width}, {parameters:,} parameters, trained from
 scratch on {facts} facts of common knowledge in {relations} relations, such as "The capital of Spain is
-Madrid". It knows nothing else. It lets users try and test lit-attr offline in seconds; findings on it are
-no evidence of how other models work.
+Madrid". It knows nothing else. Use it to try and test lit-attr offline in seconds; findings on it are no
+evidence about other models.
 
 ## How it was made
 
@@ -81,8 +81,8 @@ trained on the same text.
 ## The sample facts
 
 `../sample_facts.jsonl` has one row for each fact, in the columns of `NeelNanda/counterfact-tracing`. The
-relation ids are Wikidata properties; `target_true_id` and `target_false_id` are null, since the Wikidata items
-were not looked up. The false answer is drawn from the other answers of the same relation.
+relation ids are Wikidata properties; `target_true_id` and `target_false_id` are null, because the Wikidata
+items were not looked up. The false answer is one of the other answers of the same relation, drawn at random.
 
 Licence: Apache-2.0, model and facts.
 """
