@@ -82,7 +82,7 @@ trained on the same text.
 
 `../sample_facts.jsonl` has one row for each fact, in the columns of `NeelNanda/counterfact-tracing`. The
 relation ids are Wikidata properties; `target_true_id` and `target_false_id` are null, because the Wikidata
-items were not looked up. The false answer is one of the other answers of the same relation, drawn at random.
+items were not looked up. The false answer is drawn from the other answers of the same relation.
 
 Licence: Apache-2.0, model and facts.
 """
