@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 from lightning.pytorch.utilities.seed import isolate_rng
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,7 +19,7 @@ from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.callbacks.loggers import show_image, takes_images
 from lit_attr.callbacks.metrics import LiveCounts
 from lit_attr.datamodule import CounterfactDataModule, DataRequirements, default_max_tokens
-from lit_attr.errors import ArgumentError, UserError, arguments_of, warn_about
+from lit_attr.errors import ArgumentError, UserError, arguments_of, one_line, warn_about, warn_once
 from lit_attr.evaluation.summary import strongest_cells
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.buckets import in_batches
@@ -57,8 +59,10 @@ class AttributionMonitor(pl.Callback):
     """Attributes the same facts repeatedly while a model is trained, with the weights of the moment.
 
     A pass runs when training starts, every `every_n_steps` optimizer steps, and after validation, that of
-    `Trainer.validate` included and the sanity check excluded. It is logged at the Trainer's `global_step`, the
-    number of optimizer steps so far. Every logger gets, under `attribution/`,
+    `Trainer.validate` included and the sanity check excluded. In training it attributes the weights that the
+    optimizer holds: the pass after validation waits until training continues, when callbacks that validate averaged
+    weights (EMA, SWA) have restored them. It is logged at the Trainer's `global_step`, the number of optimizer steps
+    so far. Every logger gets, under `attribution/`,
 
     - `contrasts`: the number of facts; one with a number that is not finite is left out,
     - `logit_difference`: mean of logit_true − logit_false, in logits,
@@ -70,7 +74,8 @@ class AttributionMonitor(pl.Callback):
     Training is the same as without the monitor, to the bit: gradients, random numbers, modes, hooks and
     `requires_grad` are left as they are. Each of several processes attributes its share of the facts, the first
     one those with heatmaps among them, and the counts are added up: all have to take the same steps. A mistake in
-    a setting or in the facts is a `UserError` before the first step.
+    a setting or in the facts is a `UserError` before the first step. After that a pass that fails is left out by
+    all processes, with one warning, and the training continues.
 
     Args:
         facts: A `source` of `CounterfactDataModule`: `sample`, a file, a hub name, or rows.
@@ -116,6 +121,7 @@ class AttributionMonitor(pl.Callback):
         """Forgets an earlier run, whose model may have been another."""
         self._plan: _Plan | None = None
         self._step_seen, self._step_attributed = 0, -1
+        self._is_due = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prepares the passes, and refuses settings that cannot work."""
@@ -133,6 +139,12 @@ class AttributionMonitor(pl.Callback):
         self._step_seen = trainer.global_step
         self._attribute(trainer, pl_module)
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Runs the pass that validation has made due."""
+        self._attribute_if_due(trainer, pl_module)
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -143,8 +155,19 @@ class AttributionMonitor(pl.Callback):
             self._attribute(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Runs the pass after validation."""
+        """Runs the pass after validation, or makes it due where a training goes on."""
         if self.at_validation_end and not trainer.sanity_checking:
+            self._is_due = True
+            if trainer.state.fn != TrainerFn.FITTING:
+                self._attribute_if_due(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Runs the pass that validation at the end of the epoch has made due."""
+        self._attribute_if_due(trainer, pl_module)
+
+    def _attribute_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._is_due:
+            self._is_due = False
             self._attribute(trainer, pl_module)
 
     def _open(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> _Plan:
@@ -194,7 +217,28 @@ class AttributionMonitor(pl.Callback):
         if step == self._step_attributed:
             return
         self._step_attributed = step
-        model, location, batches, drawn = self._open(trainer, pl_module)
+        plan, counts, failure = self._open(trainer, pl_module), None, None
+        try:
+            counts = self._count(trainer, plan, step)
+        except Exception as error:  # of any kind: nothing that a monitor does may end a training
+            failure = error
+            if is_oom_error(error):
+                garbage_collection_cuda()
+        # All processes leave the pass out where one has failed, or they would wait for its counts.
+        if trainer.strategy.reduce_boolean_decision(failure is None) and counts is not None:
+            found = counts.reduce(trainer.strategy.root_device).compute()
+            try:
+                if trainer.is_global_zero:
+                    self._log(trainer, found, step)
+                return
+            except Exception as error:  # a logger's, such as a disk that is full
+                failure = error
+        reason = one_line(failure) if failure is not None else "it failed in another process"
+        warn_once(f"AttributionMonitor: a pass is left out ({reason}); the training continues")
+
+    def _count(self, trainer: pl.Trainer, plan: _Plan, step: int) -> LiveCounts:
+        """Attributes this process's facts, and shows the heatmaps among them."""
+        model, location, batches, drawn = plan
         with _apart_from_training():
             counts = LiveCounts(location.layers, self.component, "gradient")
             for place, contrasts in enumerate(batches):
@@ -208,12 +252,9 @@ class AttributionMonitor(pl.Callback):
                 for example in records_of(record) if place < drawn else ():
                     image = fact_image(example)
                     show_image(trainer, f"attribution/facts/{safe_name(example['id'])}", image, step)
-            self._log(trainer, counts, step)
+        return counts
 
-    def _log(self, trainer: pl.Trainer, counts: LiveCounts, step: int) -> None:
-        found = counts.reduce(trainer.strategy.root_device).compute()
-        if not trainer.is_global_zero:
-            return
+    def _log(self, trainer: pl.Trainer, found: Mapping[str, Any], step: int) -> None:
         values = {"contrasts": float(found["contrasts"])}
         if found["contrasts"]:
             values |= {name: found[name] for name in ("contrast_accuracy", "known_share")}
