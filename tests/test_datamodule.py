@@ -1,4 +1,4 @@
-"""The data module alone, and with modules that are not ours."""
+"""The data module by itself, with our module, and with modules of other people."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from datasets import Dataset
 from toys import word_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from lit_attr.datamodule import CounterfactDataModule
+from lit_attr.datamodule import CounterfactDataModule, DataRequirements
 from lit_attr.errors import UserError
-from lit_attr.facts.contrasts import ContrastBatch
+from lit_attr.facts.batches import ContrastBatch
+from lit_attr.facts.order import random_order
+from lit_attr.models.loading import DEMO_MODEL
 from lit_attr.module import AttributionModule
+from lit_attr.records.state import RunState
 
+QUIET = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
 ROWS = [
     {
         "prompt": f"The capital of {country} is",
@@ -47,7 +51,7 @@ def test_the_sample_is_the_default():
     assert not data.rejected
 
 
-def test_batches_rows_of_like_length():
+def test_batches_rows_of_similar_length():
     assert ids(CounterfactDataModule(ROWS, batch_size=2))[0][0] == 2
     data = CounterfactDataModule(ROWS, batch_size=8, max_tokens=20)
     data.setup()
@@ -57,7 +61,7 @@ def test_batches_rows_of_like_length():
 
 
 @pytest.mark.parametrize("source", ["file", "dataset", "list"])
-def test_takes_files_data_sets_and_lists(tmp_path: Path, source: str):
+def test_reads_files_data_sets_and_lists(tmp_path: Path, source: str):
     path = tmp_path / "facts.jsonl"
     path.write_text("\n".join(map(json.dumps, ROWS)))
     sources = {"file": str(path), "dataset": Dataset.from_list(ROWS), "list": ROWS}
@@ -69,13 +73,13 @@ def test_filters_and_limits():
     assert sum(ids(CounterfactDataModule(ROWS, where=["P17", "P30"])), []) == [3]
 
 
-def test_a_tokenizer_may_be_an_object(tokenizer: PreTrainedTokenizerBase):
+def test_accepts_a_tokenizer_object(tokenizer: PreTrainedTokenizerBase):
     data = CounterfactDataModule(ROWS, tokenizer)
     data.setup()
     assert data.tokenizer is tokenizer
 
 
-def test_keeps_refused_rows_with_their_reasons():
+def test_lists_refused_rows_with_their_reasons():
     data = CounterfactDataModule([*ROWS, {**ROWS[0], "subject": None}, {**ROWS[0], "target_true": " Rome"}])
     assert sum(map(len, ids(data))) == 4
     assert [row.row for row in data.rejected] == [4, 5]
@@ -83,11 +87,13 @@ def test_keeps_refused_rows_with_their_reasons():
 
 def test_strict_stops_at_the_first_refused_row():
     data = CounterfactDataModule([*ROWS, {**ROWS[0], "subject": None}], strict=True)
-    with pytest.raises(UserError, match=r"row 4 \(id 4\): 'subject' is missing; mend the row, or set data.strict"):
+    with pytest.raises(
+        UserError, match=r"row 4 \(id 4\): 'subject' is missing; fix the row, or set strict to false"
+    ):
         data.setup()
 
 
-def test_refuses_a_source_none_of_whose_rows_can_be_used():
+def test_refuses_a_source_without_a_usable_row():
     data = CounterfactDataModule([{**ROWS[0], "subject": "Peru"}])
     with pytest.raises(
         UserError, match=r"none of 1 rows can be used; the first, row 0 \(id 0\): the subject 'Peru'"
@@ -103,14 +109,54 @@ def test_refuses_sizes_below_one(setting: str):
         CounterfactDataModule(ROWS, num_workers=-1)
 
 
+class KeepsState(pl.Callback):
+    """Owns the state of a run, as the writer does."""
+
+    def __init__(self, state: RunState) -> None:
+        self.state = state
+
+    def run_state(self, trainer: pl.Trainer) -> RunState:
+        return self.state
+
+
+def batches_of(data: CounterfactDataModule, state: RunState, **requirements: Any) -> list[ContrastBatch]:
+    """The batches of a run that starts from this state."""
+    data.trainer = pl.Trainer(accelerator="cpu", **QUIET, callbacks=[KeepsState(state)])
+    data.make_contrasts(DataRequirements(tokenizer=DEMO_MODEL, **requirements))
+    return [*data.predict_dataloader()]
+
+
 def test_leaves_out_what_is_done():
+    state = RunState(done=frozenset({(0, 0), (2, 1)}), refused=frozenset({(3, 0)}))
+    batches = batches_of(CounterfactDataModule(ROWS), state)
+    assert sorted(contrast.fact.id for batch in batches for contrast in batch.contrasts) == [1, 2]
+
+
+def test_the_sample_follows_the_scores_one_contrast_a_batch():
     data = CounterfactDataModule(ROWS)
-    data.find_done = lambda: {(0, 0), (3, 0), (2, 1)}
-    assert sorted(sum(ids(data), [])) == [1, 2]
+    batches = batches_of(data, RunState(), verify=3, sample_seed=5)
+    order = random_order([contrast.key for contrast in data.contrasts], 5)
+    assert [batch.comparison for batch in batches][-4:] == [None, (1, 3), (2, 3), (3, 3)]
+    assert [batch.contrasts[0].key for batch in batches[-3:]] == order[:3]
+    assert sum(len(batch.contrasts) for batch in batches[:-3]) == len(ROWS)
+    for batch in batches:
+        assert batch.places == tuple(order.index(contrast.key) for contrast in batch.contrasts)
+
+
+def test_the_sample_replaces_what_was_refused_and_leaves_out_what_is_there():
+    data = CounterfactDataModule(ROWS)
+    data.make_contrasts(DataRequirements(tokenizer=DEMO_MODEL))
+    first, second, third, fourth = random_order([contrast.key for contrast in data.contrasts], 0)
+    state = RunState(refused=frozenset({first}), exact={second: False, third: True})
+    batches = batches_of(data, state, verify=2)
+    (compared,) = (batch.contrasts[0].key for batch in batches if batch.comparison is not None)
+    assert compared == fourth
+    assert state.spares == []
+    assert batches_of(data, RunState(), verify=1)[-1].contrasts[0].key == first
 
 
 @pytest.mark.parametrize(("add_bos_token", "begins"), [(None, False), (True, True), (False, False)])
-def test_puts_a_beginning_of_sequence_where_asked_to(add_bos_token: bool | None, begins: bool):
+def test_adds_the_beginning_of_sequence_token_on_request(add_bos_token: bool | None, begins: bool):
     words = word_tokenizer()
     data = CounterfactDataModule(ROWS[:1], words, add_bos_token=add_bos_token)
     data.setup()
@@ -140,10 +186,8 @@ def test_identity_follows_the_content_not_the_file(tmp_path: Path):
     assert identities[2]["contrasts"] == 3
 
 
-class StrangersModule(pl.LightningModule):
-    """Wants contrasts, and has a tokenizer and a step to go by."""
-
-    step = "all"
+class PlainModule(pl.LightningModule):
+    """Takes contrasts, and keeps a tokenizer as many Lightning projects do."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
@@ -153,32 +197,37 @@ class StrangersModule(pl.LightningModule):
         return [(contrast.fact.id, contrast.step) for contrast in batch.contrasts]
 
 
-class AnotherModule(StrangersModule):
-    step = "divergence"
+class StrangersModule(PlainModule):
+    """Asks for all steps."""
+
+    def data_requirements(self) -> DataRequirements:
+        return DataRequirements(step="all", tokenizer=self.tokenizer)
 
 
-def test_follows_the_module_it_runs_with(tokenizer: PreTrainedTokenizerBase):
-    """The usual loop over models: the next one has another tokenizer, another step, and no writer."""
+def test_follows_the_module_of_each_run(tokenizer: PreTrainedTokenizerBase):
+    """A loop over models, as is common: the next one has another tokenizer, another step, and no writer."""
     data = CounterfactDataModule(iter(ROWS))
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    trainer = pl.Trainer(accelerator="cpu", **QUIET)
     first = sum(trainer.predict(StrangersModule(tokenizer), datamodule=data), [])
     words = word_tokenizer()
-    second = sum(trainer.predict(AnotherModule(words), datamodule=data), [])
+    second = sum(trainer.predict(PlainModule(words), datamodule=data), [])
     assert {step for _, step in second} == {0} != {step for _, step in first}
     assert data.contrasts[0].token_ids == tuple(words(ROWS[0]["prompt"]).input_ids)
 
 
-def test_a_module_that_names_no_tokenizer_is_told(tokenizer: PreTrainedTokenizerBase):
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+def test_asks_for_a_tokenizer_where_there_is_none(tokenizer: PreTrainedTokenizerBase):
+    trainer = pl.Trainer(accelerator="cpu", **QUIET)
     module = AttributionModule(model=GPT2LMHeadModel(GPT2Config(vocab_size=2000, n_layer=1, n_embd=8, n_head=1)))
-    with pytest.raises(UserError, match="data.tokenizer: AttributionModule names none to take; give one"):
+    with pytest.raises(
+        UserError, match="data.tokenizer: neither the module nor the data module has one; give one"
+    ):
         trainer.predict(module, datamodule=CounterfactDataModule(ROWS))
     assert trainer.predict(module, datamodule=CounterfactDataModule(ROWS, tokenizer))
 
 
 def test_refuses_a_tokenizer_larger_than_the_embedding(tokenizer: PreTrainedTokenizerBase):
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer) - 1, n_layer=1, n_embd=8, n_head=1))
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    trainer = pl.Trainer(accelerator="cpu", **QUIET)
     size = len(tokenizer)
     with pytest.raises(UserError, match=f"data.tokenizer: it has {size} tokens, but the model embeds {size - 1}"):
         trainer.predict(
@@ -186,18 +235,18 @@ def test_refuses_a_tokenizer_larger_than_the_embedding(tokenizer: PreTrainedToke
         )
 
 
-def test_a_prompt_longer_than_the_models_positions_is_a_refused_row(tokenizer: PreTrainedTokenizerBase):
+def test_refuses_a_prompt_longer_than_the_models_positions(tokenizer: PreTrainedTokenizerBase):
     data = CounterfactDataModule([*ROWS, {**ROWS[0], "prompt": "The capital of Spain is" + " so" * 70}])
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    trainer = pl.Trainer(accelerator="cpu", **QUIET)
     batches = trainer.predict(AttributionModule(), datamodule=data)
     assert sum(len(batch.contrasts) for batch in batches) == len(ROWS)
     assert [row.row for row in data.rejected] == [4]
     assert "tokens, and the model has 64 positions" in data.rejected[0].reason
 
 
-def test_serves_a_module_that_is_not_ours(tokenizer: PreTrainedTokenizerBase):
+def test_works_with_a_module_of_other_people(tokenizer: PreTrainedTokenizerBase):
     data = CounterfactDataModule(ROWS)
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    trainer = pl.Trainer(accelerator="cpu", **QUIET)
     found = sum(trainer.predict(StrangersModule(tokenizer), datamodule=data), [])
     assert data.contrasts[0].token_ids == tuple(tokenizer(ROWS[0]["prompt"]).input_ids)
     assert {fact_id for fact_id, _ in found} == {0, 1, 2, 3}
