@@ -27,7 +27,7 @@ from lit_attr.models.loading import DEMO_MODEL, Dtype, Quantization, float32_by_
 from lit_attr.models.location import Location, input_device, locate
 from lit_attr.sample import FirstSeen, compare_or_replace
 from lit_attr.settings import RENAMED, LoadingOptions, refuse_loading_options
-from lit_attr.trainers import check_trainer, run_state
+from lit_attr.trainers import check_trainer, run_state, warn_of_other_lightning
 
 
 class AttributionModule(pl.LightningModule):
@@ -83,6 +83,7 @@ class AttributionModule(pl.LightningModule):
         tokenizer: PreTrainedTokenizerBase | str | None = None,
     ) -> None:
         super().__init__()
+        warn_of_other_lightning()
         if model is not None:
             refuse_loading_options(
                 loading,

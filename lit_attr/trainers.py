@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -60,6 +61,19 @@ def datamodule_of(trainer: pl.Trainer) -> pl.LightningDataModule | None:
     """The data module of the Trainer's run, where it has one."""
     # A Trainer sets the attribute, but its type does not declare it.
     return getattr(trainer, "datamodule", None)
+
+
+def warn_of_other_lightning() -> None:
+    """Warns where `pytorch_lightning` is imported: its Trainer refuses a module of `lightning.pytorch`.
+
+    The two packages have the same classes twice. The Trainer of the other one refuses a module before it calls
+    anything of it, so that this is said when the module is made.
+    """
+    if "pytorch_lightning" in sys.modules:
+        warn_once(
+            "AttributionModule: pytorch_lightning is imported, and its Trainer takes no module of "
+            "lightning.pytorch; use `import lightning.pytorch as pl` for the Trainer"
+        )
 
 
 def check_trainer(trainer: pl.Trainer, *, spread: bool) -> None:

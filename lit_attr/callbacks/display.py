@@ -7,10 +7,18 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from PIL import Image
 
-from lit_attr.callbacks.loggers import Shown, log_curves, log_image, record_shown, shown_images, takes_images
+from lit_attr.callbacks.loggers import (
+    Shown,
+    is_tensorboard,
+    log_curves,
+    log_image,
+    record_shown,
+    shown_images,
+    takes_images,
+)
 from lit_attr.callbacks.metrics import LiveCounts
 from lit_attr.evaluation.findings import RunFindings
 from lit_attr.records.folder import RunFolder
@@ -101,7 +109,7 @@ class RunDisplay:
             self._shown.add(page)
         elif takes_images(trainer) and page not in self._shown_before:
             # The event files are gone, or the earlier runs had none.
-            self._log([each for each in trainer.loggers if isinstance(each, TensorBoardLogger)], findings)
+            self._log([each for each in trainer.loggers if is_tensorboard(each)], findings)
             self._shown.add(page)
         record_shown(trainer, self._folder, self._shown)
 
@@ -124,7 +132,7 @@ class RunDisplay:
             if "faithfulness" in summary["agreement"]:
                 log_curves(loggers, faithfulness_curves(summary["agreement"]["faithfulness"]))
         for logger in loggers:
-            if isinstance(logger, TensorBoardLogger):
+            if is_tensorboard(logger):
                 logger.experiment.add_text("summary", summary_page(findings, manifest))
                 logger.experiment.add_custom_scalars(custom_scalar_layout(summary["profile"]["roles"]))
                 logger.log_hyperparams(*hyperparameters(summary, manifest))

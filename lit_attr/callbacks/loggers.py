@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import lightning.pytorch as pl
 import numpy as np
@@ -31,17 +32,31 @@ IMAGE_LOGGERS: dict[type[Logger], Callable[[Any, str, Image.Image, int], None]] 
 }
 
 
+def is_tensorboard(logger: object) -> TypeGuard[TensorBoardLogger]:
+    """Whether a logger is a `TensorBoardLogger`, of `lightning.pytorch` or of `pytorch_lightning`."""
+    # The two packages have the same classes twice; nobody has a logger of one that is not imported.
+    other = sys.modules.get("pytorch_lightning.loggers")
+    return isinstance(logger, TensorBoardLogger if other is None else (TensorBoardLogger, other.TensorBoardLogger))
+
+
+def _show_function(logger: Logger) -> Callable[[Any, str, Image.Image, int], None] | None:
+    for kind, show in IMAGE_LOGGERS.items():
+        if isinstance(logger, kind) or (kind is TensorBoardLogger and is_tensorboard(logger)):
+            return show
+    return None
+
+
 def takes_images(trainer: pl.Trainer) -> bool:
     """Whether one of the Trainer's loggers takes pictures."""
-    return any(isinstance(logger, tuple(IMAGE_LOGGERS)) for logger in trainer.loggers)
+    return any(_show_function(logger) is not None for logger in trainer.loggers)
 
 
 def show_image(trainer: pl.Trainer, tag: str, image: Image.Image, step: int) -> None:
     """Sends a picture to each of the Trainer's loggers that takes pictures."""
     for logger in trainer.loggers:
-        for kind, show in IMAGE_LOGGERS.items():
-            if isinstance(logger, kind):
-                show(logger, tag, image, step)
+        show = _show_function(logger)
+        if show is not None:
+            show(logger, tag, image, step)
 
 
 def log_image(trainer: pl.Trainer, figures: Path, tag: str, image: Image.Image, step: int = 0) -> None:
@@ -57,7 +72,7 @@ def log_image(trainer: pl.Trainer, figures: Path, tag: str, image: Image.Image, 
     Raises:
         UserError: The picture cannot be written.
     """
-    places = (logger.log_dir for logger in trainer.loggers if isinstance(logger, tuple(IMAGE_LOGGERS)))
+    places = (logger.log_dir for logger in trainer.loggers if is_tensorboard(logger))
     try:
         if takes_images(trainer):
             show_image(trainer, tag, image, step)
@@ -117,7 +132,7 @@ def record_shown(trainer: pl.Trainer, folder: RunFolder, shown: Collection[Shown
         return
     pictures = _read_shown(folder)
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
+        if is_tensorboard(logger):
             try:
                 logger.experiment.flush()
             except OSError as error:

@@ -60,9 +60,9 @@ class AttributionMonitor(pl.Callback):
 
     A pass runs when training starts, every `every_n_steps` optimizer steps, and after validation, that of
     `Trainer.validate` included and the sanity check excluded. In training it attributes the weights that the
-    optimizer holds: the pass after validation waits until training continues, when callbacks that validate averaged
-    weights (EMA, SWA) have restored them. It is logged at the Trainer's `global_step`, the number of optimizer steps
-    so far. Every logger gets, under `attribution/`,
+    optimizer holds: the pass after validation waits until training continues, when callbacks that validate
+    averaged weights (EMA, SWA) have restored them. It is logged at the Trainer's `global_step`, the number of
+    optimizer steps so far. Every logger gets, under `attribution/`,
 
     - `contrasts`: the number of facts; one with a number that is not finite is left out,
     - `logit_difference`: mean of logit_true − logit_false, in logits,
