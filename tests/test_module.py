@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,6 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from lightning.pytorch.plugins.precision import BitsandbytesPrecision
-from lightning.pytorch.utilities import rank_zero_only
 from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader
 from transformers import (
@@ -22,17 +23,22 @@ from transformers import (
     BitsAndBytesConfig,
     CodeGenConfig,
     CodeGenForCausalLM,
+    GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerBase,
 )
 
-from lit_attr import models
+from lit_attr import errors
+from lit_attr.attribution.catalogue import RuleOptions
 from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
 from lit_attr.errors import UserError
-from lit_attr.facts.contrasts import Contrast, collate_contrasts
-from lit_attr.models.loading import DEMO_MODEL, Dtype, is_spread, load_model
+from lit_attr.facts.batches import collate_contrasts
+from lit_attr.facts.contrasts import Contrast
+from lit_attr.models.language_model import is_spread
+from lit_attr.models.loading import DEMO_MODEL, Dtype, load_model
 from lit_attr.models.location import locate
 from lit_attr.module import AttributionModule
+from lit_attr.settings import LoadingOptions
 
 QUIET = {
     "logger": False,
@@ -43,15 +49,20 @@ QUIET = {
 
 
 def predict(module: AttributionModule, contrasts: list[Contrast], **trainer) -> list[AttributionBatch]:
-    """A stranger's Trainer and DataLoader."""
+    """Predicts with a plain Trainer and DataLoader."""
     loader = DataLoader(contrasts, batch_size=4, collate_fn=collate_contrasts)
     return pl.Trainer(accelerator="cpu", **QUIET, **trainer).predict(module, loader)
 
 
 def assert_same(batches: list[AttributionBatch], expected: list[AttributionBatch]) -> None:
-    """To the bit."""
+    """Scores and answers are the same to the bit."""
     for batch, other in zip(batches, expected, strict=True):
-        torch.testing.assert_close(batch[4:], other[4:], rtol=0, atol=0)
+        torch.testing.assert_close(numbers(batch), numbers(other), rtol=0, atol=0)
+
+
+def numbers(batch: AttributionBatch) -> list[torch.Tensor | None]:
+    """All tensors of a batch, without its exact effects."""
+    return [*batch[4 : batch._fields.index("exact")]]
 
 
 @pytest.mark.parametrize("inference_mode", [True, False])
@@ -64,9 +75,9 @@ def test_predicts_what_the_core_attributes(
     location = locate(random_model, layers=[0, 2])
     for batch, contrasts in zip(batches, (sample_contrasts[:4], sample_contrasts[4:6]), strict=True):
         expected = attribute_batch(random_model, location, collate_contrasts(contrasts))
-        torch.testing.assert_close(batch[4:], expected[4:], rtol=0, atol=0)
+        torch.testing.assert_close(numbers(batch), numbers(expected), rtol=0, atol=0)
         assert batch.layers == (0, 2)
-        assert all(tensor.device.type == "cpu" and not tensor.requires_grad for tensor in batch[4:])
+        assert all(tensor.device.type == "cpu" and not tensor.requires_grad for tensor in numbers(batch))
 
 
 def test_loads_the_demo_model_by_default(sample_contrasts: list[Contrast]):
@@ -101,10 +112,10 @@ def test_the_trainers_precision_changes_no_number(
 
 
 @pytest.mark.parametrize("precision", ["64-true", "16-true", "bf16-true"])
-def test_the_trainers_precision_changes_no_table_of_positions(
+def test_the_trainers_precision_changes_no_position_table(
     tokenizer: PreTrainedTokenizerBase, sample_contrasts: list[Contrast], tmp_path: Path, precision: str
 ):
-    # This model computes its positions' sines anew when it is loaded, in the default number format.
+    # On loading, this model computes the sines of its positions in the default number format.
     config = CodeGenConfig(vocab_size=len(tokenizer), n_layer=2, n_embd=64, n_head=4, rotary_dim=8, n_positions=64)
     CodeGenForCausalLM(config).save_pretrained(tmp_path)
     settings = {"model_name": str(tmp_path), "component": "block"}
@@ -118,7 +129,7 @@ class ThirdOfDefaultDtype(torch.nn.Module):
 
 
 @pytest.mark.parametrize("precision", ["64-true", "16-true", "bf16-true"])
-def test_tensors_made_in_the_forward_pass_are_as_without_the_flag(
+def test_the_trainers_precision_changes_no_tensor_made_in_the_forward_pass(
     random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast], precision: str
 ):
     random_model.transformer.h[1].mlp.act = ThirdOfDefaultDtype()
@@ -134,11 +145,11 @@ def test_moves_with_the_module_but_keeps_its_number_format(random_model: GPT2LMH
     }
 
 
-def test_refuses_a_trainer_that_would_put_other_layers_into_the_model(
+def test_refuses_a_trainer_that_would_replace_layers_of_the_model(
     random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]
 ):
     trainer = pl.Trainer(accelerator="cpu", **QUIET)
-    # Neither it nor a Trainer of it can be made without a GPU.
+    # Neither the plugin nor a Trainer with it can be created without a GPU.
     trainer.strategy.precision_plugin = BitsandbytesPrecision.__new__(BitsandbytesPrecision)
     trainer.precision_plugin.dtype, trainer.precision_plugin.ignore_modules = torch.float16, set()
     trainer.precision_plugin._linear_cls = torch.nn.Linear
@@ -149,39 +160,39 @@ def test_refuses_a_trainer_that_would_put_other_layers_into_the_model(
 
 @pytest.fixture
 def warned(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """What lit-attr has warned of in this test, which begins like a new process."""
-    monkeypatch.setattr(models, "_logged", set())
-    return lambda: [record.getMessage() for record in caplog.records if record.name == "lit_attr.models.loading"]
+    """The warnings of lit-attr in this test, which starts like a new process."""
+    monkeypatch.setattr(errors, "_logged", set())
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "lit_attr"]
 
 
 @pytest.mark.parametrize("loaded", [False, True])
-def test_warns_once_of_float16(random_model: GPT2LMHeadModel, warned: Callable[[], list[str]], loaded: bool):
+def test_warns_once_about_float16(random_model: GPT2LMHeadModel, warned: Callable[[], list[str]], loaded: bool):
     for _ in range(2):
         AttributionModule(model=random_model)
         assert len(warned()) == 0
     for _ in range(2):
         load_model(DEMO_MODEL, dtype="float16") if loaded else AttributionModule(model=random_model.half())
-    assert warned() == [
-        "model.dtype: gradients can underflow to 0 in float16; bfloat16 is the half precision to choose"
-    ]
+    # The module names its own setting, the function its argument.
+    name = "dtype" if loaded else "model.dtype"
+    assert warned() == [f"{name}: gradients can underflow to 0 in float16; bfloat16 is the safer half precision"]
 
 
 def test_only_the_first_process_warns(
     random_model: GPT2LMHeadModel, warned: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    monkeypatch.setenv("RANK", "1")
     AttributionModule(model=random_model.half())
     assert warned() == []
 
 
-def test_warns_once_of_a_precision_that_changes_nothing(
+def test_warns_once_about_a_precision_without_effect(
     random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast], warned: Callable[[], list[str]]
 ):
     predict(AttributionModule(model=random_model), sample_contrasts[:8])
     assert warned() == []
     for _ in range(2):
         predict(AttributionModule(model=random_model), sample_contrasts[:8], precision="bf16-true")
-    assert warned() == ["trainer.precision: bf16-true changes nothing here; set model.dtype for another format"]
+    assert warned() == ["trainer.precision: bf16-true has no effect here; set model.dtype instead"]
 
 
 def test_a_quantised_model_stays_where_it_was_loaded(sample_contrasts: list[Contrast]):
@@ -203,7 +214,7 @@ def test_a_quantised_model_stays_where_it_was_loaded(sample_contrasts: list[Cont
         ({"load_in_4bit": True}, {"quantization": "4bit", "bnb_4bit_quant_type": "fp4"}),
     ],
 )
-def test_identity_tells_how_a_model_was_quantised(config: dict[str, Any], expected: dict[str, Any]):
+def test_identity_says_how_a_model_was_quantised(config: dict[str, Any], expected: dict[str, Any]):
     model = AutoModelForCausalLM.from_pretrained(
         DEMO_MODEL, quantization_config=BitsAndBytesConfig(**config), device_map={"": "cpu"}
     )
@@ -212,16 +223,16 @@ def test_identity_tells_how_a_model_was_quantised(config: dict[str, Any], expect
     json.dumps(identity)
 
 
-def test_identity_tells_the_threshold_it_was_given():
+def test_identity_has_the_threshold_that_was_set():
     default, none = (
         AttributionModule(quantization="8bit"),
-        AttributionModule(quantization="8bit", llm_int8_threshold=0),
+        AttributionModule(quantization="8bit", loading=LoadingOptions(llm_int8_threshold=0)),
     )
     assert default.identity()["llm_int8_threshold"] == 6
     assert none.identity()["llm_int8_threshold"] == 0
 
 
-def test_identity_tells_models_and_settings_apart(model_folder: Path):
+def test_identity_distinguishes_models_and_settings(model_folder: Path):
     plain = AttributionModule(str(model_folder)).identity()
     assert plain["layers"] == [0, 1, 2]
     assert plain["dtype"] == "float32"
@@ -237,7 +248,7 @@ def test_identity_tells_models_and_settings_apart(model_folder: Path):
     assert AttributionModule().identity()["weights"] != plain["weights"]
 
 
-def test_refuses_a_name_and_an_object_at_once(random_model: GPT2LMHeadModel):
+def test_refuses_a_name_beside_an_object(random_model: GPT2LMHeadModel):
     with pytest.raises(
         UserError, match="model.model_name: is for a model that is loaded here, and a model object was given"
     ):
@@ -250,7 +261,7 @@ def test_a_model_in_train_mode_scores_as_in_eval_mode(
     expected = AttributionModule(model=random_model).predict_step(collate_contrasts(sample_contrasts[:4]), 0)
     random_model.train()
     result = AttributionModule(model=random_model).predict_step(collate_contrasts(sample_contrasts[:4]), 0)
-    torch.testing.assert_close(result[4:], expected[4:], rtol=0, atol=0)
+    torch.testing.assert_close(numbers(result), numbers(expected), rtol=0, atol=0)
     assert all(module.training for module in random_model.modules())
 
 
@@ -288,7 +299,7 @@ def test_a_dispatched_model_is_not_moved(model_folder: Path, sample_contrasts: l
     assert_same(predict(module, sample_contrasts[:4]), plain)
 
 
-def test_several_processes_do_not_share_a_spread_model(model_folder: Path, sample_contrasts: list[Contrast]):
+def test_several_processes_cannot_share_a_spread_model(model_folder: Path, sample_contrasts: list[Contrast]):
     if torch.cuda.is_initialized():
         pytest.skip("a process that has used a GPU cannot fork")
     model = AutoModelForCausalLM.from_pretrained(model_folder, device_map=HALF_ON_DISK)
@@ -297,7 +308,7 @@ def test_several_processes_do_not_share_a_spread_model(model_folder: Path, sampl
             predict(module, sample_contrasts[:4], devices=2, strategy="ddp_fork")
 
 
-def test_the_command_line_refuses_it_in_one_line(tmp_path: Path):
+def test_the_command_line_refuses_several_processes_in_one_line(tmp_path: Path):
     words = "predict --model.device_map auto --trainer.devices 2 --trainer.strategy ddp --trainer.accelerator cpu"
     done = subprocess.run(
         [sys.executable, "-m", "lit_attr", *words.split()],
@@ -308,21 +319,88 @@ def test_the_command_line_refuses_it_in_one_line(tmp_path: Path):
         check=False,
     )
     assert done.returncode == 1
-    (told,) = (line for line in done.stderr.splitlines() if "rror" in line)
-    assert told == f"lit-attr: error: {SPREAD_REFUSED}"
+    (printed,) = (line for line in done.stderr.splitlines() if "rror" in line)
+    assert printed == f"lit-attr: error: {SPREAD_REFUSED}"
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_skipping_the_self_test_is_told(
+def test_warns_where_the_self_test_is_skipped(
     model_folder: Path, sample_contrasts: list[Contrast], warned: Callable[[], list[str]]
 ):
-    tested, skipped = AttributionModule(str(model_folder)), AttributionModule(str(model_folder), self_test=False)
+    tested, skipped = (
+        AttributionModule(str(model_folder)),
+        AttributionModule(str(model_folder), loading=LoadingOptions(self_test=False)),
+    )
     (batch,), (expected,) = (predict(module, sample_contrasts[:4]) for module in (skipped, tested))
-    torch.testing.assert_close(batch[4:], expected[4:])
+    torch.testing.assert_close(numbers(batch), numbers(expected))
     assert warned() == [
-        "model.self_test: it was skipped, so nothing says that what is scored is what the mlp adds to the "
-        "residual stream"
+        "model.loading.self_test: it is skipped, so nothing shows that the scored output is what the mlp adds to "
+        "the residual stream"
     ]
     assert (tested.identity()["self_test"], skipped.identity()["self_test"]) == (True, False)
     assert tested.identity()["module"] == "transformer.h.{layer}.mlp"
+
+
+def pairs_of(contrasts: list[Contrast]) -> DataLoader[Contrast]:
+    return DataLoader(contrasts, batch_size=2, collate_fn=collate_contrasts)
+
+
+@pytest.mark.parametrize(("processes", "expected"), [(1, 5), (2, 3), (5, 1)])
+def test_a_loader_without_places_gets_its_first_contrasts_compared(
+    random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast], processes: int, expected: int
+):
+    """The first ceil(N / processes) of both loaders together, not of each."""
+    module = AttributionModule(model=random_model, verify=5)
+    trainer = pl.Trainer(accelerator="cpu", **QUIET)
+    trainer.strategy.world_size = processes
+    loaders = [pairs_of(sample_contrasts[:4]), pairs_of(sample_contrasts[4:10])]
+    predictions = trainer.predict(module, loaders)
+    exact = [effects for batches in predictions for batch in batches for effects in batch.exact]
+    assert [effects.contrast for effects in exact] == sample_contrasts[:expected]
+    assert {effects.place for effects in exact} == {None}
+    # A later run starts again.
+    (batch, *_) = trainer.predict(module, loaders)[0]
+    assert len(batch.exact) == min(expected, 2)
+
+
+def test_the_rule_exact_is_not_compared_with_itself(
+    random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]
+):
+    (batch,) = predict(AttributionModule(model=random_model, rule="exact", verify=5), sample_contrasts[:4])
+    assert batch.exact == ()
+
+
+def test_two_models_in_two_threads_keep_their_scores(
+    tokenizer: PreTrainedTokenizerBase, sample_contrasts: list[Contrast]
+):
+    """The first pass begins before the second one and ends while that is in its forward pass."""
+    modules = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        config = GPT2Config(
+            vocab_size=len(tokenizer), n_layer=3, n_embd=32, n_head=2, n_positions=64, initializer_range=0.3
+        )
+        options = RuleOptions(frozen_attention=seed == 0)
+        model = GPT2LMHeadModel(config).eval()
+        modules.append(AttributionModule(model=model, rule="linearised", rule_options=options))
+    batch = collate_contrasts(sample_contrasts[:4])
+    alone = [module.predict_step(batch, 0) for module in modules]
+    second_has_begun, first_has_ended = threading.Event(), threading.Event()
+
+    def begin_second(*_: Any) -> None:
+        second_has_begun.set()
+        assert first_has_ended.wait(60)
+
+    def attribute(place: int) -> AttributionBatch:
+        return modules[place].predict_step(batch, 0)
+
+    embeddings = [module.language_model.get_input_embeddings() for module in modules]
+    embeddings[0].register_forward_hook(lambda *_: second_has_begun.wait(60) and None)
+    embeddings[1].register_forward_hook(begin_second)
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(attribute, place) for place in (0, 1)]
+        running[0].add_done_callback(lambda _: first_has_ended.set())
+        together = [each.result() for each in running]
+    assert second_has_begun.is_set() and first_has_ended.is_set()
+    assert_same(together, alone)
