@@ -1,4 +1,4 @@
-"""Attributions without a Trainer, and what a notebook shows of them."""
+"""Attributions without a Trainer, and how a notebook shows them."""
 
 from __future__ import annotations
 
@@ -27,23 +27,24 @@ from lit_attr.errors import UserError
 from lit_attr.facts.sources import SAMPLE, open_rows
 from lit_attr.models.loading import load_model
 from lit_attr.module import AttributionModule
-from lit_attr.notebook import FIRST_FEW, Attribution, Attributions, attribute
+from lit_attr.notebook import MAX_SHOWN, Attribution, Attributions, attribute
+from lit_attr.settings import LoadingOptions
 from lit_attr.views.pictures import fact_image
 
 ROWS = [*open_rows(SAMPLE)][:12]
 
 
 def examples(folder: Path) -> dict[tuple[Any, int], dict[str, Any]]:
-    """What a run has written, by id and step."""
+    """The examples of a run, by id and step."""
     found = {}
     for path in folder.glob("batches/*.json"):
         record = json.loads(path.read_text())
-        shared = {name: record[name] for name in ("layers", "component", "rule")}
+        shared = {name: record[name] for name in ("layers", "rule")}
         found |= {(example["id"], example["step"]): {**example, **shared} for example in record["examples"]}
     return found
 
 
-def test_three_lines_are_enough():
+def test_three_lines_attribute_a_fact():
     fact = {
         "prompt": "The capital of Spain is",
         "subject": "Spain",
@@ -52,18 +53,18 @@ def test_three_lines_are_enough():
     }
     (record,) = lit_attr.attribute(facts=fact)
     assert record["rank_true"] == 0
-    assert record["scores"]["sum"].shape == (8, len(record["tokens"]))
+    assert record["scores"]["mlp"]["sum"].shape == (8, len(record["tokens"]))
 
 
 @pytest.mark.parametrize(
     "settings", [{}, {"layers": [0, -1], "component": "attention"}, {"rule": "linearised", "step": "all"}]
 )
-def test_the_records_are_those_of_a_run(
+def test_records_equal_those_of_a_run(
     random_model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, settings: dict[str, Any]
 ):
     data = CounterfactDataModule(limit=40, max_tokens=200)
-    module = AttributionModule(model=random_model, tokenizer=tokenizer, **settings)
-    writing_trainer(tmp_path, verify=0).predict(module, datamodule=data)
+    module = AttributionModule(model=random_model, tokenizer=tokenizer, verify=0, **settings)
+    writing_trainer(tmp_path).predict(module, datamodule=data)
     expected = examples(tmp_path)
     records = attribute(random_model, tokenizer, limit=40, max_tokens=200, **settings)
     assert [(record["id"], record["step"]) for record in records] == sorted(expected)
@@ -71,13 +72,16 @@ def test_the_records_are_those_of_a_run(
     for record in records:
         other = expected[record["id"], record["step"]]
         assert list(record) == list(other)
-        for kind, scores in other["scores"].items():
-            assert np.array_equal(record["scores"][kind], np.array(scores, dtype=np.float32))
+        assert list(record["scores"]) == list(other["scores"]) == [settings.get("component", "mlp")]
+        for component, kinds in other["scores"].items():
+            assert list(record["scores"][component]) == list(kinds)
+            for kind, scores in kinds.items():
+                assert np.array_equal(record["scores"][component][kind], np.array(scores, dtype=np.float32))
         for name in other.keys() - {"scores"}:
             assert record[name] == (tuple(other[name]) if isinstance(record[name], tuple) else other[name])
 
 
-def test_facts_come_in_every_form(tmp_path: Path):
+def test_accepts_facts_in_every_form(tmp_path: Path):
     path = tmp_path / "facts.jsonl"
     path.write_text("\n".join(map(json.dumps, ROWS)))
     expected = [row["prompt"] for row in ROWS]
@@ -89,25 +93,25 @@ def test_facts_come_in_every_form(tmp_path: Path):
     assert record["prompt"] == f"Q: {ROWS[0]['prompt']}"
 
 
-def test_models_come_in_every_form(model_folder: Path, tokenizer: PreTrainedTokenizerBase):
+def test_accepts_models_in_every_form(model_folder: Path, tokenizer: PreTrainedTokenizerBase):
     loaded = load_model(str(model_folder))
     module = nn.ModuleDict({"net": nn.ModuleDict({"lm": loaded}), "critic": nn.Linear(2, 2)})
     module.tokenizer = tokenizer
     by_name = attribute(str(model_folder), facts=ROWS)
     for model in (loaded, module):
         for record, other in zip(attribute(model, facts=ROWS), by_name, strict=True):
-            assert np.array_equal(record["scores"]["sum"], other["scores"]["sum"])
+            assert np.array_equal(record["scores"]["mlp"]["sum"], other["scores"]["mlp"]["sum"])
     (record, *_) = attribute(str(model_folder), facts=ROWS, dtype="bfloat16")
-    assert not np.array_equal(record["scores"]["sum"], by_name[0]["scores"]["sum"])
+    assert not np.array_equal(record["scores"]["mlp"]["sum"], by_name[0]["scores"]["mlp"]["sum"])
     adapted = get_peft_model(
         loaded, LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, fan_in_fan_out=True)
     )
     (record, *_) = attribute(adapted, facts=ROWS)
-    assert not np.array_equal(record["scores"]["sum"], by_name[0]["scores"]["sum"])
+    assert not np.array_equal(record["scores"]["mlp"]["sum"], by_name[0]["scores"]["mlp"]["sum"])
 
 
 @pytest.mark.parametrize("rule", ["gradient", "linearised", "exact"])
-def test_the_model_is_afterwards_as_it_was(rule: Any):
+def test_leaves_the_model_unchanged(rule: Any):
     module = StrangersModule()
     module.lm(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
     before = state(module)
@@ -117,15 +121,15 @@ def test_the_model_is_afterwards_as_it_was(rule: Any):
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
-def test_scores_are_computed_where_gradients_are_off(mode: Any, model_folder: Path):
+def test_computes_scores_where_gradients_are_off(mode: Any, model_folder: Path):
     expected = attribute(str(model_folder), facts=ROWS, rule="norm-secant")
     with mode():
         records = attribute(str(model_folder), facts=ROWS, rule="norm-secant")
     for record, other in zip(records, expected, strict=True):
-        assert np.array_equal(record["scores"]["sum"], other["scores"]["sum"])
+        assert np.array_equal(record["scores"]["mlp"]["sum"], other["scores"]["mlp"]["sum"])
 
 
-def test_no_batch_is_larger_than_it_may_be(random_model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase):
+def test_no_batch_exceeds_max_tokens(random_model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase):
     sizes = []
     random_model.transformer.wte.register_forward_hook(lambda _, args, __: sizes.append(args[0].numel()))
     attribute(random_model, tokenizer)
@@ -136,15 +140,15 @@ def test_no_batch_is_larger_than_it_may_be(random_model: GPT2LMHeadModel, tokeni
     assert 50 < max(sizes) <= 100
 
 
-def test_rows_that_cannot_be_used_are_left_out_and_told():
+def test_leaves_out_unusable_rows_with_a_warning():
     facts = [
         ROWS[0],
         {**ROWS[1], "subject": "Atlantis"},
         ROWS[2],
         {**ROWS[3], "prompt": "so " * 70 + ROWS[3]["prompt"]},
     ]
-    told = r"^attribute.facts: 2 rows left out; the first, row 1 \(id 1\): the subject 'Atlantis' is not in"
-    with pytest.warns(UserWarning, match=told) as caught:
+    message = r"^attribute.facts: 2 rows left out; the first, row 1 \(id 1\): the subject 'Atlantis' is not in"
+    with pytest.warns(UserWarning, match=message) as caught:
         records = attribute(facts=facts)
     assert caught[-1].filename == __file__
     assert [record["id"] for record in records] == [0, 2]
@@ -152,7 +156,7 @@ def test_rows_that_cannot_be_used_are_left_out_and_told():
     assert "2 attributions" in repr(records) and "2 rows left out" in repr(records)
 
 
-def test_numbers_that_are_not_finite_are_left_out(
+def test_leaves_out_non_finite_numbers_with_a_warning(
     random_model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase
 ):
     nan_from = tokenizer(ROWS[0]["prompt"]).input_ids[-2]
@@ -160,11 +164,11 @@ def test_numbers_that_are_not_finite_are_left_out(
     random_model.transformer.wte.weight.data[nan_from] = float("nan")
     having = [nan_from in tokenizer(row["prompt"]).input_ids for row in ROWS]
     with pytest.warns(UserWarning, match=f"{sum(having)} rows left out; the first, row 0 .* is not finite"):
-        records = attribute(random_model, tokenizer, ROWS, self_test=False)
+        records = attribute(random_model, tokenizer, ROWS, loading=LoadingOptions(self_test=False))
     assert [record["id"] for record in records] == [row for row, has in enumerate(having) if not has]
 
 
-def test_the_list_is_a_sequence():
+def test_attributions_are_a_sequence():
     records = attribute(facts=ROWS)
     assert isinstance(records, Attributions) and isinstance(records[0], Attribution)
     assert next(reversed(records)) is records[-1] is records[len(ROWS) - 1]
@@ -193,16 +197,16 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_a_record_is_shown_as_its_heatmap():
+def test_a_record_is_displayed_as_its_heatmap():
     record = attribute(facts=ROWS)[0]
     ((tag, attributes),) = Page(record._repr_html_()).tags
     assert tag == "img" and set(attributes) == {"alt", "style", "src"}
     kind, data = attributes["src"].split(",")
     assert kind == "data:image/png;base64"
     image = Image.open(io.BytesIO(b64decode(data)))
-    expected = fact_image(record, tuple(record["layers"]), "mlp", "gradient")
+    expected = fact_image(record)
     assert np.array_equal(np.asarray(image.convert("RGB")), np.asarray(expected))
-    scores = record["scores"]["sum"]
+    scores = record["scores"]["mlp"]["sum"]
     layer, token = np.unravel_index(np.abs(scores).argmax(), scores.shape)
     assert attributes["alt"] == (
         f"The capital of Spain is → Madrid / Lisbon: logit difference {record['logit_diff']:+.2f}; largest score "
@@ -210,12 +214,12 @@ def test_a_record_is_shown_as_its_heatmap():
     )
 
 
-def test_a_list_shows_the_first_few():
+def test_a_sequence_displays_its_first_records():
     records = attribute(facts=ROWS)
     page = Page(records._repr_html_())
-    assert [tag for tag, _ in page.tags] == ["p", "div", *["img"] * FIRST_FEW]
+    assert [tag for tag, _ in page.tags] == ["p", "div", *["img"] * MAX_SHOWN]
     alts = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
-    assert [alt.split(" →")[0] for alt in alts] == [row["prompt"] for row in ROWS[:FIRST_FEW]]
+    assert [alt.split(" →")[0] for alt in alts] == [row["prompt"] for row in ROWS[:MAX_SHOWN]]
     assert page.text == (
         "12 attributions, MLP gradient × activation; true answer preferred in 100.0%; the first 4 are shown"
     )
@@ -224,7 +228,7 @@ def test_a_list_shows_the_first_few():
     assert Page(records[:0]._repr_html_()).text == "0 attributions"
 
 
-def test_what_stands_in_a_fact_is_no_html():
+def test_the_text_of_a_fact_is_escaped():
     name = "<script>alert('x')</script> & \"Spain\""
     fact = {
         "prompt": f"The capital of {name} is",
@@ -257,13 +261,15 @@ def test_what_stands_in_a_fact_is_no_html():
         ({"max_tokens": 0}, "attribute.max_tokens: 0 is less than 1"),
     ],
 )
-def test_mistakes_are_told_by_the_names_they_have_here(settings: dict[str, Any], message: str):
+def test_mistakes_are_named_by_the_arguments_of_attribute(settings: dict[str, Any], message: str):
     with pytest.raises(UserError) as raised:
         attribute(**settings)
     assert str(raised.value).startswith(message)
     assert "\n" not in str(raised.value)
 
 
-def test_a_model_without_a_name_asks_for_a_tokenizer(random_model: GPT2LMHeadModel):
-    with pytest.raises(UserError, match="^attribute.tokenizer: AttributionModule names none to take; give one"):
+def test_a_model_without_a_name_needs_a_tokenizer(random_model: GPT2LMHeadModel):
+    with pytest.raises(
+        UserError, match="^attribute.tokenizer: neither the module nor the data module has one; give one"
+    ):
         attribute(random_model, facts=ROWS)
