@@ -28,7 +28,7 @@ from lit_attr import ContrastBatch, ContrastCollator
 
 
 class TheirModule(pl.LightningModule):
-    """Takes batches of contrasts, and notes what it has seen."""
+    """Takes batches of contrasts, and lists what it has seen."""
 
     def __init__(self, tokenizer: str) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class TheirModule(pl.LightningModule):
 
 
 class TheirData(pl.LightningDataModule):
-    """Rows of a file of its own, through our collator."""
+    """Rows of its own file, collated by our collator."""
 
     def __init__(self, path: str, collator: ContrastCollator) -> None:
         super().__init__()
@@ -56,13 +56,13 @@ class TheirData(pl.LightningDataModule):
 if __name__ == "__main__":
     LightningCLI()
 '''
-OUR_MODULE = {"class_path": "lit_attr.AttributionModule", "init_args": {"layers": [0, -1]}}
+OUR_MODULE = {"class_path": "lit_attr.AttributionModule", "init_args": {"layers": [0, -1], "verify": 0}}
 OUR_DATA = {"class_path": "lit_attr.CounterfactDataModule", "init_args": {"limit": 12, "template": "Q: {prompt}"}}
-OUR_WRITER = {"class_path": "lit_attr.AttributionWriter", "init_args": {"output_dir": "out", "verify": 0}}
+OUR_WRITER = {"class_path": "lit_attr.AttributionWriter", "init_args": {"output_dir": "out"}}
 
 
 def predict(folder: Path, model: dict[str, Any], data: dict[str, Any], *callbacks: dict[str, Any]) -> None:
-    """Runs the project in a process of its own, as its author does."""
+    """Runs the project in its own process, as its author does."""
     (folder / "project.py").write_text(PROJECT)
     trainer = {"accelerator": "cpu", "callbacks": [*callbacks]}
     settings = {"model": model, "data": data, "trainer": trainer}
@@ -80,7 +80,7 @@ def predict(folder: Path, model: dict[str, Any], data: dict[str, Any], *callback
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The examples that were written."""
+    """The examples of the run, by prompt."""
     found = []
     for path in folder.glob("out/batches/*.json"):
         record = json.loads(path.read_text())
@@ -89,7 +89,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda example: example["prompt"])
 
 
-def test_a_config_with_our_three_in_it(tmp_path: Path):
+def test_our_module_data_and_writer_in_one_config(tmp_path: Path):
     predict(tmp_path, OUR_MODULE, OUR_DATA, OUR_WRITER)
     assert [example["prompt"] for example in read(tmp_path)] == sorted(f"Q: {row['prompt']}" for row in ROWS)
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["contrasts"] == 12
@@ -98,7 +98,7 @@ def test_a_config_with_our_three_in_it(tmp_path: Path):
     assert saved["model"]["class_path"] == "lit_attr.AttributionModule"
 
 
-def test_our_data_with_a_module_of_theirs(tmp_path: Path):
+def test_our_data_with_their_module(tmp_path: Path):
     model = {"class_path": "__main__.TheirModule", "init_args": {"tokenizer": DEMO_MODEL}}
     predict(tmp_path, model, OUR_DATA)
     seen = dict(json.loads((tmp_path / "seen.json").read_text()))
@@ -107,7 +107,7 @@ def test_our_data_with_a_module_of_theirs(tmp_path: Path):
     assert all(answers[prompt].startswith(token) for prompt, token in seen.items())
 
 
-def test_our_module_with_data_of_theirs(tmp_path: Path):
+def test_our_module_with_their_data(tmp_path: Path):
     rows = [{**row, "case_id": 7 + place} for place, row in enumerate(ROWS)]
     for row in rows:
         row["answer"] = row.pop("target_true")
@@ -122,6 +122,6 @@ def test_our_module_with_data_of_theirs(tmp_path: Path):
     assert [example["prompt"] for example in examples] == prompts
     for example in examples:
         start, stop = example["subject_span"]
-        # Where the prompt has it, not what the template puts before.
+        # The span is that of the prompt, not of what the template puts in front.
         assert "".join(example["tokens"][:start]).startswith(f"{example['subject']}:")
         assert "".join(example["tokens"][start:stop]).strip() == example["subject"]
