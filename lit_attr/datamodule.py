@@ -279,7 +279,12 @@ class CounterfactDataModule(pl.LightningDataModule):
         max_rows, max_tokens = self._bounds()
         # Cut from all contrasts, so that a resumed run has the batches of an uninterrupted one, and its numbers to
         # the bit.
-        batches = in_batches(self.contrasts, max_rows=max_rows, max_tokens=max_tokens)
+        batches = in_batches(
+            self.contrasts,
+            max_rows=max_rows,
+            max_tokens=max_tokens,
+            width_class=self.requirements.limits.width_class,
+        )
         done = state.done | state.refused if state is not None else frozenset()
         return [left for batch in batches if (left := [each for each in batch if each.key not in done])]
 

@@ -92,7 +92,8 @@ def attribute(
         records: dict[ContrastKey, Attribution] = {}
         rejected = [*data.rejected]
         most = max_tokens or default_max_tokens(module.input_device)
-        for batch in in_batches(data.contrasts, max_tokens=most):
+        width_class = data.requirements.limits.width_class
+        for batch in in_batches(data.contrasts, max_tokens=most, width_class=width_class):
             finite, broken = split_finite(module.predict_step(collate_contrasts(batch), 0))
             rejected += broken
             if finite.contrasts:

@@ -82,7 +82,7 @@ def find_rule(
     Raises:
         ArgumentError: There is no such rule, an option does not belong to it, or it does not support the model.
     """
-    from lit_attr.models.hooks import evaluating, frozen
+    from lit_attr.models.hooks import evaluating, fresh_rotary_frequencies, frozen, uncompiled
 
     entry = CATALOGUE.get(name)
     if entry is None:
@@ -93,7 +93,7 @@ def find_rule(
         raise ArgumentError(
             "frozen_attention", "it belongs to the rule linearised; leave it out or choose that rule"
         )
-    with evaluating(model), frozen(model):
+    with uncompiled(model) as model, evaluating(model), frozen(model), fresh_rotary_frequencies(model):
         return entry.prepare(model, location, RuleOptions(steps, frozen_attention))
 
 

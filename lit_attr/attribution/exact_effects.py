@@ -23,6 +23,8 @@ from lit_attr.attribution.passes import (
     difference_B,
     last_logits_BV,
     only_last_logits,
+    parts_of_one_width,
+    width_class_of,
 )
 from lit_attr.attribution.prefix_reuse import run_clean, with_writes
 from lit_attr.errors import ArgumentError, warn_once
@@ -91,11 +93,13 @@ def exact_effects_BLT(
     replacement_BLTH = _as_cells(replacement, effects_BLT.shape)
     # With the longest first, the rows that reach a token are always the first ones.
     order = batch.last_B.argsort(descending=True, stable=True).tolist()
-    with undisturbed(model, batch.token_ids_BT.device):
+    with undisturbed(model, batch.token_ids_BT.device) as model:
+        width_class = width_class_of(model, location)
         while order:
             width = int(batch.last_B[order[0]]) + 1
             count = max(1, max_tokens // (layers * width))
-            rows, order = order[:count], order[count:]
+            alike = [row for row in order[:count] if width_class(int(batch.last_B[row]) + 1) == width_class(width)]
+            rows, order = alike, order[len(alike) :]
             part = batch.select(rows)
             part = part._replace(token_ids_BT=part.token_ids_BT[:, :width])
             effects = _effects_BLT(model, location, part, replacement_BLTH[rows, :, :width])
@@ -122,10 +126,12 @@ def mean_writes_LH(model: PreTrainedModel, location: Location, batches: Iterable
     """
     total_LH, tokens = torch.zeros(()), 0
     for batch in batches:
-        # In float64: the sum is over all tokens of a data set.
-        writes_LNH = [write_NH.cpu().double() for write_NH in _writes_NH(model, location, batch)]
-        total_LH = total_LH + torch.stack([write_NH.sum(0) for write_NH in writes_LNH])
-        tokens += len(writes_LNH[0])
+        check_inputs(model, batch)
+        for _, part in parts_of_one_width(model, location, batch):
+            # In float64: the sum is over all tokens of a data set.
+            writes_LNH = [write_NH.cpu().double() for write_NH in _writes_NH(model, location, part)]
+            total_LH = total_LH + torch.stack([write_NH.sum(0) for write_NH in writes_LNH])
+            tokens += len(writes_LNH[0])
     if not tokens:
         raise ArgumentError("batches", "there is no contrast to take the mean write of; give one or more")
     return (total_LH / tokens).float()
@@ -133,7 +139,6 @@ def mean_writes_LH(model: PreTrainedModel, location: Location, batches: Iterable
 
 def _writes_NH(model: PreTrainedModel, location: Location, batch: ContrastBatch) -> list[Tensor]:
     """Each layer's writes at the N tokens of a batch, without padding."""
-    check_inputs(model, batch)
     is_token_BT = _is_token_BT(batch)
     writes: dict[int, Tensor] = {}
 
@@ -141,7 +146,7 @@ def _writes_NH(model: PreTrainedModel, location: Location, batch: ContrastBatch)
         writes[place] = first_tensor(output).reshape(*is_token_BT.shape, -1)[is_token_BT]
 
     with (
-        undisturbed(model, batch.token_ids_BT.device),
+        undisturbed(model, batch.token_ids_BT.device) as model,
         outputs_changed(location.modules, keep),
         only_last_logits(model, batch.last_B),
     ):

@@ -80,7 +80,7 @@ def faithfulness_curves(
                 f"the shape {list(scores_BLT.shape)} is not {rows} contrasts × {len(location.layers)} layers × "
                 f"{tokens} tokens",
             )
-    with undisturbed(model, batch.token_ids_BT.device):
+    with undisturbed(model, batch.token_ids_BT.device) as model:
         curves = []
         for row, length in enumerate((batch.last_B + 1).tolist()):
             scores_RLT = torch.stack([scores_BLT[row, :, :length].cpu() for scores_BLT in rankings])

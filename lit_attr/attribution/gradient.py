@@ -10,10 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import reduce
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from lit_attr.attribution.catalogue import RuleName
@@ -25,6 +27,7 @@ from lit_attr.attribution.passes import (
     difference_B,
     last_logits_BV,
     only_last_logits,
+    parts_of_one_width,
 )
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.facts.contrasts import Contrast
@@ -110,6 +113,15 @@ class AttributionBatch(NamedTuple):
         contrasts = tuple(self.contrasts[row] for row in rows)
         return self._replace(contrasts=contrasts)._map(lambda tensor: tensor[list(rows)])
 
+    def padded(self, tokens: int) -> AttributionBatch:
+        """The same scores over more tokens, those of padding."""
+        missing = tokens - self.scores_sum_BLT.shape[2]
+        l2_BLT = self.scores_l2_BLT
+        return self._replace(
+            scores_sum_BLT=pad(self.scores_sum_BLT, (0, missing)),
+            scores_l2_BLT=None if l2_BLT is None else pad(l2_BLT, (0, missing)),
+        )
+
     def join(self, other: AttributionBatch) -> AttributionBatch:
         """This batch followed by another one of the same layers, rule and width."""
         pairs = zip(self._asdict().items(), other, strict=True)
@@ -191,6 +203,8 @@ def attribute_batch(
     last token of the context: layer gradient × activation (Shrikumar et al., 2016, arXiv:1605.01713, at a layer
     as in Captum) of the contrastive objective of Yin & Neubig (2022, arXiv:2202.10419).
 
+    Each row scores as it does alone: rows whose widths a model treats differently are passes of their own.
+
     The model is in eval mode meanwhile. Its modes, hooks and `requires_grad` flags are restored afterwards, also
     after an error.
 
@@ -208,10 +222,23 @@ def attribute_batch(
     # A Trainer makes inference tensors by default, and those cannot be saved for a backward pass.
     batch = batch.clone()
     with ExitStack() as stack:
-        stack.enter_context(undisturbed(model, batch.token_ids_BT.device))
+        model = stack.enter_context(undisturbed(model, batch.token_ids_BT.device))
         stack.enter_context(frozen(model))
         stack.enter_context(rule.held())
-        scores, answers = rule.scores(model, location, batch)
+        parts = parts_of_one_width(model, location, batch)
+        scored = [_scored(model, location, part, component, rule) for _, part in parts]
+    if len(parts) == 1 and parts[0][1] is batch:
+        return scored[0]
+    tokens = batch.token_ids_BT.shape[1]
+    joined = reduce(AttributionBatch.join, (each.padded(tokens) for each in scored))
+    places = [row for rows, _ in parts for row in rows]
+    return joined.select([places.index(row) for row in range(len(places))])
+
+
+def _scored(
+    model: PreTrainedModel, location: Location, batch: ContrastBatch, component: str, rule: Rule
+) -> AttributionBatch:
+    scores, answers = rule.scores(model, location, batch)
     signed, norms = zip(*scores, strict=True)
     device = answers.logit_true_B.device
     # A model spread over several devices leaves each layer's scores on the layer's device.

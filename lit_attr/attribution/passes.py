@@ -5,7 +5,7 @@ Axes: B contrasts, T tokens (padded on the right), H width of the component's ou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from lit_attr.errors import ArgumentError
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.models.hooks import calling, take_last
 from lit_attr.models.limits import model_limits
+from lit_attr.models.location import Location
 
 
 class Answers(NamedTuple):
@@ -37,7 +38,8 @@ def check_inputs(model: PreTrainedModel, batch: ContrastBatch) -> None:
     Raises:
         ArgumentError: A token id has no embedding in the model, or a context is longer than its positions.
     """
-    positions, vocabulary = model_limits(model)
+    limits = model_limits(model)
+    positions, vocabulary = limits.positions, limits.vocabulary
     largest = int(max(batch.token_ids_BT.max(), batch.true_token_ids_B.max(), batch.false_token_ids_B.max()))
     if vocabulary is not None and largest >= vocabulary:
         raise ArgumentError(
@@ -53,6 +55,42 @@ def check_inputs(model: PreTrainedModel, batch: ContrastBatch) -> None:
             f"the fact {longest.fact.id!r} has {max(lengths)} tokens, and this model has positions for "
             f"{positions}; leave it out or shorten it",
         )
+
+
+def parts_of_one_width(
+    model: PreTrainedModel, location: Location, batch: ContrastBatch
+) -> list[tuple[list[int], ContrastBatch]]:
+    """The parts of a batch whose rows score together as they do alone, each with the rows of the batch in it.
+
+    Most models treat each row by itself, and the batch is the only part. Where the width of a batch decides rotary
+    frequencies, rows of other widths are parts of their own.
+
+    Args:
+        model: A causal language model.
+        location: The modules whose outputs are scored.
+        batch: The contrasts.
+    """
+    lengths = [len(contrast.token_ids) for contrast in batch.contrasts]
+    width_class = width_class_of(model, location)
+    classes = [width_class(length) for length in lengths]
+    width = batch.token_ids_BT.shape[1]
+    if {*classes} == {width_class(width)}:
+        return [([*range(len(lengths))], batch)]
+    parts = []
+    for each in dict.fromkeys(classes):
+        rows = [row for row, found in enumerate(classes) if found == each]
+        part = batch.select(rows)
+        if width_class(width) != each:
+            longest = max(lengths[row] for row in rows)
+            part = part._replace(token_ids_BT=part.token_ids_BT[:, :longest])
+        parts.append((rows, part))
+    return parts
+
+
+def width_class_of(model: PreTrainedModel, location: Location) -> Callable[[int], int]:
+    """The class of a width: rows whose lengths are of one class may share a pass."""
+    # Where the config says nothing of it, no two widths are known to be alike.
+    return int if location.depends_on_width else model_limits(model).width_class
 
 
 def last_logits_BV(model: PreTrainedModel, batch: ContrastBatch) -> Tensor:

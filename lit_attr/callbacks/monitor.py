@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
@@ -194,9 +195,10 @@ class AttributionMonitor(pl.Callback):
         most = data.max_tokens or default_max_tokens(trainer.strategy.root_device)
         # The first process alone has loggers, so it gets the facts that are drawn, and is dealt the others last.
         rank, world_size = trainer.global_rank, trainer.world_size
-        drawn = in_batches([contrasts[place] for place in sorted(places)], max_tokens=most) if rank == 0 else []
+        cut = partial(in_batches, max_tokens=most, width_class=data.requirements.limits.width_class)
+        drawn = cut([contrasts[place] for place in sorted(places)]) if rank == 0 else []
         others = [each for place, each in enumerate(contrasts) if place not in places]
-        batches = drawn + in_batches(others, max_tokens=most)[(rank - 1) % world_size :: world_size]
+        batches = drawn + cut(others)[(rank - 1) % world_size :: world_size]
         self._plan = _Plan(language_model, location, batches, len(drawn) if takes_images(trainer) else 0)
         return self._plan
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 from torch.utils.data import Dataset
@@ -16,7 +16,11 @@ MIN_PADDING_TOKENS = 8
 
 
 def bucket_by_length(
-    lengths: Sequence[int], *, max_rows: int | None = None, max_padded_tokens: int | None = None
+    lengths: Sequence[int],
+    *,
+    max_rows: int | None = None,
+    max_padded_tokens: int | None = None,
+    width_class: Callable[[int], int] | None = None,
 ) -> list[list[int]]:
     """Sorts rows by length and cuts them into batches, the longest first.
 
@@ -29,6 +33,8 @@ def bucket_by_length(
         max_padded_tokens: The most tokens in a batch, rows × longest row; None for no such bound. A row longer
             than this is a batch of its own. Under this bound, a batch also ends before a row whose padding would
             make up more than 2% of its tokens.
+        width_class: The class of a length, see `ModelLimits.width_class`: only lengths of one class share a batch.
+            None for a model to which all lengths are alike.
 
     Returns:
         The indices into `lengths` of each batch.
@@ -42,6 +48,8 @@ def bucket_by_length(
         if max_padded_tokens is not None:
             padding = padded - tokens - lengths[row]
             full |= padded > max_padded_tokens or padding > max(MAX_PADDING_SHARE * padded, MIN_PADDING_TOKENS)
+        if width_class is not None and batches:
+            full |= width_class(lengths[row]) != width_class(width)
         if full or not batches:
             batches.append([])
             width, tokens = lengths[row], 0
@@ -51,7 +59,11 @@ def bucket_by_length(
 
 
 def in_batches(
-    contrasts: Sequence[Contrast], *, max_rows: int | None = None, max_tokens: int | None = None
+    contrasts: Sequence[Contrast],
+    *,
+    max_rows: int | None = None,
+    max_tokens: int | None = None,
+    width_class: Callable[[int], int] | None = None,
 ) -> list[list[Contrast]]:
     """Cuts contrasts into batches of similar length, the longest first.
 
@@ -59,9 +71,10 @@ def in_batches(
         contrasts: The contrasts, in any order.
         max_rows: The most contrasts in a batch; None for no such bound.
         max_tokens: The most tokens in a batch with its padding, see :func:`bucket_by_length`; None for no bound.
+        width_class: Which lengths may share a batch, see :func:`bucket_by_length`.
     """
     lengths = [len(contrast.token_ids) for contrast in contrasts]
-    batches = bucket_by_length(lengths, max_rows=max_rows, max_padded_tokens=max_tokens)
+    batches = bucket_by_length(lengths, max_rows=max_rows, max_padded_tokens=max_tokens, width_class=width_class)
     return [[contrasts[row] for row in rows] for rows in batches]
 
 

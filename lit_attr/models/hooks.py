@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 from transformers.activations import AccurateGELUActivation, FastGELUActivation, NewGELUActivation
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+Model = TypeVar("Model", bound=nn.Module)
 
 # In eval mode, on CPUs with bfloat16 instructions, bitsandbytes packs 4-bit weights for a kernel without backward.
 NO_GRADIENT_IN_EVAL_MODE = ("Linear4bit",)
@@ -19,20 +22,107 @@ TANH_GELUS = (AccurateGELUActivation, FastGELUActivation, NewGELUActivation)
 
 
 @contextmanager
-def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Runs a model in eval mode, with fused GELUs and without a Trainer's autocast.
+def undisturbed(model: Model, device: torch.device) -> Iterator[Model]:
+    """Runs a model in eval mode, uncompiled, with fused GELUs and without a Trainer's autocast.
 
     Args:
         model: The model.
         device: The device of its input.
+
+    Yields:
+        The model to run, see `uncompiled`.
     """
     with ExitStack() as stack:
         devices = (device, *(parameter.device for parameter in model.parameters()))
         for device_type in {device.type for device in devices} - {"meta"}:
             stack.enter_context(torch.autocast(device_type, enabled=False))
+        model = stack.enter_context(uncompiled(model))
         stack.enter_context(evaluating(model))
+        stack.enter_context(fresh_rotary_frequencies(model))
         stack.enter_context(fused_gelus(model))
+        yield model
+
+
+@contextmanager
+def uncompiled(model: Model) -> Iterator[Model]:
+    """Runs a model without what torch.compile has made of it or of its modules.
+
+    Compiled code ignores hooks that come later, and its wrappers put names of their own into paths. What was
+    compiled is put back as it was.
+
+    Args:
+        model: The model.
+
+    Yields:
+        The model without wrappers. The model itself where it is none.
+    """
+    with ExitStack() as stack:
+        while _is_compiled_wrapper(model):
+            model = cast(Model, model._modules["_orig_mod"])
+        for module in [*model.modules()]:
+            for name, child in module._modules.items():
+                inner = child
+                while inner is not None and _is_compiled_wrapper(inner):
+                    inner = inner._modules["_orig_mod"]
+                if inner is not child:
+                    module._modules[name] = inner
+                    stack.callback(module._modules.__setitem__, name, child)
+            # What `module.compile()` keeps.
+            if (compiled := vars(module).get("_compiled_call_impl")) is not None:
+                vars(module)["_compiled_call_impl"] = None
+                stack.callback(vars(module).__setitem__, "_compiled_call_impl", compiled)
+            # What `module.forward = torch.compile(module.forward)` has replaced.
+            original = getattr(vars(module).get("forward"), "_torchdynamo_orig_callable", None)
+            if original is not None:
+                stack.enter_context(calling(module, original))
+        yield model
+
+
+def _is_compiled_wrapper(module: nn.Module) -> bool:
+    # By name: to import the class would take seconds where nothing is compiled.
+    return type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules
+
+
+@contextmanager
+def fresh_rotary_frequencies(model: nn.Module) -> Iterator[None]:
+    """Lets the width of each pass alone decide the rotary frequencies of a model whose frequencies depend on it.
+
+    Those of transformers' dynamic types stay as a longer pass has left them. Afterwards they are as before.
+    """
+    with ExitStack() as stack:
+        for module in model.modules():
+            types = vars(module).get("rope_type")
+            prefixes = (
+                {f"{key}_": value for key, value in types.items()} if isinstance(types, dict) else {"": types}
+            )
+            if not any(isinstance(each, str) and each in ROPE_INIT_FUNCTIONS for each in prefixes.values()):
+                continue
+            stack.callback(_put_back, module, dict(vars(module)), dict(module._buffers))
+            # Some types are written in place.
+            module._buffers.update(
+                {name: each.clone() for name, each in module._buffers.items() if each is not None}
+            )
+            dynamic = [prefix for prefix, value in prefixes.items() if "dynamic" in str(value)]
+            if dynamic:
+                stack.callback(module.register_forward_pre_hook(partial(_reset, dynamic)).remove)
         yield
+
+
+def _reset(prefixes: Sequence[str], module: nn.Module, _: Any) -> None:
+    kept = vars(module)
+    for prefix in prefixes:
+        frequencies = module._buffers.get(f"{prefix}inv_freq")
+        original = getattr(module, f"{prefix}original_inv_freq", None)
+        if frequencies is not None and original is not None and "original_max_seq_len" in kept:
+            module._buffers[f"{prefix}inv_freq"] = original.to(frequencies.device)
+            kept[f"{prefix}max_seq_len_cached"] = kept["original_max_seq_len"]
+
+
+def _put_back(module: nn.Module, kept: dict[str, Any], buffers: dict[str, Tensor | None]) -> None:
+    vars(module).clear()
+    vars(module).update(kept)
+    module._buffers.clear()
+    module._buffers.update(buffers)
 
 
 @contextmanager

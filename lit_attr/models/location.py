@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import NamedTuple, cast
 
 import torch
@@ -14,7 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lit_attr.errors import ArgumentError
-from lit_attr.models.hooks import evaluating, frozen
+from lit_attr.models.hooks import evaluating, fresh_rotary_frequencies, frozen, uncompiled
+from lit_attr.models.limits import limits_of
 from lit_attr.models.selftest import (
     ROWS,
     TOKENS,
@@ -24,6 +26,7 @@ from lit_attr.models.selftest import (
     is_added,
     is_needed_last_only,
     record,
+    shows_other_widths,
 )
 
 # The names that implementations give the two sublayers of a decoder block.
@@ -42,12 +45,15 @@ class Location(NamedTuple):
         paths: The dotted path of each of these modules from the model.
         top_at_last_token: Whether the highest module is in the last block and only needed at the last token: its
             writes at other tokens do not reach the logits after the last one.
+        depends_on_width: Whether the model's numbers depend on the width of a batch in a way that its config does
+            not state: rows of different lengths then go through it apart.
     """
 
     layers: tuple[int, ...]
     modules: tuple[nn.Module, ...]
     paths: tuple[str, ...]
     top_at_last_token: bool = False
+    depends_on_width: bool = False
 
     @property
     def template(self) -> str:
@@ -90,29 +96,44 @@ def locate(
     if not by_path and component not in (*COMPONENT_NAMES, "block"):
         known = ", ".join((*COMPONENT_NAMES, "block"))
         raise ArgumentError("component", f"{component!r} is none of {known}, nor a path with {{layer}} in it")
+    with uncompiled(model) as model, ExitStack() as stack:
+        for context in (evaluating, frozen, fresh_rotary_frequencies):
+            stack.enter_context(context(model))
+        return _locate(model, layers, component, self_test)
+
+
+def _locate(
+    model: PreTrainedModel, layers: Sequence[int] | int | str, component: str, self_test: bool
+) -> Location:
+    """The same for a model in eval mode, without gradients for its parameters and not compiled."""
+    by_path = "{layer}" in component
     stack = component.partition(".{layer}")[0] if by_path else _decoder_stack(model)
     blocks = list(_submodule(model, stack).children())
     chosen = resolve_layers(layers, len(blocks))
-    with evaluating(model), frozen(model):
-        recording = record(model, [] if by_path else blocks) if self_test else None
-        if recording is not None and recording.looks_ahead:
-            raise ArgumentError(
-                "model",
-                "its tokens attend to later ones, so it is not a causal language model, and padding would change "
-                "its scores; use another one",
-            )
-        if by_path:
-            modules = [_submodule(model, component.replace("{layer}", str(layer))) for layer in chosen]
-        elif component == "block":
-            modules = [blocks[layer] for layer in chosen]
-        elif recording is None:
-            modules = [_named_child(model, blocks[layer], component) for layer in chosen]
-        else:
-            modules = [_write(model, _only_call(recording, blocks[layer], layer), component) for layer in chosen]
-        top = recording is not None and component == "mlp" and chosen[-1] == len(blocks) - 1
-        last_only = top and is_needed_last_only(model, modules[-1])
+    recording = record(model, [] if by_path else blocks) if self_test else None
+    if recording is not None and recording.looks_ahead:
+        raise ArgumentError(
+            "model",
+            "its tokens attend to later ones, so it is not a causal language model, and padding would change "
+            "its scores; use another one",
+        )
+    if by_path:
+        modules = [_submodule(model, component.replace("{layer}", str(layer))) for layer in chosen]
+    elif component == "block":
+        modules = [blocks[layer] for layer in chosen]
+    elif recording is None:
+        modules = [_named_child(model, blocks[layer], component) for layer in chosen]
+    else:
+        modules = [_write(model, _only_call(recording, blocks[layer], layer), component) for layer in chosen]
+    top = recording is not None and component == "mlp" and chosen[-1] == len(blocks) - 1
     names = {module: name for name, module in model.named_modules()}
-    location = Location(chosen, tuple(modules), tuple(names[module] for module in modules), last_only)
+    location = Location(
+        chosen,
+        tuple(modules),
+        tuple(names[module] for module in modules),
+        top_at_last_token=top and is_needed_last_only(model, modules[-1]),
+        depends_on_width=recording is not None and shows_other_widths(model, limits_of(model.config)),
+    )
     if recording is not None:
         _refuse_unreadable(location, recording)
     return location

@@ -5,6 +5,7 @@ Axes: B rows and T tokens of the short input, H width of the residual stream.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple, cast
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_attr.models.hooks import at_last_tokens, first_tensor, replace_first
+from lit_attr.models.limits import ModelLimits
 
 ROWS, TOKENS = 2, 5
 # The size of test outputs relative to everything else in the block, which would hide smaller ones.
@@ -173,6 +175,47 @@ def is_needed_last_only(model: PreTrainedModel, module: nn.Module) -> bool:
             return False
     rounding = 8 * torch.finfo(expected_BV.dtype).eps
     return bool((found_BV - expected_BV).abs().max() <= rounding * expected_BV.abs().max())
+
+
+@torch.no_grad()
+def shows_other_widths(model: PreTrainedModel, limits: ModelLimits) -> bool:
+    """Whether the logits depend on the width of a batch otherwise than the limits say.
+
+    A few tokens are enough: the position of the last one is the width, as rotary embeddings see it, and causal
+    attention keeps the logits of the others as they are. Of each class of widths, the lowest and the largest are
+    compared; the short input stands for the lowest.
+
+    Args:
+        model: A causal language model, in eval mode.
+        limits: The limits that its config states.
+    """
+    # PEFT's wrapper passes everything on.
+    wrapped: Any = model
+    base = wrapped.get_base_model() if hasattr(model, "active_peft_config") else model
+    if limits.positions is None or "position_ids" not in inspect.signature(base.forward).parameters:
+        return False
+    ids_BT = short_input_BT(model)
+
+    def earlier_BTV(width: int) -> Tensor:
+        positions_T = torch.tensor([*range(TOKENS - 1), width - 1], device=ids_BT.device)
+        given = {"input_ids": ids_BT, "position_ids": positions_T.expand(ROWS, -1), "use_cache": False}
+        logits_BTV: Tensor = model(**given).logits[:, :-1]
+        return logits_BTV
+
+    ends = [*limits.switches, *([limits.positions] if limits.own_beyond is None else [])]
+    # The lowest width has a gap before its last token, as all others do: masks may tell texts apart by gaps.
+    starts = [TOKENS + 1, *(switch + 1 for switch in limits.switches)]
+    for start, end in zip(starts, ends, strict=False):
+        if not TOKENS < start < end:
+            continue
+        try:
+            lowest_BTV, largest_BTV = earlier_BTV(start), earlier_BTV(end)
+        except Exception:  # a model may take no positions, or no others than it counts itself
+            return False
+        rounding = 8 * torch.finfo(lowest_BTV.dtype).eps * lowest_BTV.abs().nan_to_num().max()
+        if (largest_BTV - lowest_BTV).abs().nan_to_num().max() > rounding:
+            return True
+    return False
 
 
 def short_input_BT(model: PreTrainedModel) -> Tensor:

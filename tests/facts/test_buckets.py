@@ -21,6 +21,13 @@ def test_a_row_longer_than_the_bound_is_a_batch_of_its_own():
     assert bucket_by_length([40, 2], max_rows=8, max_padded_tokens=10) == [[0], [1]]
 
 
+def test_a_batch_has_lengths_of_one_class():
+    lengths = [3, 9, 8, 3, 5]
+    assert bucket_by_length(lengths, width_class=lambda length: length > 4) == [[1, 2, 4], [0, 3]]
+    assert bucket_by_length(lengths, width_class=int) == [[1], [2], [4], [0, 3]]
+    assert bucket_by_length(lengths, width_class=lambda _: 0) == bucket_by_length(lengths)
+
+
 def test_no_rows_make_no_batches():
     assert bucket_by_length([], max_rows=4) == []
 
