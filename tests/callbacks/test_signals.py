@@ -1,4 +1,4 @@
-"""Runs stopped by a signal: the batch in flight is written, one line says how to go on, and the run goes on."""
+"""Runs stopped by a signal: the batch in flight is written, one line says how to resume, and the run resumes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ TWO = ["--trainer.strategy", "ddp", "--trainer.devices", 2]
 STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
-def says_how_to_go_on(name: str) -> str:
-    return f"lit-attr: stopped by {name}; the same command goes on where this run stopped"
+def stop_line(name: str) -> str:
+    return f"lit-attr: stopped by {name}; the same command resumes where this run stopped"
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, dict[str, Any]]:
-    """The examples of a run that nobody stops, by id."""
+    """The examples of an uninterrupted run, by id."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     assert finish(start(predict(folder / "out", *ONE_BY_ONE), folder / "log")) == 0
     return read_whole(folder / "out", ROWS)
 
 
-def assert_goes_on(folder: Path, uninterrupted: dict[Any, Any]) -> None:
+def assert_resumes(folder: Path, uninterrupted: dict[Any, Any]) -> None:
+    """The folder is of a stopped run, and the same command gives it the examples of an uninterrupted one."""
     assert 0 < count_batches(folder) < ROWS
     assert not (folder / "summary.json").exists()
     assert {path.name for path in folder.rglob(".*")} == {".lock"}
@@ -41,55 +42,55 @@ def assert_goes_on(folder: Path, uninterrupted: dict[Any, Any]) -> None:
 
 
 @pytest.mark.parametrize("signum", STATUS)
-def test_one_process(signum: signal.Signals, uninterrupted: dict[Any, Any], tmp_path: Path):
+def test_a_signal_stops_one_process(signum: signal.Signals, uninterrupted: dict[Any, Any], tmp_path: Path):
     folder, log = tmp_path / "out", tmp_path / "log"
     process = start(predict(folder, *ONE_BY_ONE), log)
     wait_until(lambda: count_batches(folder) >= 20)
     assert process.pid is not None
     os.kill(process.pid, signum)
     assert finish(process, seconds=10) == STATUS[signum]
-    assert own_lines(log) == [says_how_to_go_on(signum.name)]
+    assert own_lines(log) == [stop_line(signum.name)]
     assert "Traceback" not in log.read_text()
-    assert_goes_on(folder, uninterrupted)
+    assert_resumes(folder, uninterrupted)
 
 
-def test_before_there_is_a_batch(tmp_path: Path):
+def test_a_signal_before_the_first_batch(tmp_path: Path):
     process = start(predict(tmp_path / "out", *ONE_BY_ONE), tmp_path / "log")
     wait_until(lambda: (tmp_path / "log").exists())
     time.sleep(0.2)
     process.terminate()
     assert finish(process, seconds=10) == 143
-    assert own_lines(tmp_path / "log") == [says_how_to_go_on("SIGTERM")]
+    assert own_lines(tmp_path / "log") == [stop_line("SIGTERM")]
     assert count_batches(tmp_path / "out") == 0
 
 
 @pytest.mark.parametrize("signum", STATUS)
-def test_two_processes(signum: signal.Signals, uninterrupted: dict[Any, Any], tmp_path: Path):
-    """SIGTERM comes to the first process alone, Ctrl-C in a terminal to all."""
+def test_a_signal_stops_two_processes(signum: signal.Signals, uninterrupted: dict[Any, Any], tmp_path: Path):
+    """SIGTERM is sent to the first process alone; Ctrl-C in a terminal reaches all."""
     folder, log = tmp_path / "out", tmp_path / "log"
     with launch(["-m", "lit_attr", *predict(folder, *ONE_BY_ONE, *TWO)], log) as run:
         wait_until(lambda: count_batches(folder) >= 20)
         (os.kill if signum == signal.SIGTERM else os.killpg)(run.pid, signum)
         assert run.wait(10) == STATUS[signum]
-    assert own_lines(log) == [says_how_to_go_on(signum.name)]
+    assert own_lines(log) == [stop_line(signum.name)]
     assert "Traceback" not in log.read_text()
-    assert_goes_on(folder, uninterrupted)
+    assert_resumes(folder, uninterrupted)
 
 
-def test_torchrun(uninterrupted: dict[Any, Any], tmp_path: Path):
+def test_a_signal_stops_a_run_of_torchrun(uninterrupted: dict[Any, Any], tmp_path: Path):
     folder, log = tmp_path / "out", tmp_path / "log"
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "lit_attr"]
     with launch([*torchrun, *predict(folder, *ONE_BY_ONE, *TWO)], log) as run:
         wait_until(lambda: count_batches(folder) >= 20)
         run.terminate()
         assert run.wait(10) != 0
-    # torchrun says more of its own.
-    assert own_lines(log) == [says_how_to_go_on("SIGTERM")]
-    assert_goes_on(folder, uninterrupted)
+    # torchrun adds lines of its own.
+    assert own_lines(log) == [stop_line("SIGTERM")]
+    assert_resumes(folder, uninterrupted)
 
 
-def test_slurm_preempts_the_tasks_of_a_job(uninterrupted: dict[Any, Any], tmp_path: Path):
-    """As SLURM does: a process for each task, all of which get SIGCONT and SIGTERM; SIGKILL would come later."""
+def test_slurm_preempts_all_tasks_of_a_job(uninterrupted: dict[Any, Any], tmp_path: Path):
+    """SLURM starts one process per task and sends all of them SIGCONT and SIGTERM, and SIGKILL later."""
     folder = tmp_path / "out"
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "facts", "SLURM_NTASKS": "2", "SLURM_NODELIST": "localhost"}
     job |= {"SLURM_NNODES": "1", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0", "MASTER_ADDR": "127.0.0.1"}
@@ -107,19 +108,19 @@ def test_slurm_preempts_the_tasks_of_a_job(uninterrupted: dict[Any, Any], tmp_pa
             assert task.pid is not None
             os.kill(task.pid, signum)
     assert [finish(task, seconds=10) for task in tasks] == [143, 143]
-    assert own_lines(tmp_path / "log-0") == [says_how_to_go_on("SIGTERM")]
+    assert own_lines(tmp_path / "log-0") == [stop_line("SIGTERM")]
     assert own_lines(tmp_path / "log-1") == []
-    assert_goes_on(folder, uninterrupted)
+    assert_resumes(folder, uninterrupted)
 
 
 def process_of(folder: Path, rank: int) -> int:
-    """The process that joined a run with this rank."""
+    """The id of the process that joined a run with this rank."""
     pid: int = json.loads((folder / f".process-{rank}.lock").read_text())["pid"]
     return pid
 
 
-def test_one_process_of_two_alone(uninterrupted: dict[Any, Any], tmp_path: Path):
-    """The first one notices, and does not wait for it in the end."""
+def test_a_signal_to_one_process_of_two(uninterrupted: dict[Any, Any], tmp_path: Path):
+    """The first process notices that the other is gone, and does not wait for it at the end."""
     folder, log = tmp_path / "out", tmp_path / "log"
     with launch(["-m", "lit_attr", *predict(folder, *ONE_BY_ONE, *TWO)], log) as run:
         wait_until(lambda: count_batches(folder) >= 20)
@@ -128,11 +129,11 @@ def test_one_process_of_two_alone(uninterrupted: dict[Any, Any], tmp_path: Path)
     (line,) = own_lines(log)
     assert line.startswith("lit-attr: error: process 1 of the run has ended before all was done; the same command")
     assert "Traceback" not in log.read_text()
-    assert_goes_on(folder, uninterrupted)
+    assert_resumes(folder, uninterrupted)
 
 
 @pytest.mark.parametrize("seconds", [4, 6])
-def test_two_processes_while_they_start(seconds: int, tmp_path: Path):
+def test_a_signal_while_two_processes_start(seconds: int, tmp_path: Path):
     folder, log = tmp_path / "out", tmp_path / "log"
     with launch(["-m", "lit_attr", *predict(folder, *ONE_BY_ONE, *TWO)], log) as run:
         time.sleep(seconds)
@@ -145,26 +146,27 @@ def test_two_processes_while_they_start(seconds: int, tmp_path: Path):
 UNEVEN = """
 import sys, time
 import lit_attr.cli
+import lit_attr.prediction
 
-class Uneven(lit_attr.cli.AttributionModule):
+class Uneven(lit_attr.prediction.AttributionModule):
     def predict_step(self, batch, batch_idx, dataloader_idx=0):
         time.sleep(self.global_rank / 2)
         return super().predict_step(batch, batch_idx, dataloader_idx)
 
-lit_attr.cli.AttributionModule = Uneven
+lit_attr.prediction.AttributionModule = Uneven
 lit_attr.cli.main()
 """
 
 
-def test_while_the_first_process_waits_for_another(tmp_path: Path):
-    """Its share is done; what is waited for has no time limit, and a signal ends it at once."""
+def test_a_signal_while_the_first_process_waits_for_another(tmp_path: Path):
+    """It has done its share and waits without a time limit; a signal ends the wait at once."""
     folder, log, script = tmp_path / "out", tmp_path / "log", tmp_path / "uneven.py"
     script.write_text(UNEVEN)
     with launch([str(script), *predict(folder, *ONE_BY_ONE, *TWO)], log) as run:
         wait_until((folder / ".finished-0").exists)
         run.terminate()
         assert run.wait(10) == 143
-    assert own_lines(log) == [says_how_to_go_on("SIGTERM")]
+    assert own_lines(log) == [stop_line("SIGTERM")]
     assert "Traceback" not in log.read_text()
 
 
@@ -187,8 +189,8 @@ trainer.predict(Slow(), datamodule=CounterfactDataModule(limit=3))
 
 
 @pytest.mark.parametrize(("grace", "signals", "said"), [(3, 1, ["SIGTERM"]), (60, 2, [])])
-def test_a_batch_that_takes_too_long_is_given_up(grace: int, signals: int, said: list[str], tmp_path: Path):
-    """After a while, or at a second signal at once."""
+def test_a_batch_that_takes_too_long_is_abandoned(grace: int, signals: int, said: list[str], tmp_path: Path):
+    """After the grace period, or at once at a second signal."""
     log = tmp_path / "log"
     with launch(["-c", SLOW, str(tmp_path / "out"), str(grace)], log) as run:
         wait_until(lambda: "working" in log.read_text())
@@ -196,4 +198,4 @@ def test_a_batch_that_takes_too_long_is_given_up(grace: int, signals: int, said:
             run.terminate()
             time.sleep(2.1)
         assert run.wait(10) == 143
-    assert own_lines(log) == [f"{says_how_to_go_on(name)}; the batch in flight is lost" for name in said]
+    assert own_lines(log) == [f"{stop_line(name)}; the batch in flight is lost" for name in said]
