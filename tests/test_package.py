@@ -1,4 +1,4 @@
-"""The wheel: built, looked into, installed elsewhere, and run. What it declares is what was tried."""
+"""The wheel: built, inspected, installed elsewhere, and run; and what its metadata declares."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ from project import REPOSITORY
 import lit_attr
 
 ASSETS = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
-PACKAGE = {"py.typed", "assets/sample_facts.jsonl", "assets/attributions.schema.json"} | {
-    f"assets/demo_model/{name}" for name in ASSETS
-}
+PACKAGE = {
+    "py.typed",
+    "assets/sample_facts.jsonl",
+    "assets/attributions.schema.json",
+    "assets/exact.schema.json",
+} | {f"assets/demo_model/{name}" for name in ASSETS}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ def metadata(wheel: Path) -> Message:
 
 @pytest.fixture(scope="module")
 def requirements(metadata: Message) -> dict[str, Requirement]:
-    """What the package and its extras need, by name."""
+    """The requirements of the package and its extras, by name."""
     found = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
     return {requirement.name: requirement for requirement in found if requirement.name != "lit-attr"}
 
@@ -78,7 +81,7 @@ def test_the_source_distribution_holds_what_the_tests_need(wheel: Path):
     assert {"LICENSE", "constraints.txt", "scripts/test.sh", "tests/test_package.py"} <= names
 
 
-def test_every_public_name_is_there_and_documented():
+def test_every_public_name_exists_and_is_documented():
     for name in lit_attr.__all__:
         words = getattr(lit_attr, name).__doc__ or ""
         assert words.strip() and not words.startswith(f"{name}("), name
@@ -100,17 +103,17 @@ def test_the_constraints_are_within_the_bounds(requirements: dict[str, Requireme
             assert requirement.specifier.contains(version(pin)), pin
 
 
-def test_every_extra_that_a_user_is_told_of_exists(metadata: Message):
+def test_every_extra_that_the_docs_name_exists(metadata: Message):
     extras = set(metadata.get_all("Provides-Extra", []))
-    assert extras == {"adapters", "peers", "test"}
-    told = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("scripts/*"), *REPOSITORY.glob("lit_attr/**/*.py")]
-    words = " ".join(path.read_text() for path in told if path.is_file())
+    assert extras == {"adapters", "gguf", "peers", "test"}
+    texts = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("scripts/*"), *REPOSITORY.glob("lit_attr/**/*.py")]
+    words = " ".join(path.read_text() for path in texts if path.is_file())
     named = re.findall(r"install\s+'(?:lit-attr|\.)\[([a-z,]+)\]'", words)
     assert named
     assert {extra for names in named for extra in names.split(",")} <= extras
 
 
-def test_every_python_that_is_declared_is_the_same_everywhere(metadata: Message):
+def test_the_declared_pythons_are_the_same_everywhere(metadata: Message):
     python = "Programming Language :: Python :: 3."
     declared = [line for line in metadata.get_all("Classifier", []) if line.startswith(python)]
     minors = [int(line.removeprefix(python)) for line in declared]
@@ -123,7 +126,7 @@ def test_every_python_that_is_declared_is_the_same_everywhere(metadata: Message)
 
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment with the wheel in it; its dependencies are those the tests run with."""
+    """The interpreter of an environment with the wheel installed; its dependencies are those of the tests."""
     environment = tmp_path_factory.mktemp("installed") / "env"
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
@@ -145,6 +148,15 @@ def test_the_installed_wheel_runs_from_any_folder(python: Path, tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     assert "contrasts: 474 (0 from an earlier run), rows refused: 0" in done.stdout
+    exported = subprocess.run(
+        [python.parent / "lit-attr", "export", "lit_attr_output", "--to", "csv"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert exported.stdout == "lit_attr_output/attributions.csv\n", exported.stderr
     where = "import lit_attr; print(lit_attr.__file__)"
     located = subprocess.run(
         [python, "-c", where], cwd=tmp_path, capture_output=True, text=True, check=True
@@ -152,7 +164,7 @@ def test_the_installed_wheel_runs_from_any_folder(python: Path, tmp_path: Path):
     assert located.startswith(str(python.parent.parent))
 
 
-# Each `ignore` is of a mistake: strict mypy complains of one that it does not need.
+# Each `ignore` marks a mistake: strict mypy reports those that are not needed.
 PROGRAM = """
 from pathlib import Path
 from typing import Any
@@ -173,6 +185,8 @@ from lit_attr import (
     ContrastBatch,
     ContrastCollator,
     CounterfactDataModule,
+    LoadingOptions,
+    RuleOptions,
     UserError,
     attribute,
     attribute_batch,
@@ -196,6 +210,7 @@ class Theirs(pl.LightningModule):
 
 def run(theirs: Theirs, rows: list[dict[str, Any]], dataset: Dataset[dict[str, Any]], out: Path) -> list[float]:
     module = AttributionModule.from_lightning(theirs, "net", layers=[0, -1])
+    AttributionModule("demo", rule_options=RuleOptions(frozen_attention=True), loading=LoadingOptions("main"))
     collator = ContrastCollator(theirs.tokenizer, columns={"target_true": "answer"}, template="Q: {prompt}")
     trainer = pl.Trainer(callbacks=[AttributionWriter(str(out)), AttributionMonitor(rows)])
     trainer.predict(module, DataLoader(dataset, collate_fn=collator), ckpt_path="last.ckpt")
@@ -222,7 +237,7 @@ len(load_attributions("out"))  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
-def test_a_strangers_strict_types_hold(python: Path, tmp_path: Path):
+def test_a_program_of_other_people_passes_strict_mypy(python: Path, tmp_path: Path):
     (tmp_path / "program.py").write_text(PROGRAM)
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "program.py"],
