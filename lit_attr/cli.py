@@ -36,7 +36,7 @@ def main(args: Sequence[str] | None = None) -> None:
             where SIGTERM or SIGINT stopped a prediction run; with one line on standard error.
     """
     words = sys.argv[1:] if args is None else [*args]
-    if words[:1] in (["plot"], ["export"], ["--help"], ["-h"], []):
+    if words[:1] in (["plot"], ["export"], ["compare"], ["--help"], ["-h"], []):
         _run_on_records(words)
     else:
         # Imported here: torch and Lightning take seconds, and the other commands need neither.
@@ -111,19 +111,37 @@ def export(
     print(write_export(out, to, output=output, per=per))
 
 
+def compare(out: list[Path], component: str | None = None) -> None:
+    """Compares two runs over the same facts, such as two number formats, checkpoints or rules.
+
+    Prints, over all layers and for each: Pearson's correlation of the scores, the ratio of their norms and the
+    largest error, relative to the largest score of its contrast in the first run; and the answers that changed.
+
+    Args:
+        out: Output folders of the two runs; the first is the reference.
+        component: Component whose scores are compared. Default: the only one that each run has.
+    """
+    from lit_attr.evaluation.run_comparison import compare_runs, comparison_lines
+
+    if len(out) != 2:
+        raise UserError(f"give the output folders of two runs, not of {len(out)}")
+    first, second = out
+    for line in comparison_lines(compare_runs(first, second, component=component)):
+        print(line)
+
+
 def _run_on_records(words: Sequence[str]) -> None:
     parser = OneLineArgumentParser(prog="lit-attr", description=__doc__)
     commands = parser.add_subcommands(dest="command")
     # Only for the help: LightningCLI parses the words of `predict`.
     commands.add_subcommand("predict", OneLineArgumentParser(), help=PREDICT_HELP)
-    commands_by_name: dict[str, Callable[..., None]] = {"plot": plot, "export": export}
+    commands_by_name: dict[str, Callable[..., None]] = {"plot": plot, "export": export, "compare": compare}
     for name, function in commands_by_name.items():
         summary, _, details = (function.__doc__ or "").partition("\n")
         command = OneLineArgumentParser(description=f"{summary} {details.partition('Args:')[0]}")
-        if function is plot:
-            command.add_argument("out", nargs="+", type=Path, help="output folders of runs")
-        else:
-            command.add_argument("out", type=Path, help="output folder of a run")
+        # A path for `export`, lists of paths for the others.
+        nargs = None if function is export else "+"
+        command.add_argument("out", nargs=nargs, type=Path, help="output folder of a run, or of several")
         command.add_function_arguments(function, as_positional=False, skip={"out"})
         commands.add_subcommand(name, command, help=summary)
     settings = parser.parse_args([*words])

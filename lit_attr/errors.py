@@ -40,6 +40,11 @@ class ArgumentError(UserError):
         super().__init__(f"{_qualified(argument, owner)}: {reason}")
         self.argument = argument
         self.reason = reason
+        self.owner = owner
+
+    def __reduce__(self) -> tuple[type[ArgumentError], tuple[str, str, str | None]]:
+        # A loader's worker sends it to its parent.
+        return type(self), (self.argument, self.reason, self.owner)
 
 
 class ReportedError(UserError):

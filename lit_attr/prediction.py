@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lit_attr.callbacks.signals import StopOnSignal, Stopped, exit_status, listener, process_rank
 from lit_attr.callbacks.writer import AttributionWriter
 from lit_attr.datamodule import CounterfactDataModule
-from lit_attr.errors import ReportedError, UserError
+from lit_attr.errors import ReportedError, UserError, arguments_of
 from lit_attr.evaluation.closing import closing_lines
 from lit_attr.models.checkpoints import read_checkpoint
 from lit_attr.module import AttributionModule
@@ -92,7 +92,8 @@ class SaveConfigInOutput(SaveConfigCallback):
         """Writes `config.yaml`; that of an earlier run into the same folder had the same settings."""
         if trainer.is_global_zero:
             settings = self.parser.dump(self.config, skip_none=False)
-            RunFolder(self.config.writer.output_dir).write_config(settings)
+            with arguments_of("writer"):
+                RunFolder(self.config.writer.output_dir).write_config(settings)
 
 
 class AttributionCLI(LightningCLI):
