@@ -342,35 +342,6 @@ def test_warns_where_the_self_test_is_skipped(
     assert tested.identity()["module"] == "transformer.h.{layer}.mlp"
 
 
-def pairs_of(contrasts: list[Contrast]) -> DataLoader[Contrast]:
-    return DataLoader(contrasts, batch_size=2, collate_fn=collate_contrasts)
-
-
-@pytest.mark.parametrize(("processes", "expected"), [(1, 5), (2, 3), (5, 1)])
-def test_a_loader_without_places_gets_its_first_contrasts_compared(
-    random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast], processes: int, expected: int
-):
-    """The first ceil(N / processes) of both loaders together, not of each."""
-    module = AttributionModule(model=random_model, verify=5)
-    trainer = pl.Trainer(accelerator="cpu", **QUIET)
-    trainer.strategy.world_size = processes
-    loaders = [pairs_of(sample_contrasts[:4]), pairs_of(sample_contrasts[4:10])]
-    predictions = trainer.predict(module, loaders)
-    exact = [effects for batches in predictions for batch in batches for effects in batch.exact]
-    assert [effects.contrast for effects in exact] == sample_contrasts[:expected]
-    assert {effects.place for effects in exact} == {None}
-    # A later run starts again.
-    (batch, *_) = trainer.predict(module, loaders)[0]
-    assert len(batch.exact) == min(expected, 2)
-
-
-def test_the_rule_exact_is_not_compared_with_itself(
-    random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]
-):
-    (batch,) = predict(AttributionModule(model=random_model, rule="exact", verify=5), sample_contrasts[:4])
-    assert batch.exact == ()
-
-
 def test_two_models_in_two_threads_keep_their_scores(
     tokenizer: PreTrainedTokenizerBase, sample_contrasts: list[Contrast]
 ):
