@@ -30,7 +30,7 @@ from lit_attr.settings import RENAMED
 # Flags of earlier versions to the ones that took their place.
 RENAMED_FLAGS = {
     "writer.verify": "model.verify",
-    **{f"model.{name}": f"model.{nested}" for name, nested in RENAMED.items() if name != "steps"},
+    **{f"model.{name}": f"model.{nested}" for name, nested in RENAMED.items() if nested.endswith(f".{name}")},
 }
 
 

@@ -169,6 +169,7 @@ def test_the_data_uses_the_tokenizer_of_the_model(elsewhere: Path, model_folder:
     [
         (["--model.layrs", "3"], 2, "unrecognized arguments: --model.layrs 3"),
         (["--model.layer", "3"], 2, "unrecognized arguments: --model.layer 3"),
+        (["--model.model", "x"], 2, "unrecognized arguments: --model.model x"),
         (["--model.dtype", "float3"], 2, "model.dtype: 'float3' is not float32 or bfloat16 or float16 or auto"),
         (["--model.quantization", "3bit"], 2, "model.quantization: '3bit' is not 8bit or 4bit or null"),
         (["--data.batch_size", "x"], 2, "data.batch_size: 'x' is not int"),
