@@ -25,6 +25,7 @@ from lit_attr.attribution.passes import (
     answers_of,
     check_inputs,
     difference_B,
+    gradients_of,
     last_logits_BV,
     only_last_logits,
     parts_of_one_width,
@@ -177,7 +178,7 @@ class Gradient(Rule):
             with recorded(location.modules) as activations:
                 logits_BV = last_logits_BV(model, batch)
             # Rows do not interact in the model, so the gradient of the sum contains each row's own gradient.
-            gradients = torch.autograd.grad(difference_B(logits_BV, batch).sum(), activations)
+            gradients = gradients_of(model, batch, difference_B(logits_BV, batch).sum(), activations)
             shape = batch.token_ids_BT.shape
             pairs = zip(activations, gradients, strict=True)
             scores = [products_BT(activation, gradient, shape) for activation, gradient in pairs]

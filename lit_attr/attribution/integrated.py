@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from lit_attr.attribution.catalogue import RuleName
 from lit_attr.attribution.gradient import LayerScores, Rule, last_tokens_only, products_BT
-from lit_attr.attribution.passes import Answers, answers_of, difference_B, last_logits_BV
+from lit_attr.attribution.passes import Answers, answers_of, difference_B, gradients_of, last_logits_BV
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.models.hooks import first_tensor, outputs_changed, recorded, replace_first
 from lit_attr.models.location import Location
@@ -50,6 +50,6 @@ class Integrated(Rule):
 
                     with outputs_changed([module], scale), recorded([module]) as writes:
                         difference = difference_B(last_logits_BV(model, batch), batch).sum()
-                    mean += torch.autograd.grad(difference, writes)[0] / self.steps
+                    mean += gradients_of(model, batch, difference, writes)[0] / self.steps
                 scores.append(products_BT(activation, mean, batch.token_ids_BT.shape))
             return scores, answers

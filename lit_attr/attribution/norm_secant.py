@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from lit_attr.attribution.catalogue import RuleName
 from lit_attr.attribution.gradient import LayerScores, Rule, last_tokens_only
-from lit_attr.attribution.passes import Answers, answers_of, difference_B, last_logits_BV
+from lit_attr.attribution.passes import Answers, answers_of, difference_B, gradients_of, last_logits_BV
 from lit_attr.errors import ArgumentError
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.models.hooks import first_given, first_tensor, inputs_recorded, recorded, replace_first
@@ -71,7 +71,7 @@ class NormSecant(Rule):
                 recorded(norms) as outputs,
             ):
                 logits_BV = last_logits_BV(model, batch)
-            gradients = torch.autograd.grad(difference_B(logits_BV, batch).sum(), outputs)
+            gradients = gradients_of(model, batch, difference_B(logits_BV, batch).sum(), outputs)
             flat = [[each.detach().flatten(0, -2) for each in part] for part in (writes, inputs, gradients)]
             scores_NL = change_scores_NL(self.readers, *flat).to(
                 torch.promote_types(logits_BV.dtype, torch.float32)

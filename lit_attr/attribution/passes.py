@@ -5,7 +5,7 @@ Axes: B contrasts, T tokens (padded on the right), H width of the component's ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,9 +17,13 @@ from transformers import PreTrainedModel
 
 from lit_attr.errors import ArgumentError
 from lit_attr.facts.batches import ContrastBatch
-from lit_attr.models.hooks import calling, take_last
+from lit_attr.models.hooks import calling, recorded, take_last
 from lit_attr.models.limits import model_limits
-from lit_attr.models.location import Location
+from lit_attr.models.location import Location, token_embedding
+from lit_attr.models.selftest import watched_gradients, without_gradient
+
+# What autograd says of outputs that the logits do not depend on, as far as it knows.
+LOST_GRADIENT = ("does not require grad", "appears to not have been used in the graph")
 
 
 class Answers(NamedTuple):
@@ -106,6 +110,38 @@ def difference_B(logits: Tensor, batch: ContrastBatch) -> Tensor:
     return pick(logits_BV, true_B) - pick(logits_BV, false_B)
 
 
+def gradients_of(
+    model: PreTrainedModel, batch: ContrastBatch, difference: Tensor, activations: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """The gradients of a sum of logit differences with respect to recorded outputs.
+
+    Args:
+        model: The model, to name the module at which gradients end.
+        batch: The contrasts.
+        difference: The sum.
+        activations: The outputs.
+
+    Raises:
+        UserError: No gradient arrives at one of them.
+    """
+    try:
+        return torch.autograd.grad(difference, activations)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in LOST_GRADIENT):
+            raise
+        embeddings = [token_embedding(model)]
+        with recorded(embeddings) as embedded, watched_gradients(model) as passages:
+            again = difference_B(last_logits_BV(model, batch), batch).sum()
+            if again.requires_grad:
+                torch.autograd.grad(again, embedded, allow_unused=True)
+        ending = [passage.module for passage in passages if passage.ends]
+        if ending:
+            raise without_gradient(model, ending[0]) from error
+        raise ArgumentError(
+            "component", "no gradient of the logits arrives at its output; name another module, or mlp"
+        ) from error
+
+
 @torch.no_grad()
 def answers_of(logits_BV: Tensor, batch: ContrastBatch) -> Answers:
     """Logits, probabilities and rank of the two answers, from the logits after the last token."""
@@ -136,7 +172,8 @@ def only_last_logits(model: PreTrainedModel, last_B: Tensor) -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(unembedding.register_forward_pre_hook(keep_last).remove)
         # Quantised, adapted and offloaded unembeddings keep a forward and backward of their own.
-        if type(unembedding) is nn.Linear and "forward" not in vars(unembedding):
+        is_plain = type(unembedding) is nn.Linear and type(unembedding.weight) is nn.Parameter
+        if is_plain and "forward" not in vars(unembedding):
             unembed = partial(_Unembed.apply, unembedding.weight, unembedding.bias)
             stack.enter_context(calling(unembedding, unembed))
         yield

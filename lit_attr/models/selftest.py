@@ -6,14 +6,16 @@ Axes: B rows and T tokens of the short input, H width of the residual stream.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lit_attr.errors import UserError
 from lit_attr.models.hooks import at_last_tokens, first_tensor, replace_first
 from lit_attr.models.limits import ModelLimits
 
@@ -83,6 +85,9 @@ def record(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Recording:
     Args:
         model: A causal language model, in eval mode and without gradients for its parameters.
         blocks: The blocks whose calls are recorded.
+
+    Raises:
+        UserError: No gradient passes through a module.
     """
     embedding = cast(nn.Embedding, model.get_input_embeddings())
     calls: list[BlockCall] = []
@@ -109,6 +114,7 @@ def record(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Recording:
         calls[-1].writers.extend(module for module, size in finished if size == first_tensor(output).numel())
 
     with ExitStack() as hooks:
+        passages = hooks.enter_context(watched_gradients(model))
         hooks.callback(embedding.register_forward_hook(start_tape).remove)
         for module in model.modules():
             hooks.callback(module.register_forward_hook(end_module).remove)
@@ -116,9 +122,92 @@ def record(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Recording:
             hooks.callback(block.register_forward_pre_hook(start_block, with_kwargs=True).remove)
             hooks.callback(block.register_forward_hook(end_block).remove)
         earlier_BTV = model(input_ids=short_input_BT(model), use_cache=False).logits[:, -TOKENS:-1]
-        # Masked positions have a gradient of exactly zero in every number format. NaN proves nothing.
-        (gradient_BTH,) = torch.autograd.grad((earlier_BTV * noise(earlier_BTV)).sum(), embedded)
+        gradient_BTH: Tensor | None = None
+        if earlier_BTV.requires_grad:
+            # Masked positions have a gradient of exactly zero in every number format. NaN proves nothing.
+            total = (earlier_BTV * noise(earlier_BTV)).sum()
+            (gradient_BTH,) = torch.autograd.grad(total, embedded, allow_unused=True)
+    ending = [passage.module for passage in passages if passage.ends]
+    # Beside a part of a block gradients pass, but scores would lack what goes through it.
+    writers = {writer for call in calls for writer in call.writers} & {*ending}
+    for module in ending:
+        if gradient_BTH is None or any(module in {*writer.modules()} for writer in writers):
+            raise without_gradient(model, module)
+    if gradient_BTH is None:
+        raise UserError("no gradient of the logits comes to the embedding; load the model in another format")
     return Recording(tuple(calls), shapes, bool(gradient_BTH[:, -1].nan_to_num().any()))
+
+
+class Passage:
+    """One run of a module in a pass whose gradients are watched.
+
+    Attributes:
+        module: The module.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._asked = self._left = self._arrived = False
+
+    @property
+    def ends(self) -> bool:
+        """Whether a gradient came to the output, or the output can have none, and none came to the inputs."""
+        return self._asked and self._left and not self._arrived
+
+    def enter(self, value: Any) -> Any:
+        """The module's own copy of an input: a gradient that comes to it has passed through the module."""
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            return value
+        self._asked, copied = True, value.clone()
+        copied.register_hook(partial(self._mark, "_arrived"))
+        return copied
+
+    def leave(self, output: Any) -> None:
+        """Takes note of the module's output."""
+        hidden = first_tensor(output)
+        if not isinstance(hidden, Tensor) or not hidden.is_floating_point():
+            return
+        if hidden.requires_grad:
+            hidden.register_hook(partial(self._mark, "_left"))
+        # Rotary embeddings take the hidden states for their device and number format alone.
+        elif "rotary" not in type(self.module).__name__.lower():
+            self._left = True
+
+    def _mark(self, name: str, gradient: Tensor | None) -> None:
+        # Operations without a backward pass on nothing.
+        if gradient is not None:
+            vars(self)[name] = True
+
+
+@contextmanager
+def watched_gradients(model: nn.Module) -> Iterator[list[Passage]]:
+    """Watches through which modules gradients pass in a forward and backward pass, the first to finish first."""
+    passages: list[Passage] = []
+    running: list[Passage] = []
+
+    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        running.append(Passage(module))
+        enter = running[-1].enter
+        return tuple(map(enter, args)), {name: enter(value) for name, value in kwargs.items()}
+
+    def end(_: nn.Module, __: Any, output: Any) -> None:
+        passages.append(running.pop())
+        passages[-1].leave(output)
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            hooks.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
+            hooks.callback(module.register_forward_hook(end).remove)
+        yield passages
+
+
+def without_gradient(model: nn.Module, module: nn.Module) -> UserError:
+    """The error for a module that no gradient passes through."""
+    names = {each: name for name, each in model.named_modules()}
+    return UserError(
+        f"{names[module]} ({type(module).__name__}): no gradient passes through it, so scores would lack what it "
+        "computes; load the model in a format that has gradients, such as dtype bfloat16 or quantization 8bit"
+    )
 
 
 @torch.no_grad()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from architectures import random_contrasts, tiny_model
 from torch import Tensor, nn
 
+from lit_attr.attribution.catalogue import RuleName, find_rule
 from lit_attr.attribution.gradient import attribute_batch
+from lit_attr.errors import UserError
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.models.location import locate
 from lit_attr.models.selftest import BlockCall, are_all, is_added, is_needed_last_only, record
@@ -133,3 +137,92 @@ def test_a_top_mlp_that_mixes_tokens_runs_at_all_tokens():
     assert is_needed_last_only(model, top)
     top.c_fc = nn.Sequential(Mixing(), top.c_fc)
     assert not is_needed_last_only(model, top)
+
+
+class Cut(nn.Module):
+    """A module that leaves the graph."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.inner(hidden).detach()
+
+
+class NoBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor) -> Tensor:
+        return hidden.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> None:
+        return None
+
+
+class Stuck(Cut):
+    """A module of an operation that passes on no gradient, as torch's quantised ones."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return NoBackward.apply(self.inner(hidden))
+
+
+NO_GRADIENT = r": no gradient passes through it, .*; load the model in a format that has gradients"
+
+
+@pytest.mark.parametrize("kind", [Cut, Stuck])
+@pytest.mark.parametrize("component", ["mlp", "attention", "block"])
+@pytest.mark.parametrize(
+    "path", ["lm_head", "model.norm", "model.layers.1.mlp.down_proj", "model.layers.0.self_attn.o_proj"]
+)
+def test_names_the_module_at_which_gradients_end(path: str, component: str, kind: type[Cut]):
+    """Also where others pass beside it, in the residual stream, and scores would be wrong in silence."""
+    model = tiny_model("llama")
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, kind(model.get_submodule(path)))
+    with pytest.raises(UserError, match=rf"^{path} \({kind.__name__}\){NO_GRADIENT}"):
+        locate(model, component=component)
+
+
+@pytest.mark.parametrize("kind", [Cut, Stuck])
+@pytest.mark.parametrize("rule", ["gradient", "integrated", "exact"])
+def test_a_pass_without_the_self_test_names_it_as_well(rule: RuleName, kind: type[Cut]):
+    model = tiny_model("llama")
+    model.lm_head = kind(model.lm_head)
+    location = locate(model, self_test=False)
+    batch = collate_contrasts(random_contrasts((3, 5)))
+    prepared = find_rule(model, location, rule)
+    if rule == "exact":  # which needs none
+        assert attribute_batch(model, location, batch, rule=prepared).scores_sum_BLT.any()
+        return
+    with pytest.raises(UserError, match=rf"^lm_head \({kind.__name__}\){NO_GRADIENT}"):
+        attribute_batch(model, location, batch, rule=prepared)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def run_spare(block: Any, args: tuple[Tensor]) -> None:
+    block.spare(args[0])
+
+
+def test_a_scored_module_without_effect_is_refused():
+    model = tiny_model("llama")
+    path = "model.layers.{layer}.spare"
+    for block in model.model.layers:
+        block.spare = nn.Identity()
+        block.register_forward_pre_hook(run_spare)
+    location = locate(model, component=path, self_test=False)
+    with pytest.raises(UserError, match="component: no gradient of the logits arrives at its output"):
+        attribute_batch(model, location, collate_contrasts(random_contrasts((1,))))
+
+
+@pytest.mark.parametrize("with_head", [True, False])
+def test_dynamic_quantisation_is_refused_in_one_line(with_head: bool):
+    model = tiny_model("llama")
+    quantize = partial(torch.ao.quantization.quantize_dynamic, qconfig_spec={nn.Linear}, dtype=torch.qint8)
+    if with_head:
+        model = quantize(model)
+    else:
+        model.model = quantize(model.model)
+    name = "lm_head" if with_head else r"model\.layers\.0\.self_attn\.o_proj"
+    with pytest.raises(UserError, match=rf"^{name} \(Linear\){NO_GRADIENT}"):
+        locate(model)
