@@ -1,9 +1,10 @@
-"""Weights in 8 or 4 bits by bitsandbytes."""
+"""Quantised weights: how bitsandbytes makes them, and the name of each kind."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any, Literal
 
 from torch import nn
@@ -43,16 +44,22 @@ def quantization_config(
 
 
 def quantization_settings(model: PreTrainedModel) -> dict[str, Any]:
-    """How a model is quantised, with those settings of bitsandbytes that change a number, in JSON types."""
+    """How a model is quantised, with those settings of bitsandbytes that change a number, in JSON types.
+
+    A model whose config does not say is named by the classes of its weights, where these are no plain tensors.
+    """
     if not is_quantized(model):
-        return {"quantization": None}
+        # torchao and others change the weights of a model in place, which its config does not show.
+        kinds = {type(each).__name__ for each in model.parameters() if hasattr(each, "__tensor_flatten__")}
+        return {"quantization": ", ".join(sorted(kinds - {"DTensor"})) or None}
     config: Any = model.config.quantization_config
     settings: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
     for bits, prefix in (("8bit", "llm_int8_"), ("4bit", "bnb_4bit_")):
         if settings.get(f"load_in_{bits}"):
             chosen = {name: value for name, value in settings.items() if name.startswith(prefix)}
             return {"quantization": bits, **chosen, "gradient": "through dequantised weights"}
-    return {"quantization": str(settings["quant_method"])}
+    method = settings["quant_method"]
+    return {"quantization": str(method.value if isinstance(method, Enum) else method)}
 
 
 def is_quantized(model: nn.Module) -> bool:
