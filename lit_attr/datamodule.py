@@ -226,10 +226,6 @@ class CounterfactDataModule(pl.LightningDataModule):
 
     def identity(self) -> dict[str, Any]:
         """Everything about the data that changes a number, in JSON types. Needs `setup`."""
-        digest = hashlib.sha256()
-        for contrast in self.contrasts:
-            compared = contrast.true_token_id, contrast.false_token_id
-            digest.update(repr((contrast.fact, contrast.step, contrast.token_ids, compared)).encode())
         max_rows, max_tokens = self._bounds()
         return {
             "step": self.step or self.requirements.step or "divergence",
@@ -242,8 +238,16 @@ class CounterfactDataModule(pl.LightningDataModule):
             "batch_size": max_rows,
             "max_tokens": max_tokens,
             "contrasts": len(self.contrasts),
-            "content": digest.hexdigest()[:16],
+            "content": self.content(),
         }
+
+    def content(self, count: int | None = None) -> str:
+        """A hash of the first `count` contrasts, or of all: what they ask of the model, in their order."""
+        digest = hashlib.sha256()
+        for contrast in self.contrasts[:count]:
+            compared = contrast.true_token_id, contrast.false_token_id
+            digest.update(repr((contrast.fact, contrast.step, contrast.token_ids, compared)).encode())
+        return digest.hexdigest()[:16]
 
     def _read_facts(self) -> FactTable:
         table = read_facts(
@@ -285,6 +289,8 @@ class CounterfactDataModule(pl.LightningDataModule):
             max_tokens=max_tokens,
             width_class=self.requirements.limits.width_class,
         )
+        if state is not None:
+            state.check_facts(self.contrasts)
         done = state.done | state.refused if state is not None else frozenset()
         return [left for batch in batches if (left := [each for each in batch if each.key not in done])]
 

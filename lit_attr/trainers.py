@@ -38,6 +38,14 @@ class HasRejected(Protocol):
     rejected: Sequence[Rejected]
 
 
+@runtime_checkable
+class HasContent(Protocol):
+    """A data module that can be extended: its contrasts keep their order when there are more of them."""
+
+    def content(self, count: int | None = None) -> str:
+        """A hash of the first `count` contrasts, or of all."""
+
+
 def run_state(trainer: pl.Trainer | None) -> RunState | None:
     """The state of the Trainer's run; None where no callback keeps one, as without an `AttributionWriter`."""
     callbacks = trainer.callbacks if trainer is not None else []  # type: ignore[attr-defined]  # set at run time

@@ -34,6 +34,8 @@ Every number is finite: a contrast with a number that is not is refused, with th
 def schema_of(record: type[msgspec.Struct]) -> dict[str, Any]:
     """The JSON Schema of a kind of file."""
     schema = msgspec.json.schema(record, schema_hook=lambda _: {})
+    # A record in memory lacks them until it is written.
+    schema["$defs"][record.__name__]["required"] += ["run", "digest"]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

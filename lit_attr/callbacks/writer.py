@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,12 +18,11 @@ from lit_attr.errors import ArgumentError, ReportedError, UserError, arguments_o
 from lit_attr.evaluation.summary import summarise
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.facts.contrasts import ContrastKey
-from lit_attr.facts.rows import Rejected
 from lit_attr.records.encoding import batch_record, exact_record, split_finite
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.reading import record_of
 from lit_attr.records.state import RunState
-from lit_attr.trainers import datamodule_of, identity_of, rejected_of
+from lit_attr.trainers import HasContent, datamodule_of, identity_of, rejected_of
 
 BATCHES_BETWEEN_PROFILES = 50
 
@@ -40,7 +39,7 @@ class AttributionWriter(BasePredictionWriter):
     same folder makes what is missing, and nothing else.
 
     Args:
-        output_dir: Folder for the files.
+        output_dir: Folder for the files. A run of the same rows with a larger `limit` extends an earlier one.
         max_heatmaps: How many contrasts get a heatmap.
         heatmaps: Which contrasts get one: `spread`, the first of the run's random order, or the ones with the
             `largest` logit differences of either sign.
@@ -229,7 +228,7 @@ class AttributionWriter(BasePredictionWriter):
             if trainer.is_global_zero:
                 with arguments_of("writer"):
                     run = self.folder.lock()
-                    sent = run, self._read(settings, rejected_of(datamodule)), settings
+                    sent = run, self._read(settings, datamodule), settings
         except Exception as error:
             failure, sent = error, str(error)
         sent = trainer.strategy.broadcast(sent)
@@ -250,11 +249,11 @@ class AttributionWriter(BasePredictionWriter):
             self.folder.expect(trainer.world_size)
         return state
 
-    def _read(self, settings: Mapping[str, Mapping[str, Any]], rejected: Iterable[Rejected]) -> RunState:
+    def _read(self, settings: Mapping[str, Mapping[str, Any]], datamodule: object) -> RunState:
         """Opens the folder and reads what is in it."""
         if self.overwrite:
             self.folder.move_aside()
         else:
-            self.folder.check(settings)
-        self.folder.open(settings, rejected)
+            self.folder.check(settings, datamodule.content if isinstance(datamodule, HasContent) else None)
+        self.folder.open(settings, rejected_of(datamodule))
         return self.folder.read_state()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,8 @@ def summarise(
     """Computes the summary of a run, and what its pictures show, in one pass over its batch files.
 
     The result depends on the contrasts on disk alone, not on how they are spread over files: it is the same after
-    any interruption and with any number of processes. A contrast of a token with itself, which the step `all` can
+    any interruption and with any number of processes. All exact effects on disk count: in a run that was extended,
+    those of the sample of fewer rows as well. A contrast of a token with itself, which the step `all` can
     give, is left out: its scores are all 0.
 
     Args:
@@ -45,14 +47,11 @@ def summarise(
         UserError: A file in the folder does not follow its format.
     """
     settings = folder.read_manifest().get("model", {})
-    exact = {(record.id, record.step): record for _, record in folder.read_exact()}
+    exact = {(record.id, record.step): (path, record) for path, record in folder.read_exact()}
     chosen = Chosen(heatmap_ids, spread=spread, largest=largest, seed=settings.get("sample_seed", 0))
     reading = _Reading(settings, exact, chosen)
     for path, batch in folder.read_batches():
-        try:
-            reading.add(batch)
-        except ValueError as error:
-            raise UserError(f"{path}: {error}; move it away and run again") from error
+        reading.add(path, batch)
     agreement, points = reading.agreement()
     return RunFindings(
         summary={
@@ -90,7 +89,7 @@ class _Reading:
     """What is gathered while the batch files of a run are read."""
 
     def __init__(
-        self, settings: Mapping[str, Any], exact: Mapping[ContrastKey, ExactRecord], chosen: Chosen
+        self, settings: Mapping[str, Any], exact: Mapping[ContrastKey, tuple[Path, ExactRecord]], chosen: Chosen
     ) -> None:
         self.answers = AnswerCounts()
         self.differences: list[float] = []
@@ -103,11 +102,11 @@ class _Reading:
         self._chosen = chosen
         self._compared: list[tuple[ExactRecord, Compared]] = []
 
-    def add(self, batch: BatchRecord) -> None:
+    def add(self, path: Path, batch: BatchRecord) -> None:
         """Adds the contrasts of a batch file.
 
         Raises:
-            ValueError: It does not match the others, or the exact effects.
+            UserError: It does not match the others, or a file of exact effects does not match it.
         """
         component = next(iter(batch.examples[0].scores))
         shape = batch.layers, component, batch.rule
@@ -115,7 +114,10 @@ class _Reading:
             self.profile, self.known_profile = ProfileSums(*shape), ProfileSums(*shape)
             self._is_empty = False
         if shape != (list(self.profile.layers), self.profile.component, self.profile.rule):
-            raise ValueError("it has other layers, another component or another rule than the files before")
+            raise UserError(
+                f"{path}: it has other layers, another component or another rule than those before; move it away "
+                "and run again"
+            )
         for example in batch.examples:
             if example.true_token_id != example.false_token_id:
                 self._add(batch, example, example.scores[component].sum)
@@ -129,11 +131,13 @@ class _Reading:
             self.known_profile.add_means(means_LR, has_role_R)
         self.relations.add(example.relation_id, self.profile, means_LR, has_role_R)
         self._chosen.add(batch, example)
-        record = self._exact.get((example.id, example.step))
+        path, record = self._exact.get((example.id, example.step), (None, None))
         if record is not None and record.refused is None:
             effects_LT = record.effects.get(self.profile.component)
             if effects_LT is None or effects_LT.shape != scores_LT.shape:
-                raise ValueError(f"the exact effects of id {example.id!r} are of other cells than its scores")
+                raise UserError(
+                    f"{path}: effects: they are of other cells than the scores; move it away and run again"
+                )
             self._compared.append((record, Compared(scores_LT, effects_LT, example.roles, example.subject_span)))
 
     def agreement(self) -> tuple[dict[str, Any] | None, Points | None]:
@@ -143,7 +147,7 @@ class _Reading:
         compared = sorted(self._compared, key=_order_of)
         report = agreement_report(self.profile.layers, [each for _, each in compared])
         report["sample"] = (
-            "random" if all(each.place is not None for each in self._exact.values()) else "first seen"
+            "random" if all(each.place is not None for _, each in self._exact.values()) else "first seen"
         )
         curves = [record.curves for record, _ in compared if record.curves is not None]
         faithfulness = faithfulness_report(curves)

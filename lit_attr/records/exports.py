@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,7 +94,7 @@ def whole(output: Path) -> Iterator[Path]:
     Raises:
         ArgumentError: The output exists, or cannot be written.
     """
-    if output.exists():
+    if os.path.lexists(output):
         raise ArgumentError("output", f"{output} exists; give another place, or move it away")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +15,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from lit_attr.errors import UserError
+from lit_attr.errors import ArgumentError, UserError
 from lit_attr.records.schema import (
     BATCH_FORMAT,
     EXACT_FORMAT,
@@ -21,8 +24,14 @@ from lit_attr.records.schema import (
     ExactRecord,
     Example,
 )
+from lit_attr.text import cut
 
 Record = TypeVar("Record", BatchRecord, ExactRecord)
+
+DIGEST_DIGITS = 32
+MAX_SHOWN = 100
+# Of a file that is not written yet. Whatever else is in a run's folder is not ours to remove.
+_TEMPORARY = re.compile(r"\..+\.\d+\.lit-attr\.tmp")
 
 
 def read_batch(path: Path) -> BatchRecord:
@@ -50,12 +59,29 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: The file holds something else.
     """
+    return _parsed(path.read_bytes(), path)
+
+
+def _parsed(content: bytes, path: Path) -> dict[str, Any]:
     try:
-        value = orjson.loads(path.read_bytes())
+        value = orjson.loads(content)
     except orjson.JSONDecodeError as error:
         raise UserError(f"{path}: not JSON ({error}); move it away") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: not a JSON object; move it away")
+    return value
+
+
+def read_sealed(path: Path, wanted: str) -> dict[str, Any]:
+    """Reads a JSON object that :func:`write_sealed` wrote.
+
+    Raises:
+        UserError: The file holds something else, has another format or version, or was changed since.
+    """
+    content = path.read_bytes()
+    value = _parsed(content, path)
+    check_header(value, path, wanted)
+    _check_seal(content, path)
     return value
 
 
@@ -81,13 +107,19 @@ def check_header(value: Mapping[str, Any], path: Path, wanted: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON, whole or not at all; arrays and records are written as what they hold."""
-    write_bytes(path, orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY, default=record_fields))
+    write_bytes(path, _dumped(value))
+
+
+def write_sealed(path: Path, value: Any) -> None:
+    """Writes a JSON object whose last field, `digest`, is a hash of all that precedes it."""
+    body = _dumped(value)[:-1]
+    write_bytes(path, body + _seal(body))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file, whole or not at all, even if the machine stops in between."""
     # In the same folder, since a rename is atomic only within a file system; hidden, so that no reader takes it.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.lit-attr.tmp")
     try:
         with temporary.open("wb") as stream:
             stream.write(content)
@@ -104,16 +136,112 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
+def remove_temporary(folder: Path) -> None:
+    """Removes the files that killed processes had not finished. No other process may write to the folder.
+
+    Raises:
+        ArgumentError: See :func:`own_files`.
+    """
+    for path in own_files(folder, _TEMPORARY):
+        path.unlink()
+
+
+def own_files(folder: Path, names: re.Pattern[str], *, strict: bool = True) -> Iterator[Path]:
+    """The files of a folder that have a name which only lit-attr gives, in the order of their names.
+
+    Args:
+        folder: The folder. Symbolic links in it are not followed.
+        names: What matches such a name, whole.
+        strict: Refuse a folder or a symbolic link of such a name; otherwise it is left alone.
+
+    Raises:
+        ArgumentError: There is one, as a fault of `output_dir`.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if names.fullmatch(path.name):
+            if strict:
+                check_own(path)
+            if path.is_file() and not path.is_symlink():
+                yield path
+
+
+def check_own(path: Path, *, is_folder: bool = False) -> None:
+    """Checks that a place of a run's folder has a file of ours (or a folder), or nothing.
+
+    Raises:
+        ArgumentError: There is something else, as a fault of `output_dir`.
+    """
+    found = "a symbolic link" if path.is_symlink() else "a folder" if path.is_dir() else "a file"
+    if os.path.lexists(path) and found != ("a folder" if is_folder else "a file"):
+        raise ArgumentError("output_dir", f"{path} is {found}; move it away or give another folder")
+
+
+def file_name(contrast_id: int | str, step: int) -> str:
+    """The name of the file of a contrast. Text from the data never becomes a path."""
+    if isinstance(contrast_id, int):
+        return f"{contrast_id:08d}-{step}.json"
+    return f"{hashlib.sha256(contrast_id.encode('utf-8', 'backslashreplace')).hexdigest()[:16]}-{step}.json"
+
+
+def check_name(path: Path, contrast_id: int | str, step: int) -> None:
+    """Checks that a file has the name of its first contrast.
+
+    Raises:
+        UserError: It has another name.
+    """
+    wanted = file_name(contrast_id, step)
+    if path.name != wanted:
+        raise UserError(
+            f"{path}: id: a file that begins with id {briefly(contrast_id)}, step {step}, is named {wanted}; this "
+            "one is a copy or was renamed; move it away and run again"
+        )
+
+
+def briefly(value: object) -> str:
+    """A value as Python writes it, in one line that fits into a message."""
+    return cut(repr(value), MAX_SHOWN)
+
+
 def record_fields(record: msgspec.Struct) -> dict[str, Any]:
     """A record's fields in their order, without those that are not set."""
     fields = msgspec.structs.asdict(record)
     return {name: value for name, value in fields.items() if value is not msgspec.UNSET}
 
 
+def _dumped(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY, default=record_fields)
+
+
+def _seal(body: bytes | memoryview) -> bytes:
+    """The end of a JSON object: the field `digest`, given all bytes before it."""
+    return b',"digest":"%b"}' % hashlib.sha256(body).hexdigest()[:DIGEST_DIGITS].encode()
+
+
+_SEAL_BYTES = len(_seal(b""))
+
+
+def _check_seal(content: bytes, path: Path) -> None:
+    body, seal = memoryview(content)[:-_SEAL_BYTES], content[-_SEAL_BYTES:]
+    if _seal(body) != seal:
+        raise UserError(
+            f"{path}: digest: the file is not as it was written, and its content may have been changed; move it "
+            "away and run again"
+        )
+
+
 def _to_array(_: type, rows: Any) -> NDArray[np.float64]:
-    values: NDArray[np.float64] = np.array(rows, dtype=np.float64)
-    # NumPy takes null as NaN.
-    if not np.isfinite(values).all():
+    if not isinstance(rows, list) or not rows or not isinstance(rows[0], list):
+        raise ValueError("not a list of lists of numbers")
+    width = len(rows[0])
+    # One flat list takes NumPy less time than nested ones.
+    flat: list[Any] = []
+    for row in rows:
+        if not isinstance(row, list) or len(row) != width:
+            raise ValueError("its rows are not lists of the same length")
+        flat += row
+    values: NDArray[np.float64] = np.array(flat, dtype=np.float64).reshape(len(rows), width)
+    # NumPy takes null as NaN. Only if all numbers are finite, their product is: faster than a look at each.
+    if not isfinite(np.vdot(values, values)) and not np.isfinite(values).all():
         raise ValueError("a number is not finite")
     return values
 
@@ -135,6 +263,9 @@ def _read(
         raise UserError(f"{path}: not a whole file of {wanted} ({error}); move it away and run again") from error
     except msgspec.DecodeError as error:
         raise UserError(f"{path}: not JSON ({error}); move it away and run again") from error
+    _check_seal(content, path)
+    # Whoever writes the record again seals it again.
+    record.digest = msgspec.UNSET
     return record
 
 
@@ -142,10 +273,10 @@ def _check_batch(record: BatchRecord) -> None:
     for example in record.examples:
         tokens = len(example.tokens)
         if len(example.roles) != tokens:
-            raise ValueError(f"id {example.id!r} has {tokens} tokens and {len(example.roles)} roles")
+            raise ValueError(f"id {briefly(example.id)} has {tokens} tokens and {len(example.roles)} roles")
         start, stop = example.subject_span
         if not start < stop <= tokens:
-            raise ValueError(f"id {example.id!r} has {tokens} tokens and its subject at {start} to {stop}")
+            raise ValueError(f"id {briefly(example.id)} has {tokens} tokens and its subject at {start} to {stop}")
         for component, scores in example.scores.items():
             _check_shape(example, f"{component} sum", scores.sum, (len(record.layers), tokens))
             if scores.l2 is not msgspec.UNSET:
@@ -154,10 +285,10 @@ def _check_batch(record: BatchRecord) -> None:
 
 def _check_shape(example: Example, what: str, values: NDArray[np.float64], shape: tuple[int, int]) -> None:
     if values.shape != shape:
-        raise ValueError(f"id {example.id!r} has {what} scores of shape {values.shape}, not {shape}")
+        raise ValueError(f"id {briefly(example.id)} has {what} scores of shape {values.shape}, not {shape}")
 
 
 def _check_exact(record: ExactRecord) -> None:
     for component, effects_LT in record.effects.items():
         if effects_LT.ndim != 2 or len(effects_LT) != len(record.layers):
-            raise ValueError(f"id {record.id!r} has {component} effects of shape {effects_LT.shape}")
+            raise ValueError(f"id {briefly(record.id)} has {component} effects of shape {effects_LT.shape}")

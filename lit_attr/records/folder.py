@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from lit_attr.errors import ArgumentError, UserError
+from lit_attr.facts.contrasts import ContrastKey
 from lit_attr.facts.rows import Rejected
-from lit_attr.records.files import check_header, read_batch, read_exact, read_json, write_bytes, write_json
+from lit_attr.records.files import (
+    briefly,
+    check_header,
+    check_name,
+    check_own,
+    file_name,
+    read_batch,
+    read_exact,
+    read_json,
+    read_sealed,
+    remove_temporary,
+    write_bytes,
+    write_json,
+    write_sealed,
+)
 from lit_attr.records.lock import RunLock
 from lit_attr.records.rejected import append_rejected, count_rejected, read_refused, replace_rejected
 from lit_attr.records.schema import (
-    FORMAT_VERSION,
     MANIFEST_FORMAT,
     SUMMARY_FORMAT,
     BatchRecord,
     ExactRecord,
 )
-from lit_attr.records.state import RunState, digest_example, remove_claims
+from lit_attr.records.state import (
+    EXTENDED,
+    RunState,
+    digest_example,
+    extended_settings,
+    new_manifest,
+    remove_claims,
+)
 
 RESUME_HINT = "all files in it are whole, and the same command continues once this is fixed"
-LIBRARIES = ("lit-attr", "torch", "transformers", "bitsandbytes", "lightning", "tokenizers")
 
 
 class RunFolder:
@@ -45,7 +66,9 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self.figures = self.path / "figures"
         self.shown = self.path / "shown.json"
+        self.config = self.path / "config.yaml"
         self._lock = RunLock(self.path)
+        self._run: str | None = None
 
     def lock(self) -> str:
         """Keeps other runs out until `unlock`, and returns the run's name for its other processes to `join`.
@@ -55,11 +78,12 @@ class RunFolder:
         """
         with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
+            self._check_own()
             run = self._lock.acquire()
-            # Half-written files of a process that was killed. No other process writes now.
             for folder in (self.path, self.batches, self.exact):
-                for left in folder.glob(".*.tmp"):
-                    left.unlink()
+                remove_temporary(folder)
+            for inner, _, _ in os.walk(self.figures):
+                remove_temporary(Path(inner))
             remove_claims(self.path)
         return run
 
@@ -88,40 +112,46 @@ class RunFolder:
     def unlock(self) -> None:
         """Lets other runs in."""
         if self._lock.is_first:
-            remove_claims(self.path)
+            # The end of a run is no time for complaints.
+            remove_claims(self.path, strict=False)
         self._lock.release()
 
-    def check(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    def check(
+        self, settings: Mapping[str, Mapping[str, Any]], content_of: Callable[[int], str] | None = None
+    ) -> None:
         """Compares the settings of an earlier run in the folder with those of this run.
 
         Args:
             settings: Settings by group.
+            content_of: The hash of this run's first so many contrasts. With it, a run with a larger limit may
+                extend an earlier one that had the same first rows.
 
         Raises:
             UserError: They differ in something that changes a number, or the manifest is not readable.
         """
-        with self._writing():
-            written = read_json(self.manifest) if self.manifest.exists() else None
-        if written is None:
+        if not os.path.lexists(self.manifest):
             if any(self.batches.glob("*.json")):
                 raise ArgumentError("output_dir", f"{self.path} has batches but no manifest; give another folder")
             return
-        check_header(written, self.manifest, MANIFEST_FORMAT)
-        if not all(isinstance(written.get(group), dict) for group in settings):
-            raise UserError(f"{self.manifest}: it lacks {' or '.join(settings)}; give another folder")
+        written = self.read_manifest()
+        # The same rows from another place are the same rows: `content` identifies them.
+        ignored = {("data", "source")}
+        if content_of is not None:
+            ignored |= {
+                ("data", name) for name in extended_settings(written["data"], settings["data"], content_of)
+            }
         for group, values in settings.items():
             for name, value in values.items():
                 before = written[group].get(name)
-                # The same rows from another place are the same rows: `content` identifies them.
-                if before != value and (group, name) != ("data", "source"):
+                if before != value and (group, name) not in ignored:
                     raise ArgumentError(
                         "output_dir",
-                        f"{self.path} was written with {group}.{name} {before!r}, this run has {value!r}; give "
-                        "another folder, or set overwrite=True to start afresh",
+                        f"{self.path} was written with {group}.{name} {briefly(before)}, this run has "
+                        f"{briefly(value)}; give another folder, or set overwrite=True to start afresh",
                     )
 
     def open(self, settings: Mapping[str, Mapping[str, Any]], rejected: Iterable[Rejected]) -> None:
-        """Writes the manifest, unless there is one, and the refused rows. Needs the lock.
+        """Writes the manifest, or extends the one that is there, and the refused rows. Needs the lock and `check`.
 
         Args:
             settings: Settings by group.
@@ -131,16 +161,13 @@ class RunFolder:
             for folder in (self.batches, self.exact):
                 folder.mkdir(parents=True, exist_ok=True)
             if not self.manifest.exists():
-                write_json(
-                    self.manifest,
-                    {
-                        "format": MANIFEST_FORMAT,
-                        "version": FORMAT_VERSION,
-                        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                        **settings,
-                        "libraries": {name: _version(name) for name in LIBRARIES},
-                    },
-                )
+                write_sealed(self.manifest, new_manifest(settings))
+            else:
+                written = self.read_manifest()
+                if any(written["data"].get(name) != settings["data"].get(name) for name in EXTENDED):
+                    # The run keeps its name: what it has written so far stays part of it.
+                    write_sealed(self.manifest, {**written, "data": settings["data"]})
+            self._run = None
             replace_rejected(self.rejected, rejected)
 
     def move_aside(self) -> None:
@@ -162,7 +189,7 @@ class RunFolder:
             UserError: Another process of the run is gone.
         """
         first = record.examples[0]
-        path = self.batches / _file_name(first.id, first.step)
+        path = self.batches / file_name(first.id, first.step)
         with self._writing():
             self._lock.check()
             if path.exists():
@@ -171,7 +198,7 @@ class RunFolder:
                     f"id {first.id!r}, step {first.step}, came twice in one run; give every fact an id of its "
                     "own, and every process its own share",
                 )
-            write_json(path, record)
+            write_sealed(path, msgspec.structs.replace(record, run=self._run_name()))
 
     def write_exact(self, record: ExactRecord) -> None:
         """Writes the exact effects of a contrast, whole or not at all.
@@ -182,7 +209,8 @@ class RunFolder:
         """
         with self._writing():
             self._lock.check()
-            write_json(self.exact / _file_name(record.id, record.step), record)
+            named = msgspec.structs.replace(record, run=self._run_name())
+            write_sealed(self.exact / file_name(record.id, record.step), named)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes the summary, whole or not at all."""
@@ -192,7 +220,7 @@ class RunFolder:
     def write_config(self, settings: str) -> None:
         """Writes the command line's settings, whole or not at all."""
         with self._writing():
-            write_bytes(self.path / "config.yaml", settings.encode())
+            write_bytes(self.config, settings.encode())
 
     def add_rejected(self, rejected: Iterable[Rejected]) -> None:
         """Appends refused rows, all or none; several processes may do so at once."""
@@ -205,16 +233,17 @@ class RunFolder:
         Raises:
             UserError: See `read_batches`.
         """
-        digests = {
-            (example.id, example.step): digest_example(example)
-            for _, batch in self.read_batches()
-            for example in batch.examples
-        }
+        digests, files = {}, {}
+        for path, batch in self.read_batches():
+            for example in batch.examples:
+                digests[example.id, example.step] = digest_example(example)
+                files[example.id, example.step] = path.name
         return RunState(
             done=frozenset(digests),
             refused=frozenset((row.id, row.step) for row in read_refused(self.rejected) if row.step is not None),
             exact={(record.id, record.step): record.refused is None for _, record in self.read_exact()},
             digests=digests,
+            files=files,
             folder=self.path,
         )
 
@@ -222,22 +251,43 @@ class RunFolder:
         """The batch files and their records, in the order of the files' names.
 
         Raises:
-            UserError: A file does not follow its format, see `read_batch`, or cannot be read.
+            UserError: A file does not follow its format, see `read_batch`, cannot be read, is not of this run, or
+                has a contrast that another one has as well.
         """
-        for path in sorted(self.batches.glob("*.json")):
+        paths = sorted(self.batches.glob("*.json"))
+        # Without a batch there is nothing that a manifest could be missing for.
+        manifest = self.read_manifest() if paths else {}
+        found: dict[ContrastKey, Path] = {}
+        for path in paths:
             with _reading(path):
                 record = read_batch(path)
+            components = {component for example in record.examples for component in example.scores}
+            self._check_of_run(path, record, components, manifest)
+            check_name(path, record.examples[0].id, record.examples[0].step)
+            for example in record.examples:
+                key = example.id, example.step
+                if key in found:
+                    raise UserError(
+                        f"{path}: id: {briefly(example.id)}, step {example.step}, is in {found[key].name} as "
+                        "well; move one of the two away and run again"
+                    )
+                found[key] = path
             yield path, record
 
     def read_exact(self) -> Iterator[tuple[Path, ExactRecord]]:
         """The files of exact effects and their records, in the order of the files' names.
 
         Raises:
-            UserError: A file does not follow its format, see `read_batch`, or cannot be read.
+            UserError: A file does not follow its format, see `read_batch`, cannot be read, or is not of this run.
         """
-        for path in sorted(self.exact.glob("*.json")):
+        paths = sorted(self.exact.glob("*.json"))
+        manifest = self.read_manifest() if paths else {}
+        for path in paths:
             with _reading(path):
                 record = read_exact(path)
+            self._check_of_run(path, record, set(record.effects), manifest)
+            # With one contrast a file, no two files can have the same contrast.
+            check_name(path, record.id, record.step)
             yield path, record
 
     def read_manifest(self) -> dict[str, Any]:
@@ -248,8 +298,11 @@ class RunFolder:
         """
         if not self.manifest.is_file():
             raise UserError(f"{self.path}: there is no manifest.json in it; give the output folder of a run")
-        manifest = read_json(self.manifest)
-        check_header(manifest, self.manifest, MANIFEST_FORMAT)
+        with _reading(self.manifest):
+            manifest = read_sealed(self.manifest, MANIFEST_FORMAT)
+        for name, kind in (("model", dict), ("data", dict), ("run", str)):
+            if not isinstance(manifest.get(name), kind):
+                raise UserError(f"{self.manifest}: it lacks {name}; give another folder")
         return manifest
 
     def read_summary(self) -> dict[str, Any] | None:
@@ -258,22 +311,55 @@ class RunFolder:
             summary = read_json(self.summary)
             check_header(summary, self.summary, SUMMARY_FORMAT)
         except (OSError, UserError):
-            # It can be computed from the records again.
+            # It can be computed from the records again, and is compared with them, so that it needs no seal.
             return None
-        return summary
+        return summary if isinstance(summary.get("seconds", 0), (int, float)) else None
 
     def count_rejected(self) -> int:
         """The number of refused rows and contrasts."""
         return count_rejected(self.rejected)
+
+    def _run_name(self) -> str:
+        if self._run is None:
+            self._run = str(read_sealed(self.manifest, MANIFEST_FORMAT)["run"])
+        return self._run
+
+    def _check_own(self) -> None:
+        """Checks that no link or folder is where this run is going to write files."""
+        for path in (self.batches, self.exact, self.figures):
+            check_own(path, is_folder=True)
+        for path in (self.manifest, self.rejected, self.summary, self.shown, self.config):
+            check_own(path)
+
+    def _check_of_run(
+        self, path: Path, record: BatchRecord | ExactRecord, components: set[str], manifest: Mapping[str, Any]
+    ) -> None:
+        """Checks that a file is of the run whose manifest this is. A stranger's module names no settings."""
+        settings = manifest["model"]
+        found = {
+            "rule": record.rule,
+            "layers": record.layers,
+            "component": ", ".join(sorted(components)),
+            "run": record.run if isinstance(record.run, str) else None,
+        }
+        wanted = {**{name: settings[name] for name in found if name in settings}, "run": manifest["run"]}
+        for name, value in wanted.items():
+            if found[name] != value:
+                raise UserError(
+                    f"{path}: {name}: it is {briefly(found[name])}, and in {self.manifest} {briefly(value)}: the "
+                    "file is of another run; move it away and run again"
+                )
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise ArgumentError(
-                "output_dir", f"{self.path} cannot be written to ({error.strerror or error}); {RESUME_HINT}"
-            ) from error
+            # Only these are the fault of a single place in the folder.
+            is_place = isinstance(error, (IsADirectoryError, FileExistsError))
+            place = (error.filename2 or error.filename) if is_place else None
+            reason = f"{place or self.path} cannot be written to ({error.strerror or error}); {RESUME_HINT}"
+            raise ArgumentError("output_dir", reason) from error
 
 
 @contextmanager
@@ -282,17 +368,3 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path}: it cannot be read ({error.strerror or error})") from error
-
-
-def _file_name(contrast_id: int | str, step: int) -> str:
-    # Text from the data never becomes a path.
-    if isinstance(contrast_id, int):
-        return f"{contrast_id:08d}-{step}.json"
-    return f"{hashlib.sha256(contrast_id.encode('utf-8', 'backslashreplace')).hexdigest()[:16]}-{step}.json"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import time
 import uuid
 from pathlib import Path
@@ -13,13 +14,14 @@ import orjson
 from filelock import FileLock, Timeout
 
 from lit_attr.errors import ArgumentError, ReportedError, UserError
-from lit_attr.records.files import read_json, write_json
+from lit_attr.records.files import check_own, own_files, read_json, write_json
 
 # The data loader workers of a killed process share its lock, and check for their parent every five seconds.
 PATIENCE_SECONDS = 10.0
 POLL_SECONDS = 0.05
 # How long the end of another process may go unnoticed by the first.
 CHECK_SECONDS = 1.0
+_PART, _FINISHED = re.compile(r"\.process-\d+\.lock"), re.compile(r"\.finished-\d+")
 
 
 class RunLock:
@@ -53,6 +55,9 @@ class RunLock:
             ArgumentError: Another run is at work in the folder, as a fault of `output_dir`.
         """
         self._rank, self._processes = 0, 1
+        # A lock empties its file, and would do so through a link.
+        for path in (self._folder / ".lock", self._holder):
+            check_own(path)
         self._first = _lock(self._folder / ".lock")
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not _try(self._first):
@@ -62,7 +67,7 @@ class RunLock:
             time.sleep(POLL_SECONDS)
         run = uuid.uuid4().hex
         write_json(self._holder, {"pid": os.getpid(), "host": platform.node(), "run": run})
-        for path in self._folder.glob(".process-*.lock"):
+        for path in own_files(self._folder, _PART):
             other = _lock(path)
             while not _try(other):
                 if time.monotonic() > deadline:
@@ -71,7 +76,7 @@ class RunLock:
                 time.sleep(POLL_SECONDS)
             path.unlink()
             other.release()
-        for path in self._folder.glob(".finished-*"):
+        for path in own_files(self._folder, _FINISHED):
             path.unlink()
         return run
 
@@ -136,7 +141,7 @@ class RunLock:
             self._own.release()
             self._own = None
         if self._first is not None and self._first.is_locked:
-            for path in (self._holder, *self._folder.glob(".finished-*")):
+            for path in (self._holder, *own_files(self._folder, _FINISHED, strict=False)):
                 path.unlink(missing_ok=True)
             self._first.release()
 

@@ -58,6 +58,14 @@ Layers = Annotated[
 ]
 RuleField = Annotated[str, Meta(description="The rule that computed the scores, such as gradient.")]
 FactId = Annotated[int | str, Meta(description="The fact's own id, or its row number in the source.")]
+RunField = Annotated[str, Meta(description="The run that wrote the file; its manifest names it.")]
+DigestField = Annotated[
+    str,
+    Meta(
+        description="The first 32 hexadecimal digits of the SHA-256 hash of the file's bytes before this field, "
+        "comma excluded."
+    ),
+]
 StepField = Annotated[Index, Meta(description="Which token of the answers is compared, from 0.")]
 
 
@@ -134,14 +142,16 @@ class Example(Struct, forbid_unknown_fields=True, omit_defaults=True):
     ) = UNSET
 
 
-class BatchRecord(Struct, forbid_unknown_fields=True):
+class BatchRecord(Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """Contrastive attribution of one batch: OUT/batches/*.json."""
 
     format: BatchFormat
     version: Version
     layers: Layers
     rule: RuleField
+    run: RunField | UnsetType = UNSET
     examples: Annotated[list[Example], Meta(min_length=1, description="The contrasts of the batch.")]
+    digest: DigestField | UnsetType = UNSET
 
 
 class Rankings(Struct, forbid_unknown_fields=True):
@@ -165,13 +175,14 @@ class CurvesRecord(Struct, forbid_unknown_fields=True):
     ]
 
 
-class ExactRecord(Struct, forbid_unknown_fields=True):
+class ExactRecord(Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """Exact effects of one contrast, and its faithfulness curves: OUT/exact/*.json."""
 
     format: ExactFormat
     version: Version
     layers: Layers
     rule: Annotated[str, Meta(description="The rule of the scores that are compared with the effects.")]
+    run: RunField | UnsetType = UNSET
     ablation: Annotated[str, Meta(description="What replaces an ablated write: zero.")]
     id: FactId
     step: StepField
@@ -189,3 +200,4 @@ class ExactRecord(Struct, forbid_unknown_fields=True):
         str | None,
         Meta(description="Why there are no exact effects; null where there are. The effects are 0 then."),
     ]
+    digest: DigestField | UnsetType = UNSET

@@ -1,15 +1,28 @@
-"""What a run starts from: which contrasts are done, and which exact effects there are."""
+"""What a run starts from: its settings, which contrasts are done, and which exact effects there are."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+import orjson
 
 from lit_attr.errors import ArgumentError
 from lit_attr.facts.contrasts import Contrast, ContrastKey
-from lit_attr.records.schema import Example
+from lit_attr.records.files import briefly, own_files
+from lit_attr.records.schema import FORMAT_VERSION, MANIFEST_FORMAT, Example
+
+# What a larger limit changes in the manifest's data.
+EXTENDED = ("limit", "contrasts", "content")
+LIBRARIES = ("lit-attr", "torch", "transformers", "bitsandbytes", "lightning", "tokenizers")
+
+_CLAIM = re.compile(r"\.claim-\d+")
 
 
 @dataclass
@@ -21,6 +34,7 @@ class RunState:
         refused: Contrasts that were refused while the model ran.
         exact: Contrasts whose exact effects are on disk; False where they were refused.
         digests: What each contrast on disk was, whatever its id.
+        files: The name of the batch file of each.
         folder: The run's folder. None where nothing is written.
         spares: Contrasts that replace refused ones in the sample, each with its place in the run's random order.
             The data module sets them.
@@ -30,6 +44,7 @@ class RunState:
     refused: frozenset[ContrastKey] = frozenset()
     exact: Mapping[ContrastKey, bool] = field(default_factory=dict)
     digests: Mapping[ContrastKey, str] = field(default_factory=dict)
+    files: Mapping[ContrastKey, str] = field(default_factory=dict)
     folder: Path | None = None
     spares: Sequence[tuple[int, Contrast]] = ()
     _next: int = field(default=0, init=False, repr=False)
@@ -42,18 +57,28 @@ class RunState:
         """The rows of a batch that are not done: a loader that ignores the earlier run yields all of them again.
 
         Raises:
-            ArgumentError: A contrast on disk has the id and step of one in the batch, but is another one, as a
-                fault of `source`.
+            ArgumentError: See `check_facts`.
+        """
+        self.check_facts(contrasts)
+        return [row for row, contrast in enumerate(contrasts) if not self.is_done(contrast.key)]
+
+    def check_facts(self, contrasts: Iterable[Contrast]) -> None:
+        """Compares contrasts with those on disk.
+
+        Raises:
+            ArgumentError: One on disk has the id and step of one of these, but is another one, as a fault of
+                `source`.
         """
         for contrast in contrasts:
             digest = self.digests.get(contrast.key)
             if digest is not None and digest != digest_contrast(contrast):
+                name = self.files.get(contrast.key)
+                where = "" if name is None else f" (batches/{name})"
                 raise ArgumentError(
                     "source",
-                    f"id {contrast.fact.id!r} was another fact in the run that wrote {self.folder}; give another "
-                    "folder",
+                    f"id {briefly(contrast.fact.id)} was another fact in the run that wrote {self.folder}{where}; "
+                    "give another folder",
                 )
-        return [row for row, contrast in enumerate(contrasts) if not self.is_done(contrast.key)]
 
     def next_spare(self) -> tuple[int, Contrast] | None:
         """Claims the next spare for this process, with its place; None where no spare is left.
@@ -71,9 +96,41 @@ class RunState:
         return None
 
 
-def remove_claims(folder: Path) -> None:
-    """Removes all claims of spares from a run's folder."""
-    for path in _exact_folder(folder).glob(".claim-*"):
+def new_manifest(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The manifest of a run that begins, with these settings by group."""
+    # The same settings and rows give the same name, wherever the rows are.
+    named = {
+        group: {name: each for name, each in values.items() if name != "source"}
+        for group, values in settings.items()
+    }
+    return {
+        "format": MANIFEST_FORMAT,
+        "version": FORMAT_VERSION,
+        "run": hashlib.sha256(orjson.dumps(named, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16],
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **settings,
+        "libraries": {name: _version(name) for name in LIBRARIES},
+    }
+
+
+def extended_settings(
+    before: Mapping[str, Any], now: Mapping[str, Any], content_of: Callable[[int], str]
+) -> Sequence[str]:
+    """What may differ from an earlier run: with a larger limit, the rows that follow those of that run."""
+    limit, larger, count = before.get("limit"), now.get("limit"), before.get("contrasts")
+    if limit is None or count is None or (larger is not None and larger <= limit):
+        return ()
+    is_same = count <= now["contrasts"] and content_of(count) == before.get("content")
+    return EXTENDED if is_same else ("limit", "contrasts")
+
+
+def remove_claims(folder: Path, *, strict: bool = True) -> None:
+    """Removes all claims of spares from a run's folder.
+
+    Raises:
+        ArgumentError: See `own_files`, whose `strict` this is.
+    """
+    for path in own_files(_exact_folder(folder), _CLAIM, strict=strict):
         path.unlink(missing_ok=True)
 
 
@@ -107,3 +164,10 @@ def _claim(folder: Path, place: int) -> bool:
         return False
     except OSError as error:
         raise ArgumentError("output_dir", f"{folder} cannot be written to ({error.strerror or error})") from error
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

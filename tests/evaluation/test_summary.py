@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 import pytest
 import torch
+from sealed import write_batch
 from transformers import PreTrainedModel
 
 from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
@@ -191,8 +192,9 @@ def test_how_contrasts_are_spread_over_files_does_not_matter(
 def test_refuses_files_that_do_not_belong_together(make_run: Callable, example: Example, change: dict):
     folder = make_run([example])
     (path,) = folder.batches.iterdir()
-    other = folder.batches / "z.json"
-    other.write_bytes(orjson.dumps({**orjson.loads(path.read_bytes()), **change}))
+    batch = orjson.loads(path.read_bytes())
+    batch["examples"][0]["id"] = 9999
+    other = write_batch(folder.path, {**batch, **change})
     with pytest.raises(UserError, match=f"{other}: it has other layers, another component or another rule"):
         summarise(folder)
 
@@ -204,7 +206,8 @@ def test_refuses_exact_effects_of_other_cells(make_run: Callable, drawn: Callabl
         name = next(iter(effects))
         folder = make_run(examples, [msgspec.structs.replace(record, effects=effects)], name=name)
         with pytest.raises(
-            UserError, match="the exact effects of id 0 are of other cells than its scores; move it"
+            UserError,
+            match=f"{folder.exact}/00000000-0.json: effects: they are of other cells than the scores; move it",
         ):
             summarise(folder)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sealed import reseal, write_batch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_attr.attribution.gradient import attribute_batch
@@ -67,12 +69,14 @@ def changed(run: Path, tmp_path: Path) -> Callable[..., Path]:
         (folder / "batches").mkdir(parents=True)
         shutil.copy(run / "manifest.json", folder)
         paths = sorted(run.glob("batches/*.json"))[: len(changes) + 2]
-        for place, (path, change) in enumerate(zip_longest(paths, changes, fillvalue={})):
+        for path, change in zip_longest(paths, changes, fillvalue={}):
             batch = json.loads(path.read_bytes())
             (example,) = batch["examples"]
-            example |= change
-            batch["examples"] = [{name: value for name, value in example.items() if value is not None}]
-            (folder / "batches" / f"{place:02}.json").write_text(json.dumps(batch))
+            example |= {name: value for name, value in change.items() if value is not None}
+            # Named before a field is removed, as it would have been written.
+            written = write_batch(folder, batch)
+            kept = {name: value for name, value in example.items() if change.get(name, "") is not None}
+            reseal(written, partial(dict.update, examples=[kept]))
         return folder
 
     return make
@@ -89,7 +93,7 @@ def relabelled(run: Path, tmp_path: Path) -> Callable[[Callable[[dict[str, Any]]
             batch = json.loads(path.read_bytes())
             for example in batch["examples"]:
                 example["scores"] = change(example["scores"])
-            path.write_text(json.dumps({**batch, "rule": "other"}))
+            write_batch(folder, {**batch, "rule": "other"})
         return folder
 
     return make

@@ -59,11 +59,11 @@ def test_goes_into_the_runs_folder_and_overwrites_nothing(changed: Callable[...,
     [
         ("manifest.json", {}, "there is no manifest.json in it; give the output folder of a run"),
         ("batches", {}, "there is no contrast in it; give the output folder of a run that has some"),
-        ("cut", {}, "00.json: not JSON"),
-        ("cut", {"to": "parquet"}, "00.json: not JSON"),
-        ("cut last", {}, "01.json: not JSON"),
-        ("cut last", {"to": "parquet"}, "01.json: not JSON"),
-        ("cut last", {"to": "inseq"}, "01.json: not JSON"),
+        ("cut", {}, "00000000-0.json: not JSON"),
+        ("cut", {"to": "parquet"}, "00000000-0.json: not JSON"),
+        ("cut last", {}, "00000000-1.json: not JSON"),
+        ("cut last", {"to": "parquet"}, "00000000-1.json: not JSON"),
+        ("cut last", {"to": "inseq"}, "00000000-1.json: not JSON"),
         ("", {"per": "layer"}, "per: it is for inseq, not csv; leave it out"),
         ("", {"to": "json"}, "to: 'json' is not one of parquet, csv, inseq"),
         ("", {"output": "{run}/manifest.json/x"}, "output: {run}/manifest.json/x cannot be"),
@@ -72,7 +72,7 @@ def test_goes_into_the_runs_folder_and_overwrites_nothing(changed: Callable[...,
 def test_errors_are_one_line(damage: str, arguments: dict[str, str], message: str, changed: Callable[..., Path]):
     folder = changed()
     if damage.startswith("cut"):
-        path = folder / "batches" / ("01.json" if damage == "cut last" else "00.json")
+        path = folder / "batches" / ("00000000-1.json" if damage == "cut last" else "00000000-0.json")
         path.write_bytes(path.read_bytes()[:-100])
     elif damage == "batches":
         shutil.rmtree(folder / "batches")
@@ -90,9 +90,9 @@ def test_errors_are_one_line(damage: str, arguments: dict[str, str], message: st
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ([{"relation_id": None}], "00.json: .*missing required field `relation_id`"),
-        ([{}, {"step": None}], "01.json: .*missing required field `step`"),
-        ([{}, {"more": 1}], "01.json: .*unknown field `more`"),
+        ([{"relation_id": None}], "00000000-0.json: .*missing required field `relation_id`"),
+        ([{}, {"step": None}], "00000000-1.json: .*missing required field `step`"),
+        ([{}, {"more": 1}], "00000000-1.json: .*unknown field `more`"),
         ([{}, {"donor_id": 1}], "lacks donor_id, or has it alone; move its batch file away and run again$"),
     ],
 )

@@ -15,7 +15,7 @@ from lit_attr.facts.rows import Rejected
 from lit_attr.records.encoding import batch_record, exact_record
 from lit_attr.records.folder import RunFolder
 
-SETTINGS = {"model": {"dtype": "float32", "layers": [0, 1]}, "data": {"content": "abc"}}
+SETTINGS = {"model": {"dtype": "float32", "layers": [0, 1, 2]}, "data": {"content": "abc"}}
 
 
 def write(folder: RunFolder, batch: AttributionBatch) -> None:
@@ -193,9 +193,9 @@ def test_removes_half_written_files_and_claims(tmp_path: Path):
         (tmp_path / name).mkdir()
     mine = tmp_path / "batches" / "notes.tmp"
     left = (
-        tmp_path / ".manifest.json.7.tmp",
-        tmp_path / "batches" / ".00000001-0.json.7.tmp",
-        tmp_path / "exact" / ".00000001-0.json.7.tmp",
+        tmp_path / ".manifest.json.7.lit-attr.tmp",
+        tmp_path / "batches" / ".00000001-0.json.7.lit-attr.tmp",
+        tmp_path / "exact" / ".00000001-0.json.7.lit-attr.tmp",
         tmp_path / "exact" / ".claim-17",
     )
     for path in (mine, *left):

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from jsonschema import Draft202012Validator
@@ -16,7 +17,7 @@ import lit_attr
 from lit_attr.attribution.faithfulness import PERCENT, RANKINGS, Curves
 from lit_attr.attribution.gradient import AttributionBatch, ExactEffects
 from lit_attr.records.encoding import batch_record, exact_record
-from lit_attr.records.files import read_batch, write_json
+from lit_attr.records.files import read_batch, write_sealed
 
 ASSETS = Path(lit_attr.__file__).parent / "assets"
 
@@ -28,7 +29,7 @@ def validator(name: str) -> Draft202012Validator:
 
 
 def written(record: Any, path: Path) -> dict[str, Any]:
-    write_json(path, record)
+    write_sealed(path, msgspec.structs.replace(record, run="a run"))
     content: dict[str, Any] = json.loads(path.read_text())
     return content
 
@@ -41,6 +42,8 @@ def test_batch_files_are_as_the_schema_says(batch: AttributionBatch, tmp_path: P
     for broken in (
         {**record, "version": 1},
         {**record, "more": 1},
+        {name: value for name, value in record.items() if name != "run"},
+        {name: value for name, value in record.items() if name != "digest"},
         {**record, "examples": []},
         {**record, "examples": [{**example, "roles": ["subject"]}]},
         {**record, "examples": [{**example, "subject_span": [1]}]},
@@ -60,7 +63,8 @@ def test_reserved_fields_are_read_and_written(batch: AttributionBatch, tmp_path:
     assert not reserved.keys() & example.keys()
     record["examples"][0] = {**example, **reserved}
     path = tmp_path / "reserved.json"
-    path.write_text(json.dumps(record))
+    del record["digest"]
+    write_sealed(path, record)
     validator("attributions.schema.json").validate(written(read_batch(path), tmp_path / "again.json"))
     assert {name: json.loads((tmp_path / "again.json").read_text())["examples"][0][name] for name in reserved} == (
         reserved

@@ -104,4 +104,4 @@ def test_ids_of_both_kinds_are_texts_in_parquet(changed: Callable[..., Path], tm
     folder = changed({"id": 7}, {"id": "seven"})
     table = pq.read_table(export(folder, "parquet", tmp_path / "run.parquet"))
     assert table["id"].to_pylist() == [str(record["id"]) for record in load_attributions(folder)]
-    assert table["id"].to_pylist()[:2] == ["7", "seven"]
+    assert {"7", "seven"} < set(table["id"].to_pylist())

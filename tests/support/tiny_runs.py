@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from sealed import write_batch, write_manifest
 
 from lit_attr.facts.roles import ROLES
 
@@ -17,11 +18,10 @@ QUANTILE = 1.959964
 def write_run(path: Path, examples: Sequence[Mapping[str, Any]], *, layers: int = 2, model: str = "tiny") -> Path:
     """Writes a run folder with these examples of scores of layers 0, 1 and so on, and returns its path."""
     (path / "batches").mkdir(parents=True)
-    manifest = {"format": "lit-attr/manifest", "version": 2, "model": {"model_name": model}, "data": {}}
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(path, model={"model_name": model})
     if examples:
         head = {"format": "lit-attr/attributions", "version": 2, "rule": "gradient", "layers": [*range(layers)]}
-        (path / "batches" / "0.json").write_text(json.dumps({**head, "examples": examples}))
+        write_batch(path, {**head, "examples": examples})
     return path
 
 

@@ -12,7 +12,6 @@ from lit_attr.attribution.gradient import AttributionBatch
 from lit_attr.errors import ArgumentError
 from lit_attr.evaluation.summary import summarise
 from lit_attr.records.encoding import batch_record
-from lit_attr.records.files import write_json
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.reading import to_dict
 from lit_attr.views.paper.run import estimate, pick_facts, read_run
@@ -31,7 +30,7 @@ def test_means_and_confidence_match_hand_computation(run: Path):
 
 def test_means_match_the_summary(batch: AttributionBatch, tmp_path: Path):
     folder = write_run(tmp_path / "run", [])
-    write_json(folder / "batches" / "0.json", batch_record(batch))
+    RunFolder(folder).write_batch(batch_record(batch))
     profile = summarise(RunFolder(folder)).summary["profile"]
     each = estimate(read_run(folder).means_NLR)
     mean_LR, error_LR = (np.array(profile[name], dtype=float) for name in ("mean_score", "standard_error"))
