@@ -5,21 +5,26 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import align_module_device  # type: ignore[import-untyped]
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils.hub import cached_file
 
 from lit_attr.errors import ArgumentError, one_line
 from lit_attr.models.hooks import uncompiled
+from lit_attr.models.loading import gguf_place
 from lit_attr.models.quantization import quantization_settings
 
 # The attributes of a PEFT layer that change its output, besides its weights.
 ADAPTER_STATE = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
 # How many numbers of each parameter the fingerprint samples.
 SAMPLED = 64
+# Bytes of a file that are in memory at a time.
+BLOCK = 2**20
 
 
 def model_identity(model: PreTrainedModel) -> dict[str, Any]:
@@ -35,6 +40,26 @@ def model_identity(model: PreTrainedModel) -> dict[str, Any]:
         "adapters": {name: str(adapter.peft_type.value) for name, adapter in adapters.items()},
         "attn_implementation": config._attn_implementation,
     }
+
+
+def gguf_digest(model_name: str, gguf_file: str | None, revision: str | None = None) -> str | None:
+    """A hash of the content of a model's GGUF file; None where the model is not in one.
+
+    Args:
+        model_name: Hub name, local folder or GGUF file, as of `load_model`.
+        gguf_file: The name of a GGUF file in that folder or repository.
+        revision: Branch, tag or commit on the hub.
+    """
+    place, gguf_file = gguf_place(model_name, gguf_file)
+    if gguf_file is None:
+        return None
+    digest = hashlib.sha256()
+    path = cached_file(place, gguf_file, revision=revision)
+    assert path is not None  # it raises where there is no file
+    with Path(path).open("rb") as stream:
+        while block := stream.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 @torch.no_grad()
