@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
@@ -64,14 +64,21 @@ _owner: ContextVar[_Owner | None] = ContextVar("owner", default=None)
 
 
 @contextmanager
-def arguments_of(owner: str, renamed: Mapping[str, str] = UNCHANGED) -> Iterator[None]:
+def arguments_of(
+    owner: str,
+    renamed: Mapping[str, str] = UNCHANGED,
+    *,
+    only: Collection[str] | None = None,
+    replaces_owner: bool = False,
+) -> Iterator[None]:
     """Re-raises an `ArgumentError` under the caller's name for the argument; warnings get that name as well.
-
-    Nested contexts rename from the inside out, and the outermost owner is the one that is named.
 
     Args:
         owner: Whose settings they are: a group of the command line, or a class or function.
         renamed: Argument names to the owner's names, for those that differ.
+        only: The arguments that belong to the owner. Default: all.
+        replaces_owner: Rename errors that have an owner already, as for a function that users call in the place of
+            several classes.
 
     Raises:
         ArgumentError: The error under its new name.
@@ -82,6 +89,9 @@ def arguments_of(owner: str, renamed: Mapping[str, str] = UNCHANGED) -> Iterator
     try:
         yield
     except ArgumentError as error:
+        is_of_owner = only is None or error.argument in only
+        if not is_of_owner or (error.owner is not None and not replaces_owner):
+            raise
         raise ArgumentError(renamed.get(error.argument, error.argument), error.reason, owner) from error
     finally:
         _owner.reset(token)
@@ -115,10 +125,10 @@ def is_first_time(record: logging.LogRecord) -> bool:
 
 
 def check_choice(argument: str, value: object, choices: Iterable[str]) -> None:
-    """Refuses a value that is none of the words that an argument takes.
+    """Checks that a value is one of the words that an argument takes.
 
     Raises:
-        ArgumentError: It is another one.
+        ArgumentError: The value is not one of `choices`.
     """
     words = [*choices]
     if value not in words:

@@ -26,7 +26,7 @@ from lit_attr.models.limits import model_limits, read_limits
 from lit_attr.models.loading import DEMO_MODEL, Dtype, Quantization, float32_by_default, load_model
 from lit_attr.models.location import Location, input_device, locate
 from lit_attr.sample import FirstSeen, compare_or_replace
-from lit_attr.settings import RENAMED, LoadingOptions, refuse_loading_options
+from lit_attr.settings import DATA_ARGUMENTS, RENAMED, LoadingOptions, refuse_loading_options
 from lit_attr.trainers import check_trainer, run_state, warn_of_other_lightning
 
 
@@ -107,14 +107,12 @@ class AttributionModule(pl.LightningModule):
         self.layers: Sequence[int] | int | str = layers
         self.component = component
         self.rule: RuleName = rule
-        self.verify = verify
-        self.sample_seed = sample_seed
+        self.verify, self.sample_seed = verify, sample_seed
         self.step: Step = step
         self.dtype_name: Dtype = dtype
         self.quantization: Quantization | None = quantization
         self.device_map = device_map
-        self.rule_options = rule_options
-        self.loading = loading
+        self.rule_options, self.loading = rule_options, loading
         self.location: Location | None = None
         self._rule: Rule = GRADIENT
         self._first_seen: FirstSeen | None = None
@@ -188,7 +186,7 @@ class AttributionModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Remembers the model's device: a Trainer moves it to its own device, and to the CPU in the end."""
         processes = self._trainer.world_size if self._trainer is not None else 1
-        self._first_seen = FirstSeen(math.ceil(self._sample_size / processes))
+        self._first_seen = FirstSeen(self._sample_size, processes)
         if self._home is not None:
             # An earlier run has failed.
             self.location = None
@@ -221,7 +219,6 @@ class AttributionModule(pl.LightningModule):
             return
         with arguments_of("model", RENAMED):
             if self.language_model is None:
-                device = trainer.strategy.root_device if trainer is not None else None
                 self._hold(
                     load_model(
                         self.model_name,
@@ -229,7 +226,7 @@ class AttributionModule(pl.LightningModule):
                         dtype=self.dtype_name,
                         quantization=self.quantization,
                         device_map=self.device_map,
-                        device=device,
+                        device=trainer.strategy.root_device if trainer is not None else None,
                         **self.loading.of_weights(),
                     )
                 )
@@ -297,7 +294,7 @@ class AttributionModule(pl.LightningModule):
             (contrast,), (place,) = batch.contrasts, batch.places or (None,)
             exact = compare_or_replace(contrast, place, self._compare, run_state(self._trainer))
             return AttributionBatch.empty(self._location, self.component, self.rule)._replace(exact=exact)
-        with arguments_of("data", {"batch": "source"}):
+        with arguments_of("model", RENAMED), arguments_of("data", {"batch": "source"}, only=DATA_ARGUMENTS):
             scored = self._attribute(batch.to(self.input_device))
         if batch.places is not None or self._first_seen is None:
             return scored
@@ -313,7 +310,6 @@ class AttributionModule(pl.LightningModule):
     def identity(self) -> dict[str, Any]:
         """Everything about the model and the scores that changes a number, in JSON types. Loads the model."""
         self.configure_model()
-        options = self.rule_options
         return {
             # The demo model's path depends on where the package is installed.
             "model_name": self.model_name if self.model_name != DEMO_MODEL else "demo",
@@ -326,8 +322,8 @@ class AttributionModule(pl.LightningModule):
             "module": self._location.template,
             "self_test": self.loading.self_test,
             "rule": self.rule,
-            "integration_steps": options.integration_steps if self.rule == "integrated" else None,
-            "frozen_attention": options.frozen_attention if self.rule == "linearised" else None,
+            "integration_steps": self.rule_options.integration_steps if self.rule == "integrated" else None,
+            "frozen_attention": self.rule_options.frozen_attention if self.rule == "linearised" else None,
             "sample_seed": self.sample_seed,
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
         }

@@ -40,12 +40,15 @@ def compare_or_replace(
 class FirstSeen:
     """The sample of a loader that knows no random order: the first contrasts that each process sees.
 
+    Exact effects of earlier runs count, so that a loader that shuffles does not add others in each run.
+
     Args:
-        size: How many of them.
+        size: How many contrasts the sample of the whole run has.
+        processes: How many processes the run has.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, processes: int = 1) -> None:
+        self._size, self._processes = size, processes
         self._found = 0
 
     def compare(
@@ -59,13 +62,12 @@ class FirstSeen:
             state: The state of the run, which has the exact effects of earlier runs.
         """
         exact = []
+        state = state or RunState()
+        missing = self._size - sum(state.exact.values())
         for contrast in contrasts:
-            if self._found == self.size:
+            if self._found * self._processes >= missing:
                 break
-            if not contrast.is_contrastive or (state is not None and contrast.key in state.refused):
-                continue
-            if state is not None and contrast.key in state.exact:
-                self._found += state.exact[contrast.key]
+            if not contrast.is_contrastive or contrast.key in state.refused or contrast.key in state.exact:
                 continue
             effects = compare(contrast, None)
             if effects is not None:

@@ -42,12 +42,14 @@ class LoadingOptions:
         return options
 
 
+# Arguments of passes through the model that belong to the data module.
+DATA_ARGUMENTS = ("batch", "source", "max_tokens")
 # Where an argument of a pure function is found among the settings of `AttributionModule`.
 RENAMED = {
     **{name: f"loading.{name}" for name in LoadingOptions.__dataclass_fields__},
     **{name: f"rule_options.{name}" for name in RuleOptions.__dataclass_fields__},
     "steps": "rule_options.integration_steps",
-    # A model object's faults are those of the model that was named.
+    # Errors about a model object are reported under its name.
     "model": "model_name",
 }
 

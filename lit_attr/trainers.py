@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from inspect import ismethod
 from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
@@ -25,7 +26,7 @@ class OwnsRun(Protocol):
 
 @runtime_checkable
 class HasIdentity(Protocol):
-    """A module or data module that names what of it changes a number."""
+    """A module or data module that reports every setting that changes a number."""
 
     def identity(self) -> dict[str, Any]:
         """Settings and content, in JSON types."""
@@ -55,8 +56,10 @@ def run_state(trainer: pl.Trainer | None) -> RunState | None:
 
 def identity_of(part: object) -> Mapping[str, Any]:
     """The identity of a module or data module; its class where it has none."""
-    if isinstance(part, HasIdentity):
-        return part.identity()
+    # Somebody else's attribute of that name may be another thing, such as a `torch.nn.Identity`.
+    if isinstance(part, HasIdentity) and ismethod(part.identity):
+        identity: Mapping[str, Any] = part.identity()
+        return identity
     return {"class": f"{type(part).__module__}.{type(part).__qualname__}"}
 
 
@@ -75,7 +78,7 @@ def warn_of_other_lightning() -> None:
     """Warns where `pytorch_lightning` is imported: its Trainer refuses a module of `lightning.pytorch`.
 
     The two packages have the same classes twice. The Trainer of the other one refuses a module before it calls
-    anything of it, so that this is said when the module is made.
+    anything of it, so the warning is issued when the module is made.
     """
     if "pytorch_lightning" in sys.modules:
         warn_once(

@@ -46,14 +46,15 @@ def compare_exactly(
         ArgumentError: A token id has no embedding in the model, or the context is longer than its positions.
     """
     batch = collate_contrasts([contrast]).to(input_device(model))
-    scores_BLT = attribute_batch(model, location, batch, component=component, rule=rule).scores_sum_BLT
+    scored = attribute_batch(model, location, batch, component=component, rule=rule)
+    scores_BLT = scored.scores_sum_BLT
     effects_BLT = scores_BLT if rule.name == "exact" else exact_effects_BLT(model, location, batch)
     effects_LT = effects_BLT[0].to("cpu", torch.float32)
     refused, curves = None, None
     if not effects_LT.isfinite().all():
         refused = f"its exact effects {NOT_FINITE}"
-    elif not scores_BLT.isfinite().all():
-        refused = f"its scores {NOT_FINITE}"
+    elif not scored.is_finite_B().all():
+        refused = f"its scores or logits {NOT_FINITE}"
     else:
         curves = _curves(model, location, batch, scores_BLT, effects_BLT)
     if refused is not None:

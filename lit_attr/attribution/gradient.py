@@ -75,7 +75,7 @@ class AttributionBatch(NamedTuple):
         prob_true_B: Softmax over the vocabulary.
         prob_false_B: Likewise.
         rank_true_B: int64, how many tokens are more likely than the true one.
-        exact: The exact effects of the contrasts for which they were asked, of any number.
+        exact: Exact effects of contrasts in the run's sample; empty where none are in the batch.
     """
 
     contrasts: tuple[Contrast, ...]
@@ -104,6 +104,11 @@ class AttributionBatch(NamedTuple):
         numbers_B, ranks_B = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
         answers = Answers(numbers_B, numbers_B, numbers_B, numbers_B, ranks_B)
         return cls((), location.layers, component, rule, scores_BLT, None, *answers)
+
+    def is_finite_B(self) -> Tensor:
+        """Which contrasts have no number that is infinite or NaN: bool."""
+        numbers = (value for value in self if isinstance(value, Tensor))
+        return torch.stack([value.reshape(len(value), -1).isfinite().all(1) for value in numbers]).all(0)
 
     def to(self, device: torch.device | str) -> AttributionBatch:
         """The same batch on another device. Exact effects stay on the CPU."""

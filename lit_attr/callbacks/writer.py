@@ -135,7 +135,7 @@ class AttributionWriter(BasePredictionWriter):
                 f"trainer.callbacks: AttributionWriter writes AttributionBatch, but {type(pl_module).__name__}'s "
                 f"predict_step returns {type(prediction).__name__}"
             )
-        with arguments_of("writer"):
+        with arguments_of("writer"), arguments_of("data", only=("source",)):
             finite = self._without_refused(prediction, self.run_state(trainer))
             drawn = self._first_places(batch) if trainer.is_global_zero else frozenset()
             self._background.submit(lambda: self._write(trainer, finite, drawn))
@@ -146,6 +146,9 @@ class AttributionWriter(BasePredictionWriter):
         """Unlocks the folder, so that another run can resume."""
         try:
             self._background.finish()
+        except UserError:
+            # The run ends with `exception`; what is not written is computed by the next run.
+            pass
         finally:
             self.folder.unlock()
 
@@ -153,9 +156,9 @@ class AttributionWriter(BasePredictionWriter):
         """Makes the pictures and the summary. Every process comes here, unless the run has failed."""
         if stage != "predict":
             return
-        # The loader of a process without a batch never calls it.
+        # With an empty loader the earlier predict hooks are skipped.
         self.run_state(trainer)
-        with arguments_of("writer"):
+        with arguments_of("writer"), arguments_of("data", only=("source",)):
             self._background.finish()
             # Without a time limit, unlike a collective: one process may have far more to do than another.
             self.folder.finish()
@@ -232,8 +235,22 @@ class AttributionWriter(BasePredictionWriter):
         except Exception as error:
             failure, sent = error, str(error)
         sent = trainer.strategy.broadcast(sent)
-        if failure is not None:
-            raise failure
+        state = RunState()
+        if failure is None:
+            try:
+                state = self._join(trainer, sent, settings)
+            except Exception as error:
+                failure = error
+        # All leave where one has failed, or the others would wait for it.
+        if not trainer.strategy.reduce_boolean_decision(failure is None):
+            raise failure or ReportedError("another process of the run could not start")
+        self.folder.expect(trainer.world_size)
+        return state
+
+    def _join(
+        self, trainer: pl.Trainer, sent: tuple[str, RunState, dict[str, Any]] | str, settings: Mapping[str, Any]
+    ) -> RunState:
+        """Joins the run that the first process has opened."""
         if isinstance(sent, str):
             raise ReportedError(sent)
         run, state, expected = sent
@@ -242,11 +259,9 @@ class AttributionWriter(BasePredictionWriter):
                 f"data.source: process {trainer.global_rank} has other rows or another model than the first one; "
                 "give every process the same"
             )
-        with arguments_of("writer"):
-            if not trainer.is_global_zero:
+        if not trainer.is_global_zero:
+            with arguments_of("writer"):
                 self.folder.join(run, trainer.global_rank)
-            trainer.strategy.barrier()
-            self.folder.expect(trainer.world_size)
         return state
 
     def _read(self, settings: Mapping[str, Mapping[str, Any]], datamodule: object) -> RunState:

@@ -6,7 +6,6 @@ Axes: B contrasts, L layers, T tokens of one contrast.
 from __future__ import annotations
 
 import numpy as np
-import torch
 from msgspec import UNSET
 from numpy.typing import NDArray
 from torch import Tensor
@@ -87,8 +86,7 @@ def exact_record(effects: ExactEffects, *, rule: str) -> ExactRecord:
 
 def split_finite(batch: AttributionBatch) -> tuple[AttributionBatch, list[Rejected]]:
     """Parts the contrasts all of whose numbers are finite from the others, each with the reason."""
-    numbers = (value for value in batch if isinstance(value, Tensor))
-    finite_B = torch.stack([value.reshape(len(value), -1).isfinite().all(1) for value in numbers]).all(0)
+    finite_B = batch.is_finite_B()
     if finite_B.all():
         return batch, []
     rejected = [

@@ -42,6 +42,7 @@ class RunLock:
         self._own: FileLock | None = None
         self._rank, self._processes = 0, 1
         self._checked = 0.0
+        self._is_finished = False
 
     @property
     def is_first(self) -> bool:
@@ -97,9 +98,10 @@ class RunLock:
     def expect(self, processes: int) -> None:
         """Sets how many processes the run has, this one included. All of them have joined by now."""
         self._processes = processes
+        self._is_finished = False
 
     def check(self) -> None:
-        """Checks that the others are alive: the first process checks all, at most once a second; they check it.
+        """Checks that the others are alive. The first process checks all, once a second; they check the first.
 
         Raises:
             UserError: One of them ended before it was done.
@@ -133,9 +135,16 @@ class RunLock:
         while not all(self._finished(rank).exists() for rank in range(self._processes)):
             self.check()
             time.sleep(POLL_SECONDS)
+        self._is_finished = True
 
     def release(self) -> None:
         """Releases the lock. Another run can start."""
+        if self._own is None and self._is_finished:
+            # The others may still be looking for this process's mark, which is removed below.
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            parts = [self._part(rank) for rank in range(1, self._processes)]
+            while any(part.exists() for part in parts) and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
         if self._own is not None:
             self._part(self._rank).unlink(missing_ok=True)
             self._own.release()

@@ -81,7 +81,10 @@ class RunState:
                 )
 
     def next_spare(self) -> tuple[int, Contrast] | None:
-        """Claims the next spare for this process, with its place; None where no spare is left.
+        """Claims the next spare for this process, with its place.
+
+        Returns:
+            None where no spare is left, or where an interrupted run has computed the next one already.
 
         Raises:
             ArgumentError: The folder cannot be written to, as a fault of `output_dir`.
@@ -89,10 +92,10 @@ class RunState:
         while self._next < len(self.spares):
             place, contrast = self.spares[self._next]
             self._next += 1
-            if contrast.key in self.exact or contrast.key in self.refused:
+            if contrast.key in self.refused or self.exact.get(contrast.key) is False:
                 continue
             if self.folder is None or _claim(self.folder, place):
-                return place, contrast
+                return None if contrast.key in self.exact else (place, contrast)
         return None
 
 
