@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -24,7 +24,7 @@ from lit_attr.models.identity import gguf_digest, model_identity
 from lit_attr.models.language_model import check_model, find_language_model, is_placed, is_spread
 from lit_attr.models.limits import model_limits, read_limits
 from lit_attr.models.loading import DEMO_MODEL, Dtype, Quantization, float32_by_default, load_model
-from lit_attr.models.location import Location, input_device, locate
+from lit_attr.models.location import Layers, Location, check_layers, input_device, locate
 from lit_attr.sample import FirstSeen, compare_or_replace
 from lit_attr.settings import DATA_ARGUMENTS, RENAMED, LoadingOptions, refuse_loading_options
 from lit_attr.trainers import check_trainer, run_state, warn_of_other_lightning
@@ -43,7 +43,7 @@ class AttributionModule(pl.LightningModule):
         model_name: Hub name or local folder of a causal language model, or of a PEFT adapter of one; or a GGUF
             file. Default: the demo model of this package.
         gguf_file: Name of a GGUF file in that folder or repository. Its weights are dequantised.
-        layers: Layers to attribute to: `all`, one index, or a list; negative indices count from the top.
+        layers: Layers to attribute to: `all`, an index, or several: `4-8`, `0:12:2`, a list; -1 is the top one.
         component: `mlp`, `attention`, `block`, or a dotted module path with `{layer}` in it.
         rule: How scores are computed: `gradient`, `frozen-norm`, `linearised`, `integrated`, `norm-secant`, or
             `exact`; see `lit_attr.attribution.catalogue`.
@@ -68,7 +68,7 @@ class AttributionModule(pl.LightningModule):
         self,
         model_name: str | None = None,
         gguf_file: str | None = None,
-        layers: int | list[int] | Literal["all"] = "all",
+        layers: list[int | str] | str | int = "all",
         component: str = "mlp",
         rule: RuleName = "gradient",
         verify: int = 16,
@@ -96,6 +96,8 @@ class AttributionModule(pl.LightningModule):
             raise ArgumentError("model_name", "it is empty; leave it out for the demo model", "model")
         if verify < 0:
             raise ArgumentError("verify", f"{verify} is less than 0", "model")
+        with arguments_of("model", RENAMED):
+            check_layers(layers)
         # Not for the loggers: TensorBoard's HParams tab keeps what it is given first, which has to be the
         # writer's.
         self.save_hyperparameters(ignore=["model", "tokenizer"], logger=False)
@@ -104,7 +106,7 @@ class AttributionModule(pl.LightningModule):
         self.model_name = object_name if model_name is None else model_name
         self.tokenizer: PreTrainedTokenizerBase | str | None = tokenizer or self.model_name or None
         self.gguf_file = gguf_file
-        self.layers: Sequence[int] | int | str = layers
+        self.layers: Layers = layers
         self.component = component
         self.rule: RuleName = rule
         self.verify, self.sample_seed = verify, sample_seed

@@ -11,7 +11,7 @@ from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from io import BytesIO
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import numpy as np
 from torch import nn
@@ -42,7 +42,7 @@ def attribute(
     tokenizer: str | PreTrainedTokenizerBase | None = None,
     facts: str | os.PathLike[str] | Mapping[str, Any] | Iterable[Mapping[str, Any]] = SAMPLE,
     *,
-    layers: int | list[int] | Literal["all"] = "all",
+    layers: list[int | str] | str | int = "all",
     component: str = "mlp",
     rule: RuleName = "gradient",
     step: Step = "divergence",
@@ -64,7 +64,8 @@ def attribute(
             else the one that the model's name refers to.
         facts: One fact or several, as dicts; or a `source` of `CounterfactDataModule`: `sample`, a file, a hub
             name, a `datasets.Dataset`.
-        layers: `all`, one index, or a list; negative indices count from the top.
+        layers: `all`, one index, or several, such as `4-8`, `0:12:2` or a list; negative indices count from the
+            top.
         component: `mlp`, `attention`, `block`, or a dotted path from the language model with `{layer}` in it.
         rule: How scores are computed, see `lit_attr.attribution.catalogue`.
         step: Where the two answers are compared: `divergence`, or `all` for a record of every step.

@@ -112,7 +112,18 @@ def test_a_second_run_into_the_same_folder_resumes(elsewhere: Path, capsys: pyte
 
 
 @pytest.mark.parametrize(
-    ("layers", "expected"), [("3", [3]), ("-1", [7]), ("all", list(range(8))), ("[0,5,-1]", [0, 5, 7])]
+    ("layers", "expected"),
+    [
+        ("3", [3]),
+        ("-1", [7]),
+        ("all", list(range(8))),
+        ("[0,5,-1]", [0, 5, 7]),
+        ("4-6", [4, 5, 6]),
+        ("0:8:3", [0, 3, 6]),
+        ("1:3", [1, 2]),  # which YAML takes for the number 63
+        ("[0,6-7]", [0, 6, 7]),
+        ("0,-1", [0, 7]),
+    ],
 )
 def test_layers_have_several_forms(elsewhere: Path, layers: str, expected: list[int]):
     predict("--data.limit", "2", "--model.layers", layers, "--trainer.logger", "false")
@@ -175,7 +186,7 @@ def test_the_data_uses_the_tokenizer_of_the_model(elsewhere: Path, model_folder:
         (["--data.batch_size", "x"], 2, "data.batch_size: 'x' is not int"),
         (["--data.limit", "x"], 2, "data.limit: 'x' is not int or null"),
         (["--trainer.strategy", "none"], 1, "trainer: You selected an invalid strategy name"),
-        (["--model.layers", "some"], 2, "model.layers: 'some' is not"),
+        (["--model.layers", "some"], 1, "model.layers: 'some' is neither all, a layer"),
         (["--model.model_name", ""], 1, "model.model_name: it is empty"),
         (["--writer.output_dir", ""], 1, "writer.output_dir: '' is not a folder"),
         (["--data.split", "train"], 1, "data.split: 'train' is for hub data sets; sample is not one"),

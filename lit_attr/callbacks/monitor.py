@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -84,7 +84,8 @@ class AttributionMonitor(pl.Callback):
             module, else of the data module, else the one that the language model's name refers to.
         model: Path of the attribute that holds the language model, such as `student` or `net.decoder`. Default:
             the one `transformers.PreTrainedModel` in the module.
-        layers: `all`, one index, or a list; negative indices count from the top.
+        layers: `all`, one index, or several, such as `4-8`, `0:12:2` or a list; negative indices count from the
+            top.
         component: `mlp`, `attention`, `block`, or a dotted path from the language model with `{layer}` in it.
         every_n_steps: Optimizer steps between passes. Default: passes after validation only.
         at_validation_end: Whether a pass runs after validation.
@@ -99,7 +100,7 @@ class AttributionMonitor(pl.Callback):
         facts: str | os.PathLike[str] | Iterable[Mapping[str, Any]] = SAMPLE,
         tokenizer: str | PreTrainedTokenizerBase | None = None,
         model: str | None = None,
-        layers: int | list[int] | Literal["all"] = "all",
+        layers: list[int | str] | str | int = "all",
         component: str = "mlp",
         every_n_steps: int | None = None,
         at_validation_end: bool = True,

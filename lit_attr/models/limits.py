@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from lit_attr.models.loading import adapter_base, not_loaded
+from lit_attr.models.loading import adapter_base, gguf_place, not_loaded
 
 
 class ModelLimits(NamedTuple):
@@ -65,21 +65,30 @@ def model_limits(model: PreTrainedModel) -> ModelLimits:
     return limits_of(model.config)._replace(vocabulary=len(embedding.weight))
 
 
-def read_limits(model_name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelLimits:
+def read_limits(
+    model_name: str,
+    *,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> ModelLimits:
     """Reads the limits of a model from its config alone, without its weights; of an adapter, its base model's.
 
     Args:
-        model_name: Hub name or local folder, as of `load_model`.
+        model_name: Hub name, local folder or GGUF file, as of `load_model`.
+        gguf_file: The name of a GGUF file in that folder or repository.
         revision: Branch, tag or commit on the hub.
         trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
         ArgumentError: There is no such model.
     """
+    place, gguf_file = gguf_place(model_name, gguf_file)
+    given = {} if gguf_file is None else {"gguf_file": gguf_file}
     try:
-        base = adapter_base(model_name, revision)
-        name, at = (model_name, revision) if base is None else (base, None)
-        config = AutoConfig.from_pretrained(name, revision=at, trust_remote_code=trust_remote_code)
+        base = adapter_base(place, revision) if gguf_file is None else None
+        name, at = (place, revision) if base is None else (base, None)
+        config = AutoConfig.from_pretrained(name, revision=at, trust_remote_code=trust_remote_code, **given)
     except Exception as error:  # config loading, and code that comes with a model, may raise anything
         raise not_loaded("model_name", "model", model_name, error) from error
     return limits_of(config)

@@ -6,8 +6,9 @@ This is the only file that knows how architectures name their parts.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from difflib import get_close_matches
 from typing import NamedTuple, cast
 
 import torch
@@ -29,6 +30,9 @@ from lit_attr.models.selftest import (
     shows_other_widths,
 )
 
+Layers = Sequence[int | str] | int | str
+# As in Python.
+SLICE = r"(-?\d+)?:(-?\d+)?(:(-?\d+)?)?"
 # The names that implementations give the two sublayers of a decoder block.
 COMPONENT_NAMES = {
     "mlp": ("mlp", "feed_forward", "ffn"),
@@ -65,7 +69,7 @@ class Location(NamedTuple):
 def locate(
     model: PreTrainedModel,
     *,
-    layers: Sequence[int] | int | str = "all",
+    layers: Layers = "all",
     component: str = "mlp",
     self_test: bool = True,
 ) -> Location:
@@ -78,7 +82,7 @@ def locate(
 
     Args:
         model: A causal language model.
-        layers: `all`, one layer or several; negative ones count from the top.
+        layers: `all`, one layer or several, see `resolve_layers`.
         component: `mlp`, `attention`, `block`, or a dotted path from the model with `{layer}` in it.
         self_test: Whether to run the model over a few tokens, to find the write and to refuse a module that would
             give wrong scores. Without it the component's own module is taken.
@@ -94,17 +98,14 @@ def locate(
         )
     by_path = "{layer}" in component
     if not by_path and component not in (*COMPONENT_NAMES, "block"):
-        known = ", ".join((*COMPONENT_NAMES, "block"))
-        raise ArgumentError("component", f"{component!r} is none of {known}, nor a path with {{layer}} in it")
+        raise ArgumentError("component", _no_component(component))
     with uncompiled(model) as model, ExitStack() as stack:
         for context in (evaluating, frozen, fresh_rotary_frequencies):
             stack.enter_context(context(model))
         return _locate(model, layers, component, self_test)
 
 
-def _locate(
-    model: PreTrainedModel, layers: Sequence[int] | int | str, component: str, self_test: bool
-) -> Location:
+def _locate(model: PreTrainedModel, layers: Layers, component: str, self_test: bool) -> Location:
     """The same for a model in eval mode, without gradients for its parameters and not compiled."""
     by_path = "{layer}" in component
     stack = component.partition(".{layer}")[0] if by_path else _decoder_stack(model)
@@ -139,25 +140,66 @@ def _locate(
     return location
 
 
-def resolve_layers(layers: Sequence[int] | int | str, count: int) -> tuple[int, ...]:
-    """Layer indices in ascending order, each once, from `all`, an index or several; negatives count from the top.
+def resolve_layers(layers: Layers, count: int) -> tuple[int, ...]:
+    """Layer indices in ascending order, each once; negative ones count from the top.
 
     Args:
-        layers: `all`, one index, or several.
+        layers: `all`, one index, or several: a list, or text such as `4-8` (8 included), `0:12:2` (as in Python,
+            12 not included) or `0,4-8`; lists may hold such texts.
         count: How many layers the model has.
 
     Raises:
-        ArgumentError: An index is out of range, or there is none.
+        ArgumentError: An index is out of range, there is none, or a text is none of these.
     """
-    if isinstance(layers, str) and layers != "all":
-        raise ArgumentError("layers", f"{layers!r} is neither all, a layer, nor a list of layers")
-    wanted = range(count) if isinstance(layers, str) else [layers] if isinstance(layers, int) else layers
+    wanted = [
+        layer for part in ([layers] if isinstance(layers, (int, str)) else layers) for layer in _each(part, count)
+    ]
     for layer in wanted:
         if not -count <= layer < count:
-            raise ArgumentError("layers", f"there is no layer {layer}; this model has {count}, 0 to {count - 1}")
+            # YAML takes 1:2 for 1 · 60 + 2.
+            hint = f"; YAML reads {layer // 60}:{layer % 60} as {layer}, put it in quotes" if layer >= 60 else ""
+            raise ArgumentError(
+                "layers", f"there is no layer {layer}; this model has {count}, 0 to {count - 1}{hint}"
+            )
     if not wanted:
         raise ArgumentError("layers", "the list is empty; name a layer, or all")
     return tuple(sorted({layer % count for layer in wanted}))
+
+
+def check_layers(layers: Layers) -> None:
+    """Refuses a text that names no layers, before a model is loaded.
+
+    Raises:
+        ArgumentError: It is neither `all`, an index, nor several as of `resolve_layers`.
+    """
+    for part in [layers] if isinstance(layers, (int, str)) else layers:
+        for _ in _each(part, 1):
+            pass
+
+
+def _each(part: int | str, count: int) -> Iterator[int]:
+    """The layers of one index or of one text."""
+    if isinstance(part, int):
+        yield part
+        return
+    for word in part.replace(" ", "").split(","):
+        bounds = [int(bound) if bound else None for bound in word.split(":")] if re.fullmatch(SLICE, word) else []
+        if word == "all":
+            yield from range(count)
+        elif re.fullmatch(r"[+-]?\d+", word):
+            yield int(word)
+        elif ends := re.fullmatch(r"(\d+)[-–](\d+)", word):
+            first, last = int(ends[1]), int(ends[2])
+            if last < first:
+                raise ArgumentError("layers", f"{word!r} ends before it begins; write {last}-{first}")
+            # A model without so many layers names the first that it lacks.
+            yield from range(first, min(last, max(first, count)) + 1)
+        elif bounds and bounds[2:] != [0]:
+            yield from range(count)[slice(*bounds)]
+        else:
+            raise ArgumentError(
+                "layers", f"{part!r} is neither all, a layer, nor a list of layers such as 4-8, 0:12:2 or 0,4-8"
+            )
 
 
 def named_mlps(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
@@ -208,6 +250,9 @@ def _decoder_stack(model: PreTrainedModel) -> str:
             for name, module in outermost.items()
             if all(_named_children(block, "attention") for block in module)
         }
+    if len(outermost) > 1:
+        decoder = {*model.get_decoder().modules()}
+        outermost = {name: module for name, module in outermost.items() if module in decoder}
     if len(outermost) != 1:
         raise ArgumentError(
             "component",
@@ -216,6 +261,15 @@ def _decoder_stack(model: PreTrainedModel) -> str:
         )
     (name,) = outermost
     return name
+
+
+def _no_component(component: str) -> str:
+    known = (*COMPONENT_NAMES, "block")
+    meant = {alias: name for name, aliases in COMPONENT_NAMES.items() for alias in aliases}
+    meant |= {name: name for name in known} | {"layer": "block", "attentions": "attention", "mlps": "mlp"}
+    close = get_close_matches(component.lower(), meant, 1)
+    guess = f"; did you mean {meant[close[0]]}?" if close else ""
+    return f"{component!r} is none of {', '.join(known)}, nor a path with {{layer}} in it{guess}"
 
 
 def _only_call(recording: Recording, block: nn.Module, layer: int) -> BlockCall:
@@ -251,12 +305,14 @@ def _write(model: nn.Module, call: BlockCall, component: str) -> nn.Module:
 
 def _mlp_write(call: BlockCall) -> nn.Module | None:
     named = _named_children(call.block, "mlp")
-    for module in _candidates(call, "mlp"):
-        if is_added(call, module, silent=()):
-            # Any module other than the MLP itself may be only a part of the write.
-            attention = None if module in named else _attention_write(call, module)
-            if module in named or (attention is not None and are_all(call, (module, attention))):
-                return module
+    # Where no norm comes before attention, the test's large states leave it large, so that it has to be silent.
+    for silent in ((), _named_children(call.block, "attention")):
+        for module in _candidates(call, "mlp"):
+            if is_added(call, module, silent):
+                # Any module other than the MLP itself may be only a part of the write.
+                attention = None if module in named else _attention_write(call, module)
+                if module in named or (attention is not None and are_all(call, (module, attention))):
+                    return module
     return None
 
 

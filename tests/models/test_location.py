@@ -9,12 +9,34 @@ from toys import ToyModel
 from transformers import GPT2LMHeadModel
 
 from lit_attr.errors import UserError
-from lit_attr.models.location import locate, resolve_layers
+from lit_attr.models.location import check_layers, locate, resolve_layers
+from lit_attr.module import AttributionModule
 
 
 @pytest.mark.parametrize(
     ("layers", "expected"),
-    [("all", (0, 1, 2, 3)), (2, (2,)), (-1, (3,)), ([3, 0, -1], (0, 3)), ([0, 1], (0, 1))],
+    [
+        ("all", (0, 1, 2, 3)),
+        (2, (2,)),
+        (-1, (3,)),
+        ([3, 0, -1], (0, 3)),
+        ([0, 1], (0, 1)),
+        # As people write them.
+        ("1-3", (1, 2, 3)),
+        ("1–2", (1, 2)),
+        ("2-2", (2,)),
+        ("0:4:2", (0, 2)),
+        ("1:", (1, 2, 3)),
+        (":2", (0, 1)),
+        ("-2:", (2, 3)),
+        ("::-1", (0, 1, 2, 3)),
+        ("0:12:2", (0, 2)),
+        ("0, 2-3", (0, 2, 3)),
+        ("-1", (3,)),
+        ("3", (3,)),
+        (["0:2", 3], (0, 1, 3)),
+        (["1-2"], (1, 2)),
+    ],
 )
 def test_resolves_layers(layers: str | int | list[int], expected: tuple[int, ...]):
     assert resolve_layers(layers, 4) == expected
@@ -27,6 +49,15 @@ def test_resolves_layers(layers: str | int | list[int], expected: tuple[int, ...
         ([0, -5], "layers: there is no layer -5"),
         ([], "layers: the list is empty"),
         ("some", "layers: 'some' is neither all, a layer, nor a list of layers"),
+        ("2-8", "layers: there is no layer 4; this model has 4"),
+        ("6-8", "layers: there is no layer 6; this model has 4"),
+        ("3-1", "layers: '3-1' ends before it begins; write 1-3"),
+        ("0:4:0", "layers: '0:4:0' is neither"),
+        ("8:12", "layers: the list is empty"),
+        ("1.5", "layers: '1.5' is neither"),
+        ("", "layers: '' is neither"),
+        (["some"], "layers: 'some' is neither"),
+        (62, "layers: there is no layer 62; this model has 4, 0 to 3; YAML reads 1:2 as 62, put it in quotes"),
     ],
 )
 def test_rejects_layers_out_of_range(layers: str | int | list[int], message: str):
@@ -150,3 +181,57 @@ def test_rejects_unusable_paths(random_model: GPT2LMHeadModel):
     random_model.transformer.h[1].mlp.act = random_model.transformer.h[0].mlp.act
     with pytest.raises(UserError, match=r"transformer.h.0.mlp.act returns 2 tensors in a forward pass, not one"):
         locate(random_model, component="transformer.h.{layer}.mlp.act", layers=0)
+
+
+@pytest.mark.parametrize(
+    ("component", "meant"),
+    [
+        ("attn", "attention"),
+        ("self_attn", "attention"),
+        ("Attention", "attention"),
+        ("attentions", "attention"),
+        ("mpl", "mlp"),
+        ("MLP", "mlp"),
+        ("ffn", "mlp"),
+        ("feed_forward", "mlp"),
+        ("blocks", "block"),
+        ("layer", "block"),
+    ],
+)
+def test_suggests_the_component_that_was_meant(random_model: GPT2LMHeadModel, component: str, meant: str):
+    with pytest.raises(UserError, match=rf"nor a path with {{layer}} in it; did you mean {meant}\?$"):
+        locate(random_model, component=component)
+
+
+def test_a_component_like_no_other_gets_no_suggestion(random_model: GPT2LMHeadModel):
+    with pytest.raises(UserError, match=r"nor a path with {layer} in it$"):
+        locate(random_model, component="resid_post")
+
+
+def test_layers_are_checked_before_a_model_is_loaded():
+    for layers in ("4-8", "0:12:2", 99, [0, "4-8"], "all"):
+        check_layers(layers)
+        AttributionModule("no/such-model", layers=layers)
+    with pytest.raises(UserError, match=r"^model.layers: 'some' is neither all"):
+        AttributionModule("no/such-model", layers="some")
+
+
+@pytest.mark.parametrize("norms", [("input_layernorm",), ("input_layernorm", "post_attention_layernorm")])
+def test_accepts_a_block_without_a_norm_before_attention(norms: tuple[str, ...]):
+    """Attention of large states is large, which says nothing of the MLP."""
+    model = tiny_model("llama")
+    for block in model.model.layers:
+        for norm in norms:
+            setattr(block, norm, torch.nn.Identity())
+    assert locate(model).modules == tuple(block.mlp for block in model.model.layers)
+    assert locate(model, component="attention").modules == tuple(block.self_attn for block in model.model.layers)
+
+
+def test_a_norm_after_the_sum_is_still_refused_without_one_before_attention():
+    model = tiny_model("llama")
+    for block in model.model.layers:
+        norm, block.input_layernorm = block.input_layernorm, torch.nn.Identity()
+        block.register_forward_hook(lambda _, __, output, norm=norm: norm(output))
+    for component in ("mlp", "attention"):
+        with pytest.raises(UserError, match="is not supported"):
+            locate(model, component=component)
