@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from io import BytesIO
@@ -10,16 +11,29 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import lightning.pytorch as pl
+import msgspec
 import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from PIL import Image
 
 from lit_attr.errors import UserError
-from lit_attr.records.files import read_json, write_bytes, write_json
+from lit_attr.records.files import write_bytes
 from lit_attr.records.folder import RESUME_HINT, RunFolder
 
 # A picture or page is identified by its tag and step, in files and in TensorBoard.
 Shown = tuple[str, int]
+
+_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
+
+
+class _Events(msgspec.Struct):
+    """What `shown.json` says of an event file: how long it was, and the pictures and pages in it."""
+
+    bytes: int
+    shown: list[Shown]
+
+
+_LISTED = msgspec.json.Decoder(dict[str, _Events])
 
 
 def _to_tensorboard(logger: TensorBoardLogger, tag: str, image: Image.Image, step: int) -> None:
@@ -97,21 +111,21 @@ def log_curves(loggers: Sequence[Logger], curves: Iterable[tuple[int, Mapping[st
 def shown_images(trainer: pl.Trainer, folder: RunFolder) -> set[Shown]:
     """The pictures and pages of a run that are already where this Trainer's pictures go.
 
-    Pictures in files are found there; a file has no step and counts as step 0. What is in an event file is known
-    from the run's own list, as long as that event file is still there.
+    Pictures in whole files are found there; a file has no step and counts as step 0. What is in an event file is
+    known from the run's own list, as long as that event file is still there and has not become shorter.
 
     Args:
         trainer: The Trainer with the loggers.
         folder: The run's folder.
     """
     if not takes_images(trainer):
-        files = folder.figures.rglob("*.png")
+        files = (path for path in folder.figures.rglob("*.png") if _is_whole_png(path))
         return {(path.relative_to(folder.figures).with_suffix("").as_posix(), 0) for path in files}
     return {
         (tag, step)
-        for events, pictures in _read_shown(folder).items()
-        if (folder.path / events).exists()
-        for tag, step in pictures
+        for name, events in _read_shown(folder).items()
+        if (path := folder.path / name).is_file() and path.stat().st_size >= events.bytes
+        for tag, step in events.shown
     }
 
 
@@ -130,25 +144,59 @@ def record_shown(trainer: pl.Trainer, folder: RunFolder, shown: Collection[Shown
     """
     if not shown:
         return
-    pictures = _read_shown(folder)
+    listed = _read_shown(folder)
     for logger in trainer.loggers:
         if is_tensorboard(logger):
             try:
-                logger.experiment.flush()
+                events = _flushed(logger)
             except OSError as error:
                 raise _unwritable(logger.log_dir, error) from error
-            events = max(
-                Path(logger.log_dir).glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime_ns
-            )
-            # Relative, so that a run's folder can be moved together with its event files.
-            pictures[os.path.relpath(events, folder.path)] = sorted(shown)
-            write_json(folder.shown, pictures)
+            if events is not None:
+                # Relative, so that a run's folder can be moved together with its event files.
+                name = os.path.relpath(events, folder.path)
+                listed[name] = _Events(events.stat().st_size, sorted(shown))
+    folder.write_shown(listed)
 
 
-def _read_shown(folder: RunFolder) -> dict[str, list[Shown]]:
+def _flushed(logger: TensorBoardLogger) -> Path | None:
+    """Has a logger write all that it was sent, and returns its event file; None where that is on no local disk.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    # TensorBoard's writing thread may report the failure of the last write only to the next call.
+    for _ in range(2):
+        logger.experiment.flush()
+    files = [*Path(logger.log_dir).glob("events.out.tfevents.*")]
+    if not files:
+        return None
+    events = max(files, key=lambda path: path.stat().st_mtime_ns)
+    with events.open("rb") as stream:
+        os.fsync(stream.fileno())
+        size, end = events.stat().st_size, 0
+        # Each record is its length (8 bytes), a checksum of that (4), itself, and a checksum (4).
+        while end < size:
+            stream.seek(end)
+            head = stream.read(8)
+            end += 16 + (struct.unpack("<Q", head)[0] if len(head) == 8 else size)
+    if end != size:
+        raise OSError("a record is not whole")
+    return events
+
+
+def _is_whole_png(path: Path) -> bool:
+    with path.open("rb") as stream:
+        if stream.read(len(_PNG_START)) != _PNG_START:
+            return False
+        stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, stream.tell() - len(_PNG_END)))
+        return stream.read() == _PNG_END
+
+
+def _read_shown(folder: RunFolder) -> dict[str, _Events]:
     try:
-        return read_json(folder.shown)
-    except (OSError, UserError):
+        return _LISTED.decode(folder.shown.read_bytes())
+    except (OSError, msgspec.DecodeError):
         # Pictures that no list has are shown once more.
         return {}
 

@@ -217,6 +217,11 @@ class RunFolder:
         with self._writing():
             write_json(self.summary, summary)
 
+    def write_shown(self, shown: Mapping[str, Any]) -> None:
+        """Writes the list of what event files show, whole or not at all."""
+        with self._writing():
+            write_json(self.shown, shown)
+
     def write_config(self, settings: str) -> None:
         """Writes the command line's settings, whole or not at all."""
         with self._writing():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from lit_attr.errors import ArgumentError, UserError, check_choice
+from lit_attr.records.files import write_bytes
 from lit_attr.views.paper.facts import draw_facts
 from lit_attr.views.paper.maps import draw_relations, draw_roles
 from lit_attr.views.paper.profiles import draw_comparison, draw_profiles
@@ -71,7 +73,9 @@ def write_figures(
         with mpl.rc_context(STYLE):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                draw().savefig(path, dpi=DPI, metadata=UNDATED[format])
+                content = BytesIO()
+                draw().savefig(content, format=format, dpi=DPI, metadata=UNDATED[format])
+                write_bytes(path, content.getvalue())
             except OSError as error:
                 reason = error.strerror or error
                 raise UserError(f"{path}: cannot be written ({reason}); give another folder") from error
