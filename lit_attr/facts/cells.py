@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import unicodedata
+import re
 from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
@@ -15,10 +15,30 @@ MAX_CHARACTERS = 100_000
 # Of an id, as text or in digits.
 MAX_ID_CHARACTERS = 1_000
 MAX_SHOWN_ID_CHARACTERS = 100
+# Surrogates, and control characters other than tabs and line ends.
+_REFUSED_CHARACTERS = re.compile(r"[\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    r"""A text with every character that a terminal acts on, or cannot print, escaped as in Python (``\x1b``)."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def plain(value: Any) -> Any:
+    """The Python value of a NumPy scalar or of a tensor without dimensions; anything else as it is."""
+    if isinstance(value, str | int | float) or getattr(value, "shape", None) != ():
+        return value
+    try:
+        return value.item()
+    except (AttributeError, RuntimeError):  # a tensor without data
+        return value
 
 
 def is_empty(value: Any) -> bool:
     """Whether a cell is empty: None, empty text, or the NaN that tables put there."""
+    value = plain(value)
     return value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and value != value)
 
 
@@ -28,6 +48,7 @@ def whole_number(value: Any, column: str) -> int | None:
     Raises:
         RowError: The number is too long.
     """
+    value = plain(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # tables with empty cells store whole numbers as floats
     if isinstance(value, bool) or not isinstance(value, Integral):
@@ -44,7 +65,7 @@ def required_text(row: Mapping[str, Any], column: str) -> str:
     Raises:
         RowError: The cell is missing, blank, or not text.
     """
-    value = row.get(column)
+    value = plain(row.get(column))
     if value is None:
         raise RowError(f"{column!r} is missing")
     if not isinstance(value, str):
@@ -62,13 +83,13 @@ def checked_text(value: str, column: str, most: int = MAX_CHARACTERS) -> str:
     """
     if len(value) > most:
         raise RowError(f"{column!r} has {len(value):,} characters, more than {most:,}")
-    for character in value:
-        category = unicodedata.category(character)
-        if category == "Cs":
+    refused = _REFUSED_CHARACTERS.search(value)
+    if refused is not None:
+        if "\ud800" <= refused[0] <= "\udfff":
             raise RowError(f"{column!r} is not Unicode text (surrogates not allowed)")
-        if category == "Cc" and character not in "\t\n\r":
-            raise RowError(f"{column!r} has the control character U+{ord(character):04X}")
-    return value
+        raise RowError(f"{column!r} has the control character U+{ord(refused[0]):04X}")
+    # Libraries have subclasses of str, which would show in what is hashed or printed.
+    return str(value)
 
 
 def row_id(row: Mapping[str, Any], default: int | str) -> int | str:
@@ -78,7 +99,7 @@ def row_id(row: Mapping[str, Any], default: int | str) -> int | str:
         RowError: The id is neither a whole number nor text, or too long.
     """
     for column in ID_COLUMNS:
-        value = row.get(column)
+        value = plain(row.get(column))
         if is_empty(value):
             continue
         number = whole_number(value, column)
