@@ -17,12 +17,13 @@ from transformers import PreTrainedTokenizerBase
 from lit_attr.errors import ArgumentError, arguments_of
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
 from lit_attr.facts.buckets import RankSampler, in_batches
+from lit_attr.facts.cells import printable
 from lit_attr.facts.contrasts import Contrast, ContrastKey, Step
 from lit_attr.facts.order import random_order
-from lit_attr.facts.rows import FactTable, Rejected, read_facts
+from lit_attr.facts.rows import AUTO, FactTable, Rejected, read_facts
 from lit_attr.facts.sources import SAMPLE, open_rows
 from lit_attr.facts.templates import parse_template
-from lit_attr.facts.tokenization import build_contrasts
+from lit_attr.facts.tokenization import build_contrasts, count_spaces
 from lit_attr.models.limits import ModelLimits
 from lit_attr.models.loading import DEMO_MODEL, load_tokenizer
 from lit_attr.records.state import RunState
@@ -91,10 +92,11 @@ class CounterfactDataModule(pl.LightningDataModule):
 
     Args:
         source: `sample` (the facts that ship with the package), a hub name, a .json, .jsonl, .csv or .parquet file
-            (.gz or not), or any iterable of rows, such as a `datasets.Dataset`.
+            (.gz or not), a folder that `save_to_disk` wrote, or the rows: any iterable of them, such as a
+            `datasets.Dataset`, or a pandas `DataFrame`.
         tokenizer: A fast tokenizer, or the name or folder of one. Default: the module's.
         step: `divergence` or `all`, see `build_contrasts`. Default: the module's.
-        split: Split of a hub data set. Default: the only one, or `train`.
+        split: Split of a data set that has several. Default: the only one, or of a hub data set `train`.
         where: Keep only rows of this `relation_id`, or of these.
         limit: Keep only the first so many rows.
         columns: Column names that differ: ours to yours, such as `{target_true: answer}`.
@@ -108,6 +110,10 @@ class CounterfactDataModule(pl.LightningDataModule):
         strict: Stop at the first row that cannot be used.
         add_bos_token: Whether the beginning-of-sequence token precedes each prompt, see `build_contrasts`.
             Default: the tokenizer's behaviour.
+        answer_separator: What to put between a prompt and an answer where the row has no white space there: a
+            text, or nothing (empty). Default: `auto`, a space, except where the characters at the seam need none
+            (Chinese, Japanese, Thai, Lao, Khmer, Burmese; beside a special token; after an opening bracket).
+        revision: Branch, tag or commit of a hub data set. Default: its main branch.
     """
 
     def __init__(
@@ -125,6 +131,8 @@ class CounterfactDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         strict: bool = False,
         add_bos_token: bool | None = None,
+        answer_separator: str = AUTO,
+        revision: str | None = None,
     ) -> None:
         super().__init__()
         # With fewer batches than processes some processes have none, which is no error.
@@ -152,6 +160,8 @@ class CounterfactDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.strict = strict
         self.add_bos_token = add_bos_token
+        self.answer_separator = answer_separator
+        self.revision = revision
         self.contrasts: list[Contrast] = []
         self.rejected: list[Rejected] = []
         self.requirements = DataRequirements()
@@ -195,11 +205,14 @@ class CounterfactDataModule(pl.LightningDataModule):
                 tokenizer,
                 step=self.step or requirements.step or "divergence",
                 add_bos_token=self.add_bos_token,
+                max_tokens=requirements.limits.positions,
             )
             _check_vocabulary(tokenizer, requirements.limits.vocabulary)
-            self.contrasts, too_long = _split_too_long(self.contrasts, requirements.limits.positions)
-            self.rejected = sorted(self._table.rejected + rejected + too_long)
+            self.rejected = sorted(self._table.rejected + rejected)
             self._check_rejected(self.rejected)
+        spaces = count_spaces(self._table.facts, self.contrasts)
+        if spaces:
+            rank_zero_info(f"A leading space was added to the answers of {spaces} facts.")
         self._made_for = requirements
 
     def predict_dataloader(self) -> DataLoader[ContrastBatch]:
@@ -229,12 +242,15 @@ class CounterfactDataModule(pl.LightningDataModule):
         max_rows, max_tokens = self._bounds()
         return {
             "step": self.step or self.requirements.step or "divergence",
-            "source": self.source if isinstance(self.source, str) else type(self.source).__name__,
+            # A path may have bytes that no text in JSON has.
+            "source": printable(self.source) if isinstance(self.source, str) else type(self.source).__name__,
             "split": self.split,
+            "revision": self.revision,
             "where": self.relation_ids,
             "limit": self.limit,
             "template": self.template,
             "add_bos_token": self.add_bos_token,
+            "answer_separator": self.answer_separator,
             "batch_size": max_rows,
             "max_tokens": max_tokens,
             "contrasts": len(self.contrasts),
@@ -250,16 +266,14 @@ class CounterfactDataModule(pl.LightningDataModule):
         return digest.hexdigest()[:16]
 
     def _read_facts(self) -> FactTable:
-        table = read_facts(
-            open_rows(self.source, split=self.split),
+        return read_facts(
+            open_rows(self.source, split=self.split, revision=self.revision),
             relation_ids=self.relation_ids,
             limit=self.limit,
             columns=self.columns,
             template=self._template,
+            answer_separator=self.answer_separator,
         )
-        if table.spaces_added:
-            rank_zero_info(f"A leading space was added to the answers of {table.spaces_added} facts.")
-        return table
 
     def _load_tokenizer(self, requirements: DataRequirements) -> PreTrainedTokenizerBase:
         tokenizer = self.tokenizer or requirements.tokenizer
@@ -351,17 +365,3 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, embedded: int | None) 
             "tokenizer",
             f"it has {len(tokenizer)} tokens, but the model embeds {embedded}; use the model's own tokenizer",
         )
-
-
-def _split_too_long(contrasts: Sequence[Contrast], positions: int | None) -> tuple[list[Contrast], list[Rejected]]:
-    """The contrasts that fit into the model's positions, and the reason for each of the others."""
-    fitting: list[Contrast] = []
-    rejected: list[Rejected] = []
-    for contrast in contrasts:
-        length = len(contrast.token_ids)
-        if positions is None or length <= positions:
-            fitting.append(contrast)
-        else:
-            reason = f"step {contrast.step}: {length} tokens, and the model has {positions} positions"
-            rejected.append(Rejected(contrast.fact.row, contrast.fact.id, reason))
-    return fitting, rejected

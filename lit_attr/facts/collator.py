@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_attr.errors import ArgumentError, UserError, arguments_of
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
+from lit_attr.facts.cells import printable
 from lit_attr.facts.contrasts import Contrast, Step
-from lit_attr.facts.rows import read_facts
+from lit_attr.facts.rows import AUTO, read_facts
 from lit_attr.facts.templates import parse_template
 from lit_attr.facts.tokenization import build_contrasts
 from lit_attr.models.loading import load_tokenizer
@@ -36,6 +37,8 @@ class ContrastCollator:
         template: A prompt of your own, as in `CounterfactDataModule`.
         step: `divergence` or `all`, see `build_contrasts`; with `all`, a batch has more contrasts than rows.
         add_bos_token: Whether to put the beginning-of-sequence token before each prompt, see `build_contrasts`.
+        answer_separator: What to put between prompt and answer where a row has no white space there, as in
+            `CounterfactDataModule`.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class ContrastCollator:
         template: str | None = None,
         step: Step = "divergence",
         add_bos_token: bool | None = None,
+        answer_separator: str = AUTO,
     ) -> None:
         with arguments_of("ContrastCollator"):
             self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
@@ -52,6 +56,7 @@ class ContrastCollator:
         self.columns = columns
         self.step: Step = step
         self.add_bos_token = add_bos_token
+        self.answer_separator = answer_separator
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> ContrastBatch:
         """Makes a batch of some rows.
@@ -67,7 +72,13 @@ class ContrastCollator:
             raise UserError(str(error)) from error
 
     def _contrasts_of(self, rows: Sequence[Mapping[str, Any]]) -> list[Contrast]:
-        table = read_facts(rows, columns=self.columns, template=self.template, numbered=False)
+        table = read_facts(
+            rows,
+            columns=self.columns,
+            template=self.template,
+            numbered=False,
+            answer_separator=self.answer_separator,
+        )
         for refused in table.rejected:
             raise _refusal(rows[refused.row], refused.reason)
         contrasts, rejected = build_contrasts(
@@ -82,4 +93,5 @@ class ContrastCollator:
 def _refusal(row: Any, reason: str) -> ArgumentError:
     content = str(row)
     content = content if len(content) <= MAX_ROW_CHARACTERS else f"{content[:MAX_ROW_CHARACTERS]}..."
-    return ArgumentError("rows", f"{reason}; fix this row, or leave it out of the data set: {content}")
+    reason = f"{reason}; fix this row, or leave it out of the data set: {printable(content)}"
+    return ArgumentError("rows", reason)

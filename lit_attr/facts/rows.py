@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from lit_attr.errors import ArgumentError, RowError, shown
-from lit_attr.facts.cells import ID_COLUMNS, relation_id_of, required_text, row_id, shown_id
-from lit_attr.facts.templates import Template, prompt_of
+from lit_attr.facts.cells import (
+    ID_COLUMNS,
+    checked_text,
+    is_empty,
+    relation_id_of,
+    required_text,
+    row_id,
+    shown_id,
+)
+from lit_attr.facts.templates import Template, normal_form, prompt_of
 
 COLUMNS = ("prompt", "relation", "relation_id", "subject", "target_true", "target_false", "id")
 MAX_LISTED_CHARACTERS = 500
+# The separator that the characters at the seam of prompt and answer decide.
+AUTO = "auto"
+# Scripts without spaces between words (Line_Break=SA), by the beginnings of their characters' Unicode names.
+SOUTH_EAST_ASIAN = ("THAI ", "LAO ", "KHMER ", "MYANMAR ", "TAI ", "NEW TAI LUE ", "AHOM ")
+ZERO_WIDTH_SPACE = "\u200b"
+# How far to look back from the end of a prompt for a letter.
+MAX_SEAM_CHARACTERS = 64
 
 
 class Fact(NamedTuple):
@@ -25,9 +41,11 @@ class Fact(NamedTuple):
         subject: What the prompt is about, as it stands in the prompt, without spaces around it.
         subject_start: The character at which the subject begins in the prompt. Where it occurs more than once, the
             position that the `relation` template gives it; without a template, the first as a whole word.
-        target_true: The true answer as it continues the prompt: with its leading space, and none after it.
+        target_true: The true answer as it continues the prompt: with what joins the two, and no space after it.
         target_false: The false answer, likewise.
         relation_id: Wikidata property such as `P36`, or empty.
+        spaces_added: Whether a space was put before the true and the false answer that the row does not have.
+            Beside a special token of the tokenizer it is taken out again, and the fact of a contrast has none.
     """
 
     row: int
@@ -38,6 +56,7 @@ class Fact(NamedTuple):
     target_true: str
     target_false: str
     relation_id: str
+    spaces_added: tuple[bool, bool] = (False, False)
 
 
 class Rejected(NamedTuple):
@@ -70,14 +89,20 @@ class FactTable(NamedTuple):
     spaces_added: int
 
 
-def parse_fact(row: Mapping[str, Any], row_number: int | None, template: Template | None = None) -> Fact:
-    """Validates one row, flat as in `counterfact-tracing` or nested as in the raw CounterFact file.
+def parse_fact(
+    row: Mapping[str, Any],
+    row_number: int | None,
+    template: Template | None = None,
+    answer_separator: str = AUTO,
+) -> Fact:
+    """Validates one row: flat as in `counterfact-tracing`, nested as in CounterFact, or a request of ROME.
 
     Args:
         row: Column name to value. `prompt` may be missing where there is a `relation` with `{}` for the subject.
         row_number: The row's number in its source, from 0, which is its id where it has none; None where the
             number is not known.
         template: Makes the prompt from the row's columns, in place of the row's own prompt.
+        answer_separator: What to put before an answer, see :func:`continuation`.
 
     Raises:
         RowError: The row does not map column names to values, a field is missing, empty or not text, the answers
@@ -85,17 +110,19 @@ def parse_fact(row: Mapping[str, Any], row_number: int | None, template: Templat
     """
     flat = _flat(row, {})
     subject = required_text(flat, "subject")
-    prompt, subject_start = prompt_of(flat, subject, template)
-    if subject_start < 0:
+    prompt, start, subject = prompt_of(flat, subject, template)
+    if start < 0:
         raise RowError(f"the subject {shown(subject)} is not in the prompt {shown(prompt)}")
-    target_true = continuation(prompt, required_text(flat, "target_true"))
-    target_false = continuation(prompt, required_text(flat, "target_false"))
-    if target_true.strip() == target_false.strip():
-        raise RowError(f"the true and the false answer are both {shown(target_true)}")
-    content = prompt, subject.strip(), subject_start, target_true, target_false, relation_id_of(flat)
+    true, space_before_true = continuation(prompt, required_text(flat, "target_true"), answer_separator)
+    false, space_before_false = continuation(prompt, required_text(flat, "target_false"), answer_separator)
+    if normal_form(true.strip()) == normal_form(false.strip()):
+        raise RowError(f"the true and the false answer are both {shown(true)}")
+    content = prompt, subject, start, true, false, relation_id_of(flat)
+    spaces_added = space_before_true, space_before_false
     if row_number is None:
-        return Fact(-1, row_id(flat, hashlib.sha256(repr(content).encode()).hexdigest()[:16]), *content)
-    return Fact(row_number, row_id(flat, row_number), *content)
+        own = row_id(flat, hashlib.sha256(repr(content).encode()).hexdigest()[:16])
+        return Fact(-1, own, *content, spaces_added)
+    return Fact(row_number, row_id(flat, row_number), *content, spaces_added)
 
 
 def read_facts(
@@ -106,6 +133,7 @@ def read_facts(
     columns: Mapping[str, str] | None = None,
     template: Template | None = None,
     numbered: bool = True,
+    answer_separator: str = AUTO,
 ) -> FactTable:
     """Validates rows; each becomes a fact, or is rejected with a reason.
 
@@ -116,14 +144,16 @@ def read_facts(
         columns: Our column name to the name in the rows, for columns whose names differ.
         template: Makes the prompts from the rows' columns, by our names or theirs.
         numbered: Whether the id of a row without one is its number; otherwise it is a hash of the fact.
+        answer_separator: What to put before an answer, see :func:`continuation`.
 
     Raises:
-        ArgumentError: No row has a column that every fact or the template needs, or no row is left.
+        ArgumentError: No row has a column that every fact or the template needs, no row is left, or the separator
+            has characters that no text has.
     """
     table = FactTable([], [], 0)
     seen_columns: set[str] = set()
     seen_ids: set[int | str] = set()
-    spaces_added = 0
+    _check_separator(answer_separator)
     for row_number, row in enumerate(rows):
         if limit is not None and len(table.facts) + len(table.rejected) >= limit:
             break
@@ -133,7 +163,7 @@ def read_facts(
             seen_columns.update(flat)
             if relation_ids is not None and relation_id_of(flat) not in relation_ids:
                 continue
-            fact = parse_fact(flat, row_number if numbered else None, template)
+            fact = parse_fact(flat, row_number if numbered else None, template, answer_separator)
             if fact.id in seen_ids:
                 raise RowError(
                     f"an earlier row has the id {shown(fact.id) if isinstance(fact.id, str) else fact.id}"
@@ -143,40 +173,114 @@ def read_facts(
             continue
         seen_ids.add(fact.id)
         table.facts.append(fact)
-        spaces_added += any(
-            len(answer) > len(flat[column].rstrip())
-            for answer, column in ((fact.target_true, "target_true"), (fact.target_false, "target_false"))
-        )
     _require_columns(seen_columns, columns or {}, template)
     if not table.facts and not table.rejected:
         wanted = f" with relation_id in {sorted(relation_ids)}" if relation_ids is not None else ""
         raise ArgumentError("rows", f"there are no rows{wanted}; give a source that has some")
-    return table._replace(spaces_added=spaces_added)
+    return table._replace(spaces_added=sum(any(fact.spaces_added) for fact in table.facts))
 
 
 def flatten_counterfact(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Moves the nested `requested_rewrite` of the raw CounterFact file into flat columns; other rows pass as is.
+    """Moves the nested `requested_rewrite` of the raw CounterFact file, or a request of ROME, into flat columns.
 
-    In that file `prompt` is the relation template, `target_true` the true and `target_new` the false answer.
+    In both, `prompt` is the relation template, `target_true` the true and `target_new` the false answer. Other
+    rows pass as they are.
     """
     rewrite = row.get("requested_rewrite")
     if not isinstance(rewrite, Mapping):
-        return row
+        return _flatten_request(row)
     flat: dict[str, Any] = {"relation": rewrite.get("prompt")}
-    for ours, theirs in (("target_true", "target_true"), ("target_false", "target_new")):
-        answer = rewrite.get(theirs)
-        flat[ours] = answer.get("str") if isinstance(answer, Mapping) else answer
+    flat["target_true"] = _answer_text(rewrite.get("target_true"))
+    flat["target_false"] = _answer_text(rewrite.get("target_new"))
     flat.update((key, rewrite.get(key)) for key in ("subject", "relation_id"))
     flat.update((key, row[key]) for key in ID_COLUMNS if key in row)
     return flat
 
 
-def continuation(prompt: str, answer: str) -> str:
-    """The answer as it continues the prompt: with a space between the two, and none at the end."""
+def continuation(prompt: str, answer: str, separator: str = AUTO) -> tuple[str, bool]:
+    """The answer as it continues the prompt, without spaces at its end.
+
+    White space that the row has at the end of the prompt or at the beginning of the answer stays the only one.
+
+    Args:
+        prompt: The prompt.
+        answer: The answer.
+        separator: What to put between the two where the row has no white space there. `auto` puts a space, except
+            where the characters at the seam need none, see :func:`joins_without_space`.
+
+    Returns:
+        The answer, and whether `auto` has put a space before it.
+    """
     answer = answer.rstrip()
     if prompt[-1:].isspace():
-        return answer.lstrip()
-    return answer if answer[:1].isspace() else f" {answer}"
+        return answer.lstrip(), False
+    if answer[:1].isspace():
+        return answer, False
+    if separator != AUTO:
+        return f"{separator}{answer}", False
+    return (answer, False) if joins_without_space(prompt, answer) else (f" {answer}", True)
+
+
+def joins_without_space(prompt: str, answer: str) -> bool:
+    """Whether the characters at the seam of prompt and answer stand side by side without a space.
+
+    They do after a Chinese or Japanese character, wide punctuation included, between two characters of the
+    scripts of Thai, Lao, Khmer and Burmese, and after an opening bracket or quotation mark. Digits and other
+    punctuation at the end of the prompt follow the nearest letter before them in the same word.
+    """
+    if prompt.endswith(ZERO_WIDTH_SPACE) or answer.startswith(ZERO_WIDTH_SPACE):
+        return True
+    if unicodedata.category(prompt[-1:] or " ") in ("Ps", "Pi"):
+        return True
+    word = "".join(prompt[-MAX_SEAM_CHARACTERS:].split()[-1:])
+    for last in reversed(word):
+        kind = unicodedata.category(last)[0]
+        if _is_east_asian(last, kind):
+            return True
+        if unicodedata.name(last, "").startswith(SOUTH_EAST_ASIAN):
+            first = answer[:1]
+            is_first = unicodedata.name(first, "").startswith(SOUTH_EAST_ASIAN)
+            return kind != "P" and (is_first or _is_east_asian(first, unicodedata.category(first)[0]))
+        if kind == "L":
+            return False
+    return False
+
+
+def _is_east_asian(character: str, kind: str) -> bool:
+    # Emoji are wide as well, and Korean has wide letters but spaces between its words.
+    wide = unicodedata.east_asian_width(character) in ("W", "F", "H")
+    return wide and kind in "LMNP" and "HANGUL" not in unicodedata.name(character, "")
+
+
+def _check_separator(separator: str) -> None:
+    try:
+        checked_text(separator, "answer_separator")
+    except RowError as error:
+        raise ArgumentError("answer_separator", f"it cannot stand in a text: {error}") from error
+
+
+def _flatten_request(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A request as ROME and EasyEdit have it, with its `prompt` as the relation; other rows as they are.
+
+    A prompt with the subject in it is complete: its braces are text.
+    """
+    prompt, subject = row.get("prompt"), row.get("subject")
+    if not isinstance(prompt, str) or not isinstance(subject, str):
+        return row
+    if prompt.count("{}") != 1 or subject.strip() in prompt:
+        return row
+    flat = {name: value for name, value in row.items() if name != "prompt"}
+    flat["relation"] = prompt
+    if is_empty(flat.get("target_false")) and "target_new" in flat:
+        flat["target_false"] = flat["target_new"]
+    for column in ("target_true", "target_false"):
+        if column in flat:
+            flat[column] = _answer_text(flat[column])
+    return flat
+
+
+def _answer_text(answer: Any) -> Any:
+    return answer.get("str") if isinstance(answer, Mapping) else answer
 
 
 def _flat(row: object, columns: Mapping[str, str]) -> Mapping[str, Any]:
@@ -213,6 +317,11 @@ def _require_columns(present: set[str], columns: Mapping[str, str], template: Te
 
 
 def _listed(names: set[str]) -> str:
-    # The column names of a file that is not what its suffix says can be anything.
-    listed = ", ".join(sorted(str(name) if str(name).isprintable() else repr(name) for name in names))
+    # The column names of a file that is not what its suffix says can be anything. Spaces around one are easily
+    # overlooked.
+    listed = ", ".join(sorted(str(name) if _is_plain(str(name)) else repr(name) for name in names))
     return listed if len(listed) <= MAX_LISTED_CHARACTERS else f"{listed[:MAX_LISTED_CHARACTERS]}..."
+
+
+def _is_plain(name: str) -> bool:
+    return name.isprintable() and name == name.strip()

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FACTS_AT_A_TIME = 256
+# With the step `all`, an answer's contrasts hold its tokens once each: their size grows with the square of this.
+MAX_STEPS = 1000
 _SPACE_MARKS = "▁Ġ"  # how SentencePiece and byte-level vocabularies spell a space
 
 
@@ -34,6 +36,10 @@ class _Encoding(NamedTuple):
     leading: int
 
 
+class _MergeError(RowError):
+    """A token reaches from the prompt into an answer."""
+
+
 class _Token(NamedTuple):
     id: int
     text: str
@@ -46,6 +52,7 @@ def build_contrasts(
     *,
     step: Step = "divergence",
     add_bos_token: bool | None = None,
+    max_tokens: int | None = None,
 ) -> tuple[list[Contrast], list[Rejected]]:
     """Tokenises facts and finds the step or steps at which their answers are compared.
 
@@ -61,9 +68,11 @@ def build_contrasts(
             tokenizer. As with the attribute of that name in transformers, True and False leave out every other
             special token that the tokenizer would put there, such as BERT's `[CLS]`. A prompt whose own text
             begins with the beginning-of-sequence token keeps that one and never gets a second.
+        max_tokens: How many tokens a contrast may have: the model's positions.
 
     Returns:
-        The contrasts, and the facts without any, each with the reason.
+        The contrasts, and the reasons why there are not more. The fact of a contrast has the prompt and the
+        answers as they were tokenised.
 
     Raises:
         ArgumentError: The tokenizer is not a fast one, or has no beginning-of-sequence token to add.
@@ -76,23 +85,137 @@ def build_contrasts(
         raise ArgumentError(
             "add_bos_token", "the tokenizer has no beginning-of-sequence token; leave the setting out"
         )
+    tokenizing = _Tokenizing(tokenizer, step, add_bos_token, max_tokens)
+    controls = _control_tokens(tokenizer)
     contrasts: list[Contrast] = []
     rejected: list[Rejected] = []
     # In chunks: the output of a tokenizer takes several times the memory of what is kept of it.
     for start in range(0, len(facts), FACTS_AT_A_TIME):
-        chunk = facts[start : start + FACTS_AT_A_TIME]
-        encodings = zip(
-            _encode(tokenizer, [fact.prompt for fact in chunk], add_bos_token),
-            _encode(tokenizer, [fact.prompt + fact.target_true for fact in chunk], add_bos_token),
-            _encode(tokenizer, [fact.prompt + fact.target_false for fact in chunk], add_bos_token),
-            strict=True,
-        )
-        for fact, (prompt, with_true, with_false) in zip(chunk, encodings, strict=True):
-            try:
-                contrasts.extend(_contrasts_of(fact, prompt, with_true, with_false, step, tokenizer.unk_token_id))
-            except RowError as error:
-                rejected.append(Rejected(fact.row, fact.id, str(error)))
+        chunk = [_settle_spaces(fact, controls) for fact in facts[start : start + FACTS_AT_A_TIME]]
+        for fact, (made, refused) in zip(chunk, tokenizing.outcomes(chunk), strict=True):
+            contrasts.extend(made)
+            rejected.extend(Rejected(fact.row, fact.id, str(reason)) for reason in refused)
     return contrasts, rejected
+
+
+def count_spaces(facts: Sequence[Fact], contrasts: Sequence[Contrast]) -> int:
+    """How many facts have a space before an answer that their rows do not have, in the contrasts made of them."""
+    added = {fact.id: fact for fact in facts if any(fact.spaces_added)}
+    ids = {
+        contrast.fact.id
+        for contrast in contrasts
+        if (fact := added.get(contrast.fact.id)) is not None
+        and (contrast.fact.target_true, contrast.fact.target_false) == (fact.target_true, fact.target_false)
+    }
+    return len(ids)
+
+
+class _Tokenizing(NamedTuple):
+    """How facts are tokenised: the arguments of :func:`build_contrasts`."""
+
+    tokenizer: PreTrainedTokenizerBase
+    step: Step
+    add_bos_token: bool | None
+    max_tokens: int | None
+
+    def outcomes(self, facts: Sequence[Fact]) -> list[tuple[list[Contrast], list[RowError]]]:
+        """For each fact its contrasts, and why there are not more.
+
+        Many tokenizers merge a space at the end of the prompt with the answer. The same text is then cut before
+        that space.
+        """
+        outcomes = self._as_they_are(facts)
+        for characters in (" ", None):  # only spaces, then line ends as well
+            moved: dict[int, Fact] = {}
+            for place, (_, refused) in enumerate(outcomes):
+                if any(isinstance(error, _MergeError) for error in refused) and facts[place].prompt[-1:].isspace():
+                    moved[place] = _move_spaces(facts[place], characters)
+            for place, (made, refused) in zip(moved, self._as_they_are([*moved.values()]), strict=True):
+                if not any(isinstance(error, _MergeError) for error in refused):
+                    outcomes[place] = made, refused
+        return outcomes
+
+    def _as_they_are(self, facts: Sequence[Fact]) -> list[tuple[list[Contrast], list[RowError]]]:
+        outcomes: list[tuple[list[Contrast], list[RowError]]] = []
+        texts = (
+            [fact.prompt for fact in facts],
+            [fact.prompt + fact.target_true for fact in facts],
+            [fact.prompt + fact.target_false for fact in facts],
+        )
+        encodings = zip(*(_encode(self.tokenizer, each, self.add_bos_token) for each in texts), strict=True)
+        for fact, (prompt, with_true, with_false) in zip(facts, encodings, strict=True):
+            try:
+                outcomes.append(self._contrasts_of(fact, prompt, with_true, with_false))
+            except RowError as error:
+                outcomes.append(([], [error]))
+        return outcomes
+
+    def _contrasts_of(
+        self, fact: Fact, prompt: _Encoding, with_true: _Encoding, with_false: _Encoding
+    ) -> tuple[list[Contrast], list[RowError]]:
+        span = _subject_span(fact, prompt)
+        unknown_id = self.tokenizer.unk_token_id
+        true = _answer_tokens(fact, fact.target_true, prompt, with_true, unknown_id)
+        false = _answer_tokens(fact, fact.target_false, prompt, with_false, unknown_id)
+        prompt_texts = prompt.names[: prompt.leading] + _cut(fact.prompt, prompt.offsets[prompt.leading :])
+        contrasts: list[Contrast] = []
+        refused: list[RowError] = []
+        for k in _steps(fact, true, false, self.step):
+            length = len(prompt.ids) + k
+            if self.max_tokens is not None and length > self.max_tokens:
+                refused.append(
+                    RowError(f"step {k}: {length} tokens, and the model has {self.max_tokens} positions")
+                )
+                continue
+            before, ours, theirs = true[:k], true[k], false[k]
+            # Where the answers part within a character, only the names of the tokens differ.
+            by_name = ours.id != theirs.id and (ours.text == theirs.text or not ours.text or not theirs.text)
+            contrasts.append(
+                Contrast(
+                    fact=fact,
+                    step=k,
+                    token_ids=(*prompt.ids, *(token.id for token in before)),
+                    tokens=(*prompt_texts, *(token.text for token in before)),
+                    roles=roles_of(length, span),
+                    subject_span=span,
+                    true_token_id=ours.id,
+                    false_token_id=theirs.id,
+                    true_token=ours.name if by_name else ours.text,
+                    false_token=theirs.name if by_name else theirs.text,
+                )
+            )
+        return contrasts, refused
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The special tokens of a tokenizer, and others that are written like one, such as the turns of a chat."""
+    added = {str(token) for token in tokenizer.all_special_tokens}
+    for token in tokenizer.added_tokens_decoder.values():
+        text = token.content.strip()
+        if token.special or (text[:1], text[-1:]) in (("<", ">"), ("[", "]")):
+            added.add(text)
+    return tuple(sorted(added - {""}))
+
+
+def _settle_spaces(fact: Fact, controls: tuple[str, ...]) -> Fact:
+    """Takes the spaces that were put before the answers out again where they stand beside a control token."""
+    if not any(fact.spaces_added):
+        return fact
+    answers = [fact.target_true, fact.target_false]
+    after = fact.prompt.endswith(controls)
+    for place, is_added in enumerate(fact.spaces_added):
+        if is_added and (after or answers[place].startswith(controls, 1)):
+            answers[place] = answers[place][1:]
+    return fact._replace(target_true=answers[0], target_false=answers[1], spaces_added=(False, False))
+
+
+def _move_spaces(fact: Fact, characters: str | None) -> Fact:
+    """The same texts, with white space at the prompt's end as the beginning of the answers."""
+    prompt = fact.prompt.rstrip(characters)
+    moved = fact.prompt[len(prompt) :]
+    return fact._replace(
+        prompt=prompt, target_true=moved + fact.target_true, target_false=moved + fact.target_false
+    )
 
 
 def _encode(
@@ -122,8 +245,10 @@ def _encode(
         if special[:2] == [1, 0] and ids[:2] == [bos_id, bos_id]:
             ids, offsets, special = ids[1:], offsets[1:], special[1:]
         # What it puts after a text, such as an end of sequence, must not stand between prompt and answer.
-        while ids and special[-1]:
-            ids, offsets, special = ids[:-1], offsets[:-1], special[:-1]
+        length = len(ids)
+        while length and special[length - 1]:
+            length -= 1
+        ids, offsets, special = ids[:length], offsets[:length], special[:length]
         names = [str(name) for name in tokenizer.convert_ids_to_tokens(ids)]
         offsets = [_span_in(text, name, offset) for name, offset in zip(names, offsets, strict=True)]
         yield _Encoding(ids, offsets, names, leading=sum(special))
@@ -152,40 +277,20 @@ def _cut(text: str, offsets: list[tuple[int, int]]) -> list[str]:
     return [text[start:stop] for start, stop in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
 
-def _contrasts_of(
-    fact: Fact,
-    prompt: _Encoding,
-    with_true: _Encoding,
-    with_false: _Encoding,
-    step: Step,
-    unknown_id: int | None,
-) -> Iterator[Contrast]:
-    span = _subject_span(fact, prompt)
-    true = _answer_tokens(fact, fact.target_true, prompt, with_true, unknown_id)
-    false = _answer_tokens(fact, fact.target_false, prompt, with_false, unknown_id)
-    differing = [k for k, (ours, theirs) in enumerate(zip(true, false, strict=False)) if ours.id != theirs.id]
-    if not differing:
+def _steps(fact: Fact, true: Sequence[_Token], false: Sequence[_Token], step: Step) -> Sequence[int]:
+    """The steps at which the answers are compared."""
+    common = min(len(true), len(false))
+    differing = next((k for k in range(common) if true[k].id != false[k].id), None)
+    if differing is None:
         answers = f"the answers {shown(fact.target_true)} and {shown(fact.target_false)}"
         if len(true) == len(false):
             raise RowError(f"{answers} have the same tokens")
         raise RowError(f"{answers} have the same tokens as far as the shorter one goes")
-    prompt_texts = prompt.names[: prompt.leading] + _cut(fact.prompt, prompt.offsets[prompt.leading :])
-    for k in range(min(len(true), len(false))) if step == "all" else differing[:1]:
-        before, ours, theirs = true[:k], true[k], false[k]
-        # Where the answers part within a character, only the names of the tokens differ.
-        by_name = ours.id != theirs.id and (ours.text == theirs.text or not ours.text or not theirs.text)
-        yield Contrast(
-            fact=fact,
-            step=k,
-            token_ids=(*prompt.ids, *(token.id for token in before)),
-            tokens=(*prompt_texts, *(token.text for token in before)),
-            roles=roles_of(len(prompt.ids) + k, span),
-            subject_span=span,
-            true_token_id=ours.id,
-            false_token_id=theirs.id,
-            true_token=ours.name if by_name else ours.text,
-            false_token=theirs.name if by_name else theirs.text,
-        )
+    if step == "divergence":
+        return [differing]
+    if common > MAX_STEPS:
+        raise RowError(f"the answers have {common:,} tokens to compare, more than {MAX_STEPS:,}")
+    return range(common)
 
 
 def _answer_tokens(
@@ -196,7 +301,7 @@ def _answer_tokens(
     width = sum(end <= length for _, end in whole.offsets)
     if whole.ids[:width] != prompt.ids:
         fix = "; end the prompt without a space" if fact.prompt[-1:].isspace() else ""
-        raise RowError(f"the tokenizer merges the prompt's end with the answer {shown(answer)}{fix}")
+        raise _MergeError(f"the tokenizer merges the prompt's end with the answer {shown(answer)}{fix}")
     ids, names = whole.ids[width:], whole.names[width:]
     if not ids or unknown_id in ids:
         raise RowError(f"the tokenizer has no token for a part of the answer {shown(answer)}")

@@ -133,7 +133,7 @@ def test_a_run_resumes_and_refuses_the_same_fact_twice(tokenizer: PreTrainedToke
             "ContrastCollator.rows: 'target_false' is missing; fix this row, or leave it out",
         ),
         ({"subject": "Atlantis"}, "ContrastCollator.rows: the subject 'Atlantis' is not in the prompt"),
-        ({"prompt": f"{ROWS[0]['prompt']} "}, "ContrastCollator.rows: the tokenizer merges the prompt's end with"),
+        ({"target_false": f"{ROWS[0]['target_true']} City"}, "ContrastCollator.rows: the answers ' "),
         ({"id": 1.5}, "ContrastCollator.rows: 'id' is float, not a whole number or text"),
     ],
 )

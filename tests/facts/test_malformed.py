@@ -13,6 +13,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+# Imported first within a test, Lightning would go on logging to that test's output, which is closed by then.
+import lightning.pytorch  # noqa: F401
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -260,7 +262,7 @@ def test_two_thousand_malformed_rows_are_facts_or_have_a_reason(
         refused = sorted(table.rejected + rejected)
         assert_one_line_each(table, [row.reason for row in refused])
         folder = RunFolder(tmp_path)
-        folder.open({}, refused)
+        folder.open({"model": {}, "data": {}}, refused)
         lines = [json.loads(line) for line in folder.rejected.read_bytes().splitlines()]
         assert [(line["row"], line["reason"]) for line in lines] == [(row.row, row.reason) for row in refused]
         assert all(isinstance(line["id"], int | str) and len(str(line["id"])) <= 1000 for line in lines)

@@ -40,7 +40,11 @@ ROW = {
         # Of several occurrences, the one in the sentence about the subject.
         ("{subject}. {prompt}", {}, "Spain. The capital of Spain is", 22),
         ("{subject}. {relation}", {}, "Spain. The capital of Spain is", 22),
-        ("{prompt} {prompt}", {}, "The capital of Spain is The capital of Spain is", 15),
+        # The answer continues the last copy; those before it are context.
+        ("{prompt} {prompt}", {}, "The capital of Spain is The capital of Spain is", 39),
+        ("{prompt}\n{prompt}", {"relation": None}, "The capital of Spain is\nThe capital of Spain is", 39),
+        ("{relation}; {relation}", {}, "The capital of Spain is; The capital of Spain is", 40),
+        ("On {subject}: {subject} has the capital", {}, "On Spain: Spain has the capital", 10),
         # The field of the template, not the same word before it.
         ("Spain! {subject} has the capital", {}, "Spain! Spain has the capital", 7),
         # Not a field, but part of the text.
@@ -120,6 +124,19 @@ def test_nested_rows_of_counterfact_fill_a_template():
     }
     (fact,) = read_facts([{"requested_rewrite": rewrite}], template=parse_template("Q: {prompt} A:")).facts
     assert (fact.prompt, fact.subject_start) == ("Q: The capital of Spain is A:", 18)
+
+
+def test_a_prompt_twice_labels_the_copy_that_the_answer_continues(tokenizer: PreTrainedTokenizerBase):
+    once, twice = (
+        CounterfactDataModule([ROW], tokenizer, template=each) for each in ("{prompt}", "{prompt} {prompt}")
+    )
+    for data in (once, twice):
+        data.setup()
+    roles, expected = twice.contrasts[0].roles, once.contrasts[0].roles
+    behind = len(expected) - expected.index("last subject")
+    assert roles[-behind:] == expected[-behind:]
+    assert set(roles[: len(roles) - len(expected)]) == {"prefix"}
+    assert roles.count("last") == roles.count("last subject") == 1
 
 
 def test_the_data_module_applies_a_template(tokenizer: PreTrainedTokenizerBase):
