@@ -12,8 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_attr.errors import ArgumentError, UserError, one_line, warn_about
+from lit_attr.errors import ArgumentError, UserError, one_line, shown, warn_about
+from lit_attr.models.hooks import uncompiled
 
+# What wrappers of modules put into the names of weights.
+WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 # How many names a message lists.
 LISTED = 3
 NAME_IT = "give the model that was trained"
@@ -67,7 +70,12 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], name: str) -> 
     Raises:
         ArgumentError: Some of the model's weights are missing or have another shape, or several models fit.
     """
-    tensors = {key: value for key, value in checkpoint.items() if isinstance(value, Tensor)}
+    tensors = _named_tensors(checkpoint)
+    with uncompiled(model) as model:
+        _load_tensors(model, tensors, name)
+
+
+def _load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
     wanted = model.state_dict(keep_vars=True)
     prefixes = {key.removesuffix(tail) for key in tensors for tail in _tails(key) if tail in wanted}
     if not prefixes:
@@ -95,6 +103,20 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], name: str) -> 
         owners = sorted({_owner(key, fitting[0].prefix) for key in others})
         warn_about("checkpoint", f"{len(others)} tensors of other parts are left out, those of {_listed(owners)}")
     model.load_state_dict(fitting[0].weights, strict=False)
+
+
+def _named_tensors(checkpoint: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The tensors of a state dict under the names that they have without wrappers such as torch.compile's."""
+    tensors: dict[str, Tensor] = {}
+    for key, value in checkpoint.items():
+        if not isinstance(key, str):
+            raise ArgumentError("checkpoint", f"{shown(str(key))} in its state_dict is not a name; {GIVE_ONE}")
+        if isinstance(value, Tensor):
+            name = ".".join(part for part in key.split(".") if part not in WRAPPERS)
+            if name in tensors and not torch.equal(tensors[name], value):
+                raise ArgumentError("checkpoint", f"it has two weights {name}, one of them as {key}; {NAME_IT}")
+            tensors[name] = value
+    return tensors
 
 
 class _Part(NamedTuple):
@@ -144,6 +166,8 @@ def _misfit(
     if missing:
         return f"{len(missing)} are missing, {_listed(missing)}; {NAME_IT}"
     for weight, tensor in weights.items():
+        if (kind := _without_numbers(tensor)) is not None:
+            return f"{weight} is {kind}; save a plain tensor of numbers"
         if tensor.shape != wanted[weight].shape:
             sizes = [" × ".join(map(str, each.shape)) for each in (tensor, wanted[weight])]
             return f"{weight} has the shape {sizes[0]}, not {sizes[1]}; {NAME_IT}"
@@ -153,6 +177,19 @@ def _misfit(
             return f"{' and '.join(present)} are tied in the model; its config needs tie_word_embeddings: false"
     if added:
         return f"there are {len(added)} weights more, {_listed(added)}; {NAME_IT}"
+    return None
+
+
+def _without_numbers(tensor: Tensor) -> str | None:
+    """What a tensor is whose numbers cannot be loaded; None for a plain one."""
+    if tensor.is_meta:
+        return "on the device meta, where tensors have no numbers"
+    if tensor.layout != torch.strided:
+        return f"sparse ({tensor.layout})"
+    if tensor.is_quantized or hasattr(tensor, "__tensor_flatten__"):
+        return f"quantised ({type(tensor).__name__}, {tensor.dtype})"
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        return "not finite, so that every score would be"
     return None
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +25,7 @@ from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import UserError
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.contrasts import Contrast
-from lit_attr.models.checkpoints import load_weights
+from lit_attr.models.checkpoints import load_weights, read_checkpoint
 from lit_attr.module import AttributionModule
 
 LIMIT = 20
@@ -301,3 +303,90 @@ def test_rejects_weights_that_do_not_fit(state: dict[str, Tensor], message: str)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
     assert all(torch.equal(weight, old) for weight, old in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"])
+def test_loads_a_regionally_wrapped_model(wrapper: str):
+    source = tiny()
+    named = {
+        re.sub(r"^(transformer\.h\.\d+)\.", rf"\1.{wrapper}.", name): weight
+        for name, weight in source.state_dict().items()
+    }
+    assert sum(wrapper in name for name in named) == 24
+    assert_loaded({f"net.decoder.{name}": weight for name, weight in named.items()}, source)
+
+
+def test_loads_what_regional_compilation_saves():
+    source = tiny()
+    compiled = copy.deepcopy(source)
+    for name, block in compiled.transformer.h.named_children():
+        block.mlp = torch.compile(block.mlp, backend="eager")
+        setattr(compiled.transformer.h, name, torch.compile(block, backend="eager"))
+    state = saved(net=compiled)
+    assert "net.transformer.h.0._orig_mod.mlp._orig_mod.c_fc.weight" in state
+    assert_loaded(state, source)
+
+
+def test_loads_into_a_regionally_compiled_model():
+    source, model = tiny(), tiny()
+    for name, block in model.transformer.h.named_children():
+        setattr(model.transformer.h, name, torch.compile(block, backend="eager"))
+    load_weights(model, saved(net=source), "tiny")
+    assert type(model.transformer.h[0]).__name__ == "OptimizedModule"
+    for weight, expected in zip(model.parameters(), source.parameters(), strict=True):
+        assert torch.equal(weight, expected)
+
+
+def malformed(kind: str) -> dict[Any, Tensor]:
+    state: dict[Any, Tensor] = saved(m=tiny())
+    name = "m.transformer.h.1.mlp.c_fc.weight"
+    match kind:
+        case "number":
+            state[3] = torch.ones(2)
+        case "tuple":
+            state["m", "x" * 500] = torch.ones(2)
+        case "sparse":
+            state[name] = state[name].to_sparse()
+        case "compressed":
+            state[name] = state[name].to_sparse_csr()
+        case "meta":
+            state[name] = state[name].to("meta")
+        case "quantised":
+            state[name] = torch.quantize_per_tensor(state[name], 0.1, 0, torch.qint8)
+        case "nan":
+            state[name][3, 3] = torch.nan
+        case "infinite":
+            state[name][3, 3] = torch.inf
+        case "twice":
+            state[name.replace("h.1.", "h.1._orig_mod.")] = state[name] + 1
+    return state
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("number", "'3' in its state_dict is not a name; give a file that Lightning's"),
+        ("tuple", r"\('m', 'xxx.* in its state_dict is not a name; give"),
+        ("sparse", "h.1.mlp.c_fc.weight is sparse .*; save a plain tensor"),
+        ("compressed", "h.1.mlp.c_fc.weight is sparse .*; save a plain tensor"),
+        ("meta", "h.1.mlp.c_fc.weight is on the device meta, where tensors have no numbers; save"),
+        ("quantised", r"h.1.mlp.c_fc.weight is quantised \(Tensor, torch.qint8\); save"),
+        ("nan", "h.1.mlp.c_fc.weight is not finite, so that every score would be; save"),
+        ("infinite", "h.1.mlp.c_fc.weight is not finite"),
+        (
+            "twice",
+            "it has two weights m.transformer.h.1.mlp.c_fc.weight, one of them as m.transformer.h.1._orig_mod",
+        ),
+    ],
+)
+def test_malformed_weights_are_refused_in_one_line(kind: str, message: str, tmp_path: Path):
+    """As they are, and as read from a file."""
+    model = tiny()
+    before = [weight.clone() for weight in model.parameters()]
+    state = malformed(kind)
+    torch.save({"state_dict": state}, tmp_path / "a.ckpt")
+    for given in (state, read_checkpoint(tmp_path / "a.ckpt")["state_dict"]):
+        with pytest.raises(UserError, match=rf"^checkpoint: .*{message}") as raised:
+            load_weights(model, given, "tiny")
+        assert "\n" not in str(raised.value) and len(str(raised.value)) < 400
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), before, strict=True))
