@@ -24,9 +24,9 @@ from lit_attr.models.identity import gguf_digest, model_identity
 from lit_attr.models.language_model import check_model, find_language_model, is_placed, is_spread
 from lit_attr.models.limits import model_limits, read_limits
 from lit_attr.models.loading import DEMO_MODEL, Dtype, Quantization, float32_by_default, load_model
-from lit_attr.models.location import Layers, Location, check_layers, input_device, locate
+from lit_attr.models.location import Layers, Location, input_device, locate
 from lit_attr.sample import FirstSeen, compare_or_replace
-from lit_attr.settings import DATA_ARGUMENTS, RENAMED, LoadingOptions, refuse_loading_options
+from lit_attr.settings import DATA_ARGUMENTS, RENAMED, LoadingOptions, check_settings, refuse_loading_options
 from lit_attr.trainers import check_trainer, run_state, warn_of_other_lightning
 
 
@@ -94,10 +94,8 @@ class AttributionModule(pl.LightningModule):
             )
         if model_name == "":
             raise ArgumentError("model_name", "it is empty; leave it out for the demo model", "model")
-        if verify < 0:
-            raise ArgumentError("verify", f"{verify} is less than 0", "model")
         with arguments_of("model", RENAMED):
-            check_layers(layers)
+            check_settings(layers, verify, rule=rule, step=step, dtype=dtype)
         # Not for the loggers: TensorBoard's HParams tab keeps what it is given first, which has to be the
         # writer's.
         self.save_hyperparameters(ignore=["model", "tokenizer"], logger=False)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
-from lit_attr.attribution.catalogue import RuleOptions
-from lit_attr.errors import ArgumentError
+from lit_attr.attribution.catalogue import CATALOGUE, RuleOptions
+from lit_attr.errors import ArgumentError, check_choice
+from lit_attr.facts.contrasts import Step
+from lit_attr.models.loading import Dtype
+from lit_attr.models.location import Layers, check_layers
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,23 @@ RENAMED = {
     # Errors about a model object are reported under its name.
     "model": "model_name",
 }
+
+
+def check_settings(layers: Layers, verify: int, *, rule: str, step: str, dtype: str) -> None:
+    """Checks settings of the module before a model is loaded: Python takes any value.
+
+    Raises:
+        ArgumentError: One has another value than it takes.
+    """
+    check_layers(layers)
+    if verify < 0:
+        raise ArgumentError("verify", f"{verify} is less than 0")
+    for name, value, words in (
+        ("rule", rule, CATALOGUE),
+        ("step", step, get_args(Step)),
+        ("dtype", dtype, get_args(Dtype)),
+    ):
+        check_choice(name, value, words)
 
 
 def refuse_loading_options(loading: LoadingOptions, **settings: Any) -> None:

@@ -84,7 +84,8 @@ def find_rule(
     """
     from lit_attr.models.hooks import evaluating, fresh_rotary_frequencies, frozen, uncompiled
 
-    entry = CATALOGUE.get(name)
+    # Not by the key: what is given from Python may be anything.
+    entry = next((each for each in CATALOGUE.values() if each.name == name), None)
     if entry is None:
         raise ArgumentError("rule", f"{name!r} is none of {', '.join(CATALOGUE)}")
     if steps < 1:

@@ -55,6 +55,15 @@ def check_model(model: PreTrainedModel) -> None:
         warn_about("dtype", "gradients can underflow to 0 in float16; bfloat16 is the safer half precision")
 
 
+def broken_weight(model: nn.Module) -> str | None:
+    """What is wrong with a model that has weights that are not finite, and the fix."""
+    for name, weight in model.named_parameters():
+        # Those on disk are on the device meta, without numbers.
+        if weight.is_floating_point() and not weight.is_meta and not weight.isfinite().all():
+            return f"its weight {name} is not finite, so that no score would be; get an intact checkpoint"
+    return None
+
+
 def is_placed(model: nn.Module) -> bool:
     """Whether the model's own loader has put it on its devices, so that nothing else may move it."""
     return getattr(model, "hf_device_map", None) is not None or is_quantized(model)

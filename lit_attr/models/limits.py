@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from lit_attr.errors import ArgumentError
 from lit_attr.models.loading import adapter_base, gguf_place, not_loaded
 
 
@@ -89,6 +90,8 @@ def read_limits(
         base = adapter_base(place, revision) if gguf_file is None else None
         name, at = (place, revision) if base is None else (base, None)
         config = AutoConfig.from_pretrained(name, revision=at, trust_remote_code=trust_remote_code, **given)
+    except ArgumentError:
+        raise
     except Exception as error:  # config loading, and code that comes with a model, may raise anything
         raise not_loaded("model_name", "model", model_name, error) from error
     return limits_of(config)

@@ -7,14 +7,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_gguf_available, is_peft_available
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from lit_attr.errors import ArgumentError
+from lit_attr.errors import ArgumentError, check_choice, one_line
 from lit_attr.models.language_model import check_model
 from lit_attr.models.quantization import Quantization as Quantization
 from lit_attr.models.quantization import quantization_config, quantization_settings
@@ -65,6 +65,9 @@ def load_model(
     Raises:
         ArgumentError: There is no such model, or it cannot be loaded with these settings.
     """
+    check_choice("dtype", dtype, get_args(Dtype))
+    if quantization is not None:
+        check_choice("quantization", quantization, get_args(Quantization))
     if quantization is not None and _offloads(device_map):
         raise ArgumentError("device_map", "a quantised model cannot be offloaded; leave it out, or quantization")
     place, gguf_file = gguf_place(model_name, gguf_file)
@@ -132,7 +135,7 @@ def load_tokenizer(
             place, revision=revision, trust_remote_code=trust_remote_code, **given
         )
     except Exception as error:  # loaders, and code that comes with a tokenizer, may raise anything
-        base = adapter_base(tokenizer, revision)
+        base = adapter_base(tokenizer, revision, argument="tokenizer")
         if base not in (None, tokenizer):
             return load_tokenizer(base, trust_remote_code=trust_remote_code)
         raise not_loaded("tokenizer", "tokenizer", tokenizer, error) from error
@@ -178,13 +181,48 @@ def gguf_place(name: str, gguf_file: str | None, *, argument: str = "model_name"
     return name, gguf_file
 
 
-def adapter_base(name: str, revision: str | None) -> str | None:
-    """The base model that a PEFT adapter names; None where `name` is not an adapter."""
+def adapter_base(name: str, revision: str | None, *, argument: str = "model_name") -> str | None:
+    """The base model that a PEFT adapter names; None where `name` is not an adapter.
+
+    Args:
+        name: Hub name or local folder.
+        revision: Branch, tag or commit on the hub.
+        argument: The argument that the name came from.
+
+    Raises:
+        ArgumentError: The adapter's configuration names no base model, or adapters name each other.
+    """
+    base, names = _adapter_base(name, revision, argument), [name]
+    following = base
+    while following is not None:
+        if following in names:
+            circle = " → ".join([*names, following])
+            raise ArgumentError(argument, f"adapters name each other as base model ({circle}); name a whole model")
+        names.append(following)
+        # Of a base on the hub this would be a request more, and adapters on the hub are checked there.
+        following = _adapter_base(following, None, argument) if Path(following).is_dir() else None
+    return base
+
+
+def _adapter_base(name: str, revision: str | None, argument: str) -> str | None:
     try:
         path = find_adapter_config_file(name, revision=revision)
     except (OSError, ValueError):  # no such repository, or not a valid name of one
         return None
-    return json.loads(Path(path).read_text()).get("base_model_name_or_path") if path is not None else None
+    if path is None:
+        return None
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # not text, not JSON, or nested too deep
+        raise ArgumentError(
+            argument, f"{path} is not JSON ({one_line(error, 100)}); get the adapter again"
+        ) from error
+    if not isinstance(config, dict):
+        raise ArgumentError(argument, f"{path} holds no object with settings; get the adapter again")
+    base = config.get("base_model_name_or_path")
+    if base is not None and (not isinstance(base, str) or not base or "\0" in base):
+        raise ArgumentError(argument, f"base_model_name_or_path in {path} is not a name; write the base model's")
+    return base
 
 
 def not_loaded(argument: str, what: str, name: str, error: Exception) -> ArgumentError:

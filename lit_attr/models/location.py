@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from lit_attr.errors import ArgumentError
 from lit_attr.models.hooks import evaluating, fresh_rotary_frequencies, frozen, uncompiled
+from lit_attr.models.language_model import broken_weight
 from lit_attr.models.limits import limits_of
 from lit_attr.models.selftest import (
     ROWS,
@@ -125,7 +126,9 @@ def _locate(model: PreTrainedModel, layers: Layers, component: str, self_test: b
     elif recording is None:
         modules = [_named_child(model, blocks[layer], component) for layer in chosen]
     else:
-        modules = [_write(model, _only_call(recording, blocks[layer], layer), component) for layer in chosen]
+        modules = [
+            _write(model, _only_call(model, recording, blocks[layer], layer), component) for layer in chosen
+        ]
     top = recording is not None and component == "mlp" and chosen[-1] == len(blocks) - 1
     names = {module: name for name, module in model.named_modules()}
     location = Location(
@@ -137,6 +140,8 @@ def _locate(model: PreTrainedModel, layers: Layers, component: str, self_test: b
     )
     if recording is not None:
         _refuse_unreadable(location, recording)
+    if recording is not None and not recording.is_finite and (broken := broken_weight(model)) is not None:
+        raise ArgumentError("model", f"it gives logits that are not finite; {broken}")
     return location
 
 
@@ -272,11 +277,14 @@ def _no_component(component: str) -> str:
     return f"{component!r} is none of {', '.join(known)}, nor a path with {{layer}} in it{guess}"
 
 
-def _only_call(recording: Recording, block: nn.Module, layer: int) -> BlockCall:
+def _only_call(model: nn.Module, recording: Recording, block: nn.Module, layer: int) -> BlockCall:
     calls = [call for call in recording.calls if call.block is block]
     if len(calls) != 1:
         raise ArgumentError("layers", f"layer {layer} runs {len(calls)} times in a forward pass; leave it out")
     if not calls[0].hidden_BTH.isfinite().all():
+        broken = broken_weight(model)
+        if broken is not None:
+            raise ArgumentError("model", f"layer {layer} gets numbers that are not finite; {broken}")
         raise ArgumentError(
             "model",
             f"layer {layer} gets numbers that are not finite; the dtype bfloat16 or float32 may fix it, otherwise "

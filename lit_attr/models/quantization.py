@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from lit_attr.errors import ArgumentError, is_first_time
+from lit_attr.errors import ArgumentError, check_choice, is_first_time
 
 Quantization = Literal["8bit", "4bit"]
 
@@ -29,8 +29,10 @@ def quantization_config(
         llm_int8_threshold: The size from which 8-bit layers take a feature through float16.
 
     Raises:
-        ArgumentError: The threshold is negative, or given without 8-bit quantisation.
+        ArgumentError: There is no such quantisation; or the threshold is negative, or given without 8 bits.
     """
+    if quantization is not None:
+        check_choice("quantization", quantization, get_args(Quantization))
     if llm_int8_threshold is not None and quantization != "8bit":
         raise ArgumentError("llm_int8_threshold", "it needs quantization 8bit; set that or leave it out")
     if llm_int8_threshold is not None and llm_int8_threshold < 0:

@@ -70,11 +70,13 @@ class Recording(NamedTuple):
         calls: The calls of the decoder blocks, in the order in which they ran.
         shapes: The shapes of each module's outputs, one for each time it ran.
         looks_ahead: Whether a later token changes the logits after an earlier one.
+        is_finite: Whether all logits are finite.
     """
 
     calls: tuple[BlockCall, ...]
     shapes: dict[nn.Module, list[tuple[int, ...]]]
     looks_ahead: bool
+    is_finite: bool = True
 
 
 @torch.inference_mode(False)
@@ -135,7 +137,8 @@ def record(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Recording:
             raise without_gradient(model, module)
     if gradient_BTH is None:
         raise UserError("no gradient of the logits comes to the embedding; load the model in another format")
-    return Recording(tuple(calls), shapes, bool(gradient_BTH[:, -1].nan_to_num().any()))
+    looks_ahead = bool(gradient_BTH[:, -1].nan_to_num().any())
+    return Recording(tuple(calls), shapes, looks_ahead, bool(earlier_BTV.isfinite().all()))
 
 
 class Passage:

@@ -23,6 +23,7 @@ from lit_attr.errors import UserError
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.contrasts import Contrast
 from lit_attr.models.identity import fingerprint
+from lit_attr.models.limits import read_limits
 from lit_attr.models.loading import DEMO_MODEL, load_model, load_tokenizer
 from lit_attr.models.location import locate
 from lit_attr.models.quantization import Quantization
@@ -167,3 +168,39 @@ def test_rejects_prompt_and_prefix_tuning(random_model: PreTrainedModel, config:
     model = get_peft_model(random_model, config(task_type="CAUSAL_LM", num_virtual_tokens=3))
     with pytest.raises(UserError, match=r"its adapter adds virtual tokens before every prompt"):
         AttributionModule(model=model).configure_model()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[]", "holds no object with settings; get the adapter again"),
+        (b'"text"', "holds no object with settings"),
+        (b"null", "holds no object with settings"),
+        (b"{", r"is not JSON \(.*\); get the adapter again"),
+        (b"", "is not JSON"),
+        (b"\xff\xfe{}", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b'{"base_model_name_or_path": 3}', "base_model_name_or_path in .* is not a name; write"),
+        (b'{"base_model_name_or_path": ""}', "base_model_name_or_path in .* is not a name"),
+        (b'{"base_model_name_or_path": ["a"]}', "base_model_name_or_path in .* is not a name"),
+        (b'{"base_model_name_or_path": "a\\u0000b"}', "base_model_name_or_path in .* is not a name"),
+    ],
+)
+def test_malformed_adapter_configurations_are_refused_in_one_line(content: bytes, message: str, tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_bytes(content)
+    for read, argument in ((load_model, "model_name"), (load_tokenizer, "tokenizer"), (read_limits, "model_name")):
+        with pytest.raises(UserError, match=rf"^{argument}: .*{message}") as refused:
+            read(str(tmp_path))
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_adapters_that_name_each_other_are_refused_in_one_line(count: int, tmp_path: Path):
+    folders = [tmp_path / f"adapter{place}" for place in range(count)]
+    for folder, following in zip(folders, [*folders[1:], folders[0]], strict=True):
+        folder.mkdir()
+        config = {"base_model_name_or_path": str(following), "peft_type": "LORA"}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    for read, argument in ((load_model, "model_name"), (load_tokenizer, "tokenizer"), (read_limits, "model_name")):
+        with pytest.raises(UserError, match=rf"^{argument}: adapters name each other as base model \(.*\); name"):
+            read(str(folders[0]))

@@ -19,6 +19,7 @@ from lit_attr.models.language_model import check_model, is_placed
 from lit_attr.models.loading import DEMO_MODEL, load_model, load_tokenizer
 from lit_attr.models.location import locate
 from lit_attr.models.quantization import Quantization, quantization_settings
+from lit_attr.module import AttributionModule
 
 
 def test_loads_a_folder_in_eval_mode(model_folder: Path, random_model: GPT2LMHeadModel):
@@ -174,3 +175,51 @@ def test_reads_pickled_weights_on_request_and_never_runs_code(demo_model: Any, t
     torch.save({"transformer.wte.weight": Code()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="could be loaded"):
         load_model(str(tmp_path), use_safetensors=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dtype": "float8"}, "^dtype: 'float8' is not one of float32, bfloat16, float16, auto"),
+        ({"dtype": "float64"}, "^dtype: 'float64' is not one of"),
+        ({"dtype": "nn"}, "^dtype: 'nn' is not one of"),
+        ({"dtype": torch.float16}, "^dtype: torch.float16 is not one of"),
+        ({"dtype": None}, "^dtype: None is not one of"),
+        ({"quantization": "3bit"}, "^quantization: '3bit' is not one of 8bit, 4bit"),
+        ({"quantization": 8}, "^quantization: 8 is not one of"),
+        ({"quantization": ""}, "^quantization: '' is not one of"),
+    ],
+)
+def test_other_words_are_refused(settings: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        load_model(DEMO_MODEL, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rule": "relp"}, "^model.rule: 'relp' is not one of gradient, frozen-norm"),
+        ({"rule": ["gradient"]}, r"^model.rule: \['gradient'\] is not one of"),
+        ({"step": "first"}, "^model.step: 'first' is not one of divergence, all"),
+        ({"dtype": "half"}, "^model.dtype: 'half' is not one of"),
+    ],
+)
+def test_other_words_are_refused_before_a_model_is_loaded(settings: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        AttributionModule("no/such-model", **settings)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("component", ["mlp", "block", "transformer.h.{layer}.mlp"])
+@pytest.mark.parametrize("weight", ["lm_head.weight", "transformer.h.0.mlp.c_fc.weight", "transformer.ln_f.bias"])
+def test_a_weight_that_is_not_finite_is_named(
+    random_model: GPT2LMHeadModel, weight: str, component: str, value: float
+):
+    model = random_model
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    with torch.no_grad():
+        model.get_parameter(weight)[:] = value
+    with pytest.raises(
+        UserError, match=rf"^model: .* not finite; its weight {weight} is not finite.*; get an intact"
+    ):
+        locate(model, component=component)
