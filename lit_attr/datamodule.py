@@ -193,7 +193,7 @@ class CounterfactDataModule(pl.LightningDataModule):
             ArgumentError: The source or the tokenizer cannot be used, or no row can.
         """
         if self._table is None:
-            with arguments_of("data"):
+            with arguments_of("data", {"rows": "source"}):
                 self._table = self._read_facts()
         if requirements == self._made_for:
             return
@@ -237,9 +237,20 @@ class CounterfactDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
         )
 
+    def in_batches(self, contrasts: Sequence[Contrast], device: torch.device | None) -> list[list[Contrast]]:
+        """Cuts contrasts into batches of similar length within this data module's bounds.
+
+        Args:
+            contrasts: The contrasts. Needs `make_contrasts`.
+            device: The device that the batches are for, which sets the default bounds.
+        """
+        max_rows, max_tokens = self._bounds(device)
+        width_class = self.requirements.limits.width_class
+        return in_batches(contrasts, max_rows=max_rows, max_tokens=max_tokens, width_class=width_class)
+
     def identity(self) -> dict[str, Any]:
         """Everything about the data that changes a number, in JSON types. Needs `setup`."""
-        max_rows, max_tokens = self._bounds()
+        max_rows, max_tokens = self._bounds(self._device)
         return {
             "step": self.step or self.requirements.step or "divergence",
             # A path may have bytes that no text in JSON has.
@@ -294,15 +305,9 @@ class CounterfactDataModule(pl.LightningDataModule):
 
     def _unscored(self, state: RunState | None) -> list[list[Contrast]]:
         """The batches of the contrasts that have no scores yet."""
-        max_rows, max_tokens = self._bounds()
         # Cut from all contrasts, so that a resumed run has the batches of an uninterrupted one, and its numbers to
         # the bit.
-        batches = in_batches(
-            self.contrasts,
-            max_rows=max_rows,
-            max_tokens=max_tokens,
-            width_class=self.requirements.limits.width_class,
-        )
+        batches = self.in_batches(self.contrasts, self._device)
         if state is not None:
             state.check_facts(self.contrasts)
         done = state.done | state.refused if state is not None else frozenset()
@@ -331,12 +336,15 @@ class CounterfactDataModule(pl.LightningDataModule):
             for at, contrast in enumerate(missing)
         ]
 
-    def _bounds(self) -> tuple[int | None, int | None]:
+    @property
+    def _device(self) -> torch.device | None:
+        return self.trainer.strategy.root_device if self.trainer is not None else None
+
+    def _bounds(self, device: torch.device | None) -> tuple[int | None, int | None]:
         """Maximum rows and tokens of a batch."""
         if self.max_tokens is not None or self.max_rows is not None:
             return self.max_rows, self.max_tokens
-        trainer = self.trainer
-        max_tokens = default_max_tokens(trainer.strategy.root_device if trainer is not None else None)
+        max_tokens = MAX_TOKENS_CPU if device is None or device.type == "cpu" else MAX_TOKENS_GPU
         return max_tokens // TOKENS_PER_ROW, max_tokens
 
     def _check_rejected(self, rejected: list[Rejected]) -> None:
@@ -347,11 +355,6 @@ class CounterfactDataModule(pl.LightningDataModule):
         if self.contrasts:
             raise ArgumentError("source", f"{row}; fix the row, or set strict to false to leave it out")
         raise ArgumentError("source", f"none of {len(rejected)} rows can be used; the first, {row}; fix the row")
-
-
-def default_max_tokens(device: torch.device | None) -> int:
-    """Maximum tokens of a batch, padding included, where the user sets no bound."""
-    return MAX_TOKENS_CPU if device is None or device.type == "cpu" else MAX_TOKENS_GPU
 
 
 def _collate(places: Mapping[ContrastKey, int], work: Work) -> ContrastBatch:

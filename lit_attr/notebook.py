@@ -18,10 +18,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from lit_attr.attribution.catalogue import RuleName, rule_title
-from lit_attr.datamodule import CounterfactDataModule, default_max_tokens
+from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import arguments_of
 from lit_attr.facts.batches import collate_contrasts
-from lit_attr.facts.buckets import in_batches
 from lit_attr.facts.contrasts import ContrastKey, Step
 from lit_attr.facts.rows import Rejected
 from lit_attr.facts.sources import SAMPLE
@@ -29,7 +28,8 @@ from lit_attr.models.loading import DEMO_MODEL
 from lit_attr.module import AttributionModule
 from lit_attr.records.encoding import batch_record, split_finite
 from lit_attr.records.reading import records_of
-from lit_attr.views.pictures import choose_component, component_name, fact_image
+from lit_attr.text import cut
+from lit_attr.views.pictures import MAX_TOKEN, choose_component, component_name, fact_image, fact_title
 
 # How many heatmaps a sequence of attributions shows.
 MAX_SHOWN = 4
@@ -81,7 +81,7 @@ def attribute(
     """
     rows = [facts] if isinstance(facts, Mapping) else facts
     named = {"layers": layers, "component": component, "rule": rule, "step": step, **settings}
-    with arguments_of("attribute", RENAMED):
+    with arguments_of("attribute", RENAMED, replaces_owner=True):
         data = CounterfactDataModule(
             rows, tokenizer, columns=columns, template=template, limit=limit, max_tokens=max_tokens
         )
@@ -92,9 +92,7 @@ def attribute(
         data.make_contrasts(module.data_requirements())
         records: dict[ContrastKey, Attribution] = {}
         rejected = [*data.rejected]
-        most = max_tokens or default_max_tokens(module.input_device)
-        width_class = data.requirements.limits.width_class
-        for batch in in_batches(data.contrasts, max_tokens=most, width_class=width_class):
+        for batch in data.in_batches(data.contrasts, module.input_device):
             finite, broken = split_finite(module.predict_step(collate_contrasts(batch), 0))
             rejected += broken
             if finite.contrasts:
@@ -116,7 +114,7 @@ class Attribution(dict[str, Any]):
     """
 
     def __repr__(self) -> str:
-        return f"<{_title(self)}: logit difference {self['logit_diff']:+.2f}>"
+        return f"<{fact_title(self)}: logit difference {self['logit_diff']:+.2f}>"
 
     def _repr_html_(self) -> str:
         return _figure(self, "100%")
@@ -169,10 +167,6 @@ class Attributions(Sequence[Attribution]):
         return words + (f"; {len(self.rejected)} rows left out" if self.rejected else "")
 
 
-def _title(record: Mapping[str, Any]) -> str:
-    return f"{record['prompt']} → {record['target_true'].strip()} / {record['target_false'].strip()}"
-
-
 def _figure(record: Mapping[str, Any], width: str) -> str:
     """The heatmap as a self-contained HTML image; what comes from the data is in its `alt` text."""
     content = BytesIO()
@@ -181,8 +175,8 @@ def _figure(record: Mapping[str, Any], width: str) -> str:
     scores_LT = record["scores"][choose_component(record)]["sum"]
     layer, token = np.unravel_index(np.abs(scores_LT).argmax(), scores_LT.shape)
     alt = (
-        f"{_title(record)}: logit difference {record['logit_diff']:+.2f}; largest score "
-        f"{scores_LT[layer, token]:+.2f}, at {record['tokens'][token]!r} in layer {record['layers'][layer]}"
+        f"{fact_title(record)}: logit difference {record['logit_diff']:+.2f}; largest score "
+        f"{scores_LT[layer, token]:+.2f}, at {cut(record['tokens'][token], MAX_TOKEN)!r} in layer {record['layers'][layer]}"
     )
     data = b64encode(content.getvalue()).decode()
     style = f"max-width:{width};height:auto"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -19,11 +18,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.callbacks.loggers import show_image, takes_images
 from lit_attr.callbacks.metrics import LiveCounts
-from lit_attr.datamodule import CounterfactDataModule, DataRequirements, default_max_tokens
+from lit_attr.datamodule import CounterfactDataModule, DataRequirements
 from lit_attr.errors import ArgumentError, UserError, arguments_of, one_line, warn_about, warn_once
 from lit_attr.evaluation.summary import strongest_cells
 from lit_attr.facts.batches import collate_contrasts
-from lit_attr.facts.buckets import in_batches
 from lit_attr.facts.contrasts import Contrast
 from lit_attr.facts.sources import SAMPLE
 from lit_attr.models.language_model import find_language_model
@@ -177,7 +175,7 @@ class AttributionMonitor(pl.Callback):
             return self._plan
         if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
             raise UserError("trainer.strategy: AttributionMonitor needs weights whole; take ddp or leave it out")
-        with arguments_of("AttributionMonitor", RENAMED):
+        with arguments_of("AttributionMonitor", RENAMED, replaces_owner=True):
             language_model = find_language_model(pl_module, self.model)
         data = self._data
         with _apart_from_training():
@@ -193,13 +191,12 @@ class AttributionMonitor(pl.Callback):
                 warn_about("facts", f"{count} rows left out; row {first.row}: {first.reason}")
         contrasts, heatmaps = data.contrasts, min(self.max_heatmaps, len(data.contrasts))
         places = {place * len(contrasts) // heatmaps for place in range(heatmaps)}
-        most = data.max_tokens or default_max_tokens(trainer.strategy.root_device)
         # The first process alone has loggers, so it gets the facts that are drawn, and is dealt the others last.
         rank, world_size = trainer.global_rank, trainer.world_size
-        cut = partial(in_batches, max_tokens=most, width_class=data.requirements.limits.width_class)
-        drawn = cut([contrasts[place] for place in sorted(places)]) if rank == 0 else []
+        device = trainer.strategy.root_device
+        drawn = data.in_batches([contrasts[place] for place in sorted(places)], device) if rank == 0 else []
         others = [each for place, each in enumerate(contrasts) if place not in places]
-        batches = drawn + cut(others)[(rank - 1) % world_size :: world_size]
+        batches = drawn + data.in_batches(others, device)[(rank - 1) % world_size :: world_size]
         self._plan = _Plan(language_model, location, batches, len(drawn) if takes_images(trainer) else 0)
         return self._plan
 
@@ -212,7 +209,8 @@ class AttributionMonitor(pl.Callback):
         tokenizer = next((each for each in named if each is not None), language_model.name_or_path)
         if isinstance(tokenizer, PreTrainedTokenizerBase) or (isinstance(tokenizer, str) and tokenizer):
             return tokenizer
-        raise ArgumentError("tokenizer", "there is none of transformers; name one")
+        reason = "neither the module nor the data module has one of transformers; give one"
+        raise ArgumentError("tokenizer", reason)
 
     def _attribute(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Runs one pass over the facts. Every process calls it at the same step."""
@@ -229,12 +227,14 @@ class AttributionMonitor(pl.Callback):
                 garbage_collection_cuda()
         # All processes leave the pass out where one has failed, or they would wait for its counts.
         if trainer.strategy.reduce_boolean_decision(failure is None) and counts is not None:
-            found = counts.reduce(trainer.strategy.root_device).compute()
             try:
+                if trainer.world_size > 1:
+                    counts = counts.reduce(trainer.strategy.root_device)
+                found = counts.compute()
                 if trainer.is_global_zero:
                     self._log(trainer, found, step)
                 return
-            except Exception as error:  # a logger's, such as a disk that is full
+            except Exception as error:  # such as a logger's, whose disk is full
                 failure = error
         reason = one_line(failure) if failure is not None else "it failed in another process"
         warn_once(f"AttributionMonitor: a pass is left out ({reason}); the training continues")
@@ -277,5 +277,5 @@ def _apart_from_training() -> Iterator[None]:
     # Validation may be in inference mode, and what a model keeps from then on could never have a gradient.
     # A GPU that nothing has used yet must stay so, or processes could not be forked.
     randomness = isolate_rng(include_cuda=torch.cuda.is_initialized())
-    with randomness, torch.inference_mode(False), arguments_of("AttributionMonitor", RENAMED):
+    with randomness, torch.inference_mode(False), arguments_of("AttributionMonitor", RENAMED, replaces_owner=True):
         yield

@@ -254,6 +254,9 @@ class FunctionAsTokenizer(StrangersModule):
         self.tokenizer = lambda text: [ord(letter) for letter in text]
 
 
+NO_TOKENIZER = "AttributionMonitor.tokenizer: neither the module nor the data module has one of transformers"
+
+
 @pytest.mark.parametrize(
     ("module", "settings", "message"),
     [
@@ -268,8 +271,8 @@ class FunctionAsTokenizer(StrangersModule):
             r"AttributionMonitor.model: Two holds 2 .* \(net.lm, net.teacher\), not one; name its attribute",
         ),
         (StrangersModule, {"model": "net.x"}, "AttributionMonitor.model: .* has no attribute 'x'; check the path"),
-        (WithoutTokenizer, {}, "AttributionMonitor.tokenizer: there is none of transformers; name one"),
-        (FunctionAsTokenizer, {}, "AttributionMonitor.tokenizer: there is none of transformers; name one"),
+        (WithoutTokenizer, {}, NO_TOKENIZER),
+        (FunctionAsTokenizer, {}, NO_TOKENIZER),
         (
             StrangersModule,
             {"facts": "no.csv"},

@@ -1,4 +1,4 @@
-"""Runs interrupted while they compare scores with exact effects, and before their summary: the report is the same."""
+"""Runs interrupted during the comparison with exact effects, and before their summary: the report is the same."""
 
 from __future__ import annotations
 
