@@ -113,7 +113,10 @@ def comparison_lines(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _common_layers(runs: Sequence[RunFolder]) -> list[int]:
-    first, second = (run.read_manifest()["model"].get("layers", []) for run in runs)
+    for run in runs:
+        run.read_manifest()
+    # All files of a run have the same layers.
+    first, second = (next((batch.layers for _, batch in run.read_batches()), []) for run in runs)
     common = [layer for layer in first if layer in set(second)]
     if not common:
         raise ArgumentError("second", f"{runs[1].path} has no layer in common with {runs[0].path}")
