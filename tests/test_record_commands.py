@@ -1,4 +1,4 @@
-"""The commands that only read records: `lit-attr export` and `lit-attr plot`."""
+"""The commands that only read records: `lit-attr export`, `lit-attr plot` and `lit-attr compare`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]):
         main(["--help"])
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
-    for name in ("predict", "plot", "export"):
+    for name in ("predict", "plot", "export", "compare"):
         assert re.search(rf"^ +{name} +[A-Z]", printed, flags=re.MULTILINE), name
 
 
@@ -73,6 +73,13 @@ def test_plot_draws_and_prints_the_paths(finished: Path, elsewhere: Path, capsys
     assert any("comparison" in line for line in printed)
 
 
+def test_compare_prints_a_table(finished: Path, capsys: pytest.CaptureFixture[str]):
+    main(["compare", str(finished), str(finished)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "12 contrasts compared"
+    assert "| all | 1.0000 | 1.000 | 0.0% |" in lines
+
+
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
@@ -84,6 +91,7 @@ def test_plot_draws_and_prints_the_paths(finished: Path, elsewhere: Path, capsys
         (["export", "RUN", "--to", "csv", "--per", "layer"], 1, "--per: it is for inseq, not csv; leave it out"),
         (["export", "RUN", "--to", "html"], 2, "to: 'html' is not parquet or csv or inseq"),
         (["export", "RUN"], 2, "required: export.to"),
+        (["compare", "RUN"], 1, "give the output folders of two runs, not of 1"),
         (["export"], 2, "required: export.out, export.to"),
         (["plot", "none"], 1, "none: there is no manifest.json in it; give the output folder of a run"),
         (["plot", "RUN", "--facts", "99"], 1, "--facts: 99 is not from 0 to 24"),
