@@ -229,7 +229,7 @@ def run(theirs: Theirs, rows: list[dict[str, Any]], dataset: Dataset[dict[str, A
 
 attribute(rule="none")  # type: ignore[arg-type]
 attribute(7)  # type: ignore[arg-type]
-AttributionModule(layers="most")  # type: ignore[arg-type]
+AttributionModule(layers=0.5)  # type: ignore[arg-type]
 ContrastCollator()  # type: ignore[call-arg]
 CounterfactDataModule(limit="many")  # type: ignore[arg-type]
 len(load_attributions("out"))  # type: ignore[arg-type]
