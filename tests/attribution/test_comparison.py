@@ -55,7 +55,7 @@ def test_half_precision_gives_float32_effects(model: PreTrainedModel, location: 
     ("broken", "refused"),
     [
         ("exact_effects_BLT", "its exact effects are not finite; the dtype float32 may fix it"),
-        ("attribute_batch", "its scores are not finite; the dtype float32 may fix it"),
+        ("attribute_batch", "its scores or logits are not finite; the dtype float32 may fix it"),
     ],
 )
 def test_refuses_numbers_that_are_not_finite(
