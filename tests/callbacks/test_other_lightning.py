@@ -53,9 +53,7 @@ def test_the_monitor_logs_the_same_under_both_packages(tmp_path: Path):
     assert logged(pytorch_lightning, TheirModule(), tmp_path / "theirs") == (scalars, pictures)
 
 
-def test_one_line_names_the_package_to_import(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-):
+def test_one_line_names_the_package_to_import(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
     # Once a process; another test may have seen it.
     monkeypatch.setattr("lit_attr.errors._logged", set())
     trainer = pytorch_lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
