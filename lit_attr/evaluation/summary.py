@@ -146,14 +146,20 @@ class _Reading:
             return None, None
         compared = sorted(self._compared, key=_order_of)
         report = agreement_report(self.profile.layers, [each for _, each in compared])
-        report["sample"] = (
-            "random" if all(each.place is not None for _, each in self._exact.values()) else "first seen"
-        )
+        report["sample"] = _kind_of_sample([each.place for _, each in self._exact.values()])
         curves = [record.curves for record, _ in compared if record.curves is not None]
         faithfulness = faithfulness_report(curves)
         if faithfulness is not None:
             report["faithfulness"] = faithfulness
         return report, _points(self.profile.layers, [each for _, each in compared])
+
+
+def _kind_of_sample(places: Sequence[int | None]) -> str:
+    """Which contrasts have exact effects: a random sample, two of them (in an extended run), or the first seen."""
+    if None in places:
+        return "first seen"
+    # A larger limit gives contrasts other places; those of the smaller one keep theirs.
+    return "random" if len(set(places)) == len(places) else "random, of an extended run"
 
 
 def _order_of(compared: tuple[ExactRecord, Compared]) -> tuple[Any, ...]:

@@ -80,6 +80,10 @@ def test_exact_effects_stay_and_count(tmp_path: Path):
     assert {name: found[name] for name in kept} == kept
     assert all(json.loads(content)["place"] < 6 for content in found.values())
     assert extended["agreement"]["contrasts"] == len(found)
+    assert (first["agreement"]["sample"], extended["agreement"]["sample"]) == (
+        "random",
+        "random, of an extended run",
+    )
 
 
 def test_an_interrupted_extension_is_completed(tmp_path: Path):
