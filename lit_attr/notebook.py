@@ -174,9 +174,10 @@ def _figure(record: Mapping[str, Any], width: str) -> str:
     image.save(content, "PNG", optimize=True)
     scores_LT = record["scores"][choose_component(record)]["sum"]
     layer, token = np.unravel_index(np.abs(scores_LT).argmax(), scores_LT.shape)
+    text = cut(record["tokens"][token], MAX_TOKEN)
     alt = (
         f"{fact_title(record)}: logit difference {record['logit_diff']:+.2f}; largest score "
-        f"{scores_LT[layer, token]:+.2f}, at {cut(record['tokens'][token], MAX_TOKEN)!r} in layer {record['layers'][layer]}"
+        f"{scores_LT[layer, token]:+.2f}, at {text!r} in layer {record['layers'][layer]}"
     )
     data = b64encode(content.getvalue()).decode()
     style = f"max-width:{width};height:auto"

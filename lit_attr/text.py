@@ -28,7 +28,8 @@ def safe_name(text: object, most: int = MAX_NAME_BYTES, *, hashed: bool = False)
         hashed: Add the hash in any case, as for names that may be compared without regard to case.
     """
     whole = str(text)
-    name = unicodedata.normalize("NFC", re.sub(r"[^\w.-]", "_", whole)).lstrip(".") or "_"
+    # Of a long text no more is looked at than can be in its name.
+    name = unicodedata.normalize("NFC", re.sub(r"[^\w.-]", "_", whole[: most + 1])).lstrip(".") or "_"
     # A text that ends like a hashed name could otherwise be mistaken for one.
     if not hashed and name == whole and len(name.encode()) <= most and not _HASHED.search(name):
         return name

@@ -31,8 +31,11 @@ from lit_attr.views.curves import (
     hyperparameters,
     profile_curves,
 )
+from lit_attr.views.labels import shortened
 from lit_attr.views.pages import summary_page
 from lit_attr.views.pictures import agreement_image, fact_image, profile_image
+
+MAX_RELATION = 60  # characters
 
 
 class Picture(NamedTuple):
@@ -155,7 +158,7 @@ def _other_pictures(findings: RunFindings) -> Iterator[Picture]:
     """The pictures of the largest relations, and of scores and exact effects."""
     summary = findings.summary
     for relation, profile in findings.relations.items():
-        words = f"relation {relation} · {max(profile['contrasts'])} contrasts"
+        words = f"relation {shortened(relation, MAX_RELATION)} · {max(profile['contrasts'])} contrasts"
         tag = f"relations/{safe_name(relation)}"
         yield Picture(tag, summary["contrasts"], partial(profile_image, profile, words))
     agreement, points = summary["agreement"], findings.points

@@ -19,9 +19,11 @@ from lit_attr.evaluation.summary import summarise
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.facts.contrasts import ContrastKey
 from lit_attr.records.encoding import batch_record, exact_record, split_finite
+from lit_attr.records.files import briefly
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.reading import record_of
 from lit_attr.records.state import RunState
+from lit_attr.text import cut
 from lit_attr.trainers import HasContent, datamodule_of, identity_of, rejected_of
 
 BATCHES_BETWEEN_PROFILES = 50
@@ -176,7 +178,7 @@ class AttributionWriter(BasePredictionWriter):
         for contrast in finite.contrasts:
             if contrast.key in self._written:
                 raise UserError(
-                    f"data.source: id {contrast.fact.id!r}, step {contrast.step}, came twice in one run; "
+                    f"data.source: id {briefly(contrast.fact.id)}, step {contrast.step}, came twice in one run; "
                     "give every fact an id of its own"
                 )
             self._written.add(contrast.key)
@@ -211,7 +213,7 @@ class AttributionWriter(BasePredictionWriter):
             largest=self.max_heatmaps if self.heatmaps == "largest" else 0,
         )
         if findings.not_found:
-            ids = ", ".join(map(repr, findings.not_found))
+            ids = cut(", ".join(map(repr, findings.not_found)), 200)
             warn_about("heatmap_ids", f"the run has no fact with the id {ids}")
         self._display.show_run(trainer, findings)
         # Last: a run that ends before has no summary, and the same command makes the pictures that are missing.

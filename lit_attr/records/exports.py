@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
 from lit_attr.errors import ArgumentError, UserError, check_choice
+from lit_attr.records.files import briefly
 from lit_attr.records.reading import load_attributions
 
 Target = Literal["parquet", "csv", "inseq"]
@@ -78,8 +79,8 @@ def read_contrasts(folder: Path) -> Iterator[dict[str, Any]]:
         # A table has the same columns in every row: a missing field would be empty in it, a further one dropped.
         if wanted is not None and (odd := sorted(wanted ^ fields)):
             raise UserError(
-                f"{folder}: id {record['id']!r} lacks {', '.join(odd)}, or has it alone; move its batch file away "
-                "and run again"
+                f"{folder}: id {briefly(record['id'])} lacks {', '.join(odd)}, or has it alone; move its batch "
+                "file away and run again"
             )
         wanted = fields
         yield record

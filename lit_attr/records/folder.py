@@ -195,8 +195,8 @@ class RunFolder:
             if path.exists():
                 raise ArgumentError(
                     "source",
-                    f"id {first.id!r}, step {first.step}, came twice in one run; give every fact an id of its "
-                    "own, and every process its own share",
+                    f"id {briefly(first.id)}, step {first.step}, came twice in one run; give every fact an id of "
+                    "its own, and every process its own share",
                 )
             write_sealed(path, msgspec.structs.replace(record, run=self._run_name()))
 

@@ -10,11 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from lit_attr.text import cut
+
 # The half width of a normal distribution's 95% interval, in standard errors.
 CONFIDENCE = 1.96
 # Meng et al. (2022) restore ten layers at once.
 WINDOW = 10
 
+MAX_SETTING = 1_000  # characters
 _BEFORE = WINDOW // 2
 
 Curves = Iterator[tuple[int, dict[str, float]]]
@@ -134,7 +137,7 @@ def hyperparameters(
         The settings, and the metrics that have a value.
     """
     settings = {
-        f"{group}/{name}": value if isinstance(value, (bool, int, float, str)) else str(value)
+        f"{group}/{name}": value if isinstance(value, (bool, int, float)) else cut(str(value), MAX_SETTING)
         for group in ("model", "data")
         for name, value in manifest[group].items()
     }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
 from importlib.util import find_spec
@@ -16,6 +15,8 @@ from itertools import groupby
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, features
+
+from lit_attr.text import ELLIPSIS, cut
 
 _MATPLOTLIB = find_spec("matplotlib")  # not imported: only its files are needed
 if _MATPLOTLIB is None or _MATPLOTLIB.origin is None:
@@ -26,6 +27,7 @@ SYSTEM_FONTS = ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "Arial Unicod
 
 SPACE = "␣"
 MAX_LABEL_CHARS = 16
+MAX_TEXT_CHARS = 4_000
 # A plain backslash would read as an escape, and a plain U+FFFD as a missing glyph instead of a token cut in two.
 ESCAPED = "\\\ufffd"
 # Between right-to-left words, prompt → true / false keep their order and a leading ␣ stands where reading starts.
@@ -43,18 +45,26 @@ def token_label(token: str) -> str:
         Drawable text. Newlines, tabs and characters that no font draws are escaped as in Python
         (``\n``, ``\u65e5``); a long label has ``…`` in place of its middle; the empty token is ``""``.
     """
-    pieces = _pieces(token.replace(" ", SPACE))
-    if sum(map(len, pieces)) > MAX_LABEL_CHARS:
-        while sum(map(len, pieces)) >= MAX_LABEL_CHARS:
-            # Whole pieces only: half an escape would read as another character.
-            pieces.pop(len(pieces) // 2)
-        pieces.insert((len(pieces) + 1) // 2, "…")
-    return "".join(pieces) or '""'
+    # No more of a long token than can be left of it.
+    pieces = _pieces(cut(token, 4 * MAX_LABEL_CHARS).replace(" ", SPACE))
+    return "".join(_without_middle(pieces, MAX_LABEL_CHARS)) or '""'
 
 
-def drawable(text: str) -> str:
-    r"""Text for a title, with what no font draws escaped as in Python (``\u65e5``)."""
-    return "".join(_pieces(text))
+def drawable(text: str, most: int = MAX_TEXT_CHARS) -> str:
+    r"""Text for a title, with what no font draws escaped as in Python (``\u65e5``).
+
+    Args:
+        text: The text.
+        most: The most characters of the result; a longer one has ``…`` in place of its middle.
+    """
+    return "".join(_without_middle(_pieces(cut(text, most)), most))
+
+
+def shortened(text: str, most: int) -> str:
+    """Text of which at most `most` characters are drawn, escapes counted, with ``…`` in place of its middle."""
+    text = cut(text, most)
+    drawn = len(drawable(text))
+    return text if drawn <= most else cut(text, max(1, most * len(text) // drawn))
 
 
 def text_width(text: str, size: int, strong: bool = False) -> int:
@@ -86,13 +96,49 @@ def text_mask(text: str, size: int, strong: bool = False) -> Image.Image:
 def wrap(text: str, size: int, width: int) -> list[str]:
     """Drawable text in lines of at most ``width`` pixels, broken at spaces, or within a word that is too long."""
     lines = []
-    while text_width(text, size) > width:
-        end = bisect_right(range(len(text)), width, key=lambda last: text_width(text[: last + 1], size)) or 1
-        space = text.rfind(" ", 1, end + 1)
+    start = 0
+    while (end := _end_of_line(text, start, size, width)) < len(text):
+        space = text.rfind(" ", start + 1, end + 1)
         end = end if space < 0 else space
-        lines.append(text[:end])
-        text = text[end:].removeprefix(" ")
-    return [*lines, text]
+        lines.append(text[start:end])
+        start = end + text.startswith(" ", end)
+    return [*lines, text[start:]]
+
+
+def _end_of_line(text: str, start: int, size: int, width: int) -> int:
+    """Where the line that begins at `start` ends, after at least one character."""
+
+    def fits(count: int) -> bool:
+        return text_width(text[start : start + count], size) <= width
+
+    # Only as much of the text as may fit is measured, or a long one would take time squared.
+    left = len(text) - start
+    fitting, beyond = 0, min(64, left)
+    while fits(beyond):
+        if beyond == left:
+            return len(text)
+        fitting, beyond = beyond, min(2 * beyond, left)
+    # Characters are of similar widths, so that few guesses suffice.
+    while beyond - fitting > 1:
+        share = width / max(text_width(text[start : start + beyond], size), 1)
+        middle = min(max(round(beyond * share), fitting + 1), beyond - 1)
+        if fits(middle):
+            fitting = middle
+            if not fits(middle + 1):
+                break
+        else:
+            beyond = middle
+    return start + max(fitting, 1)
+
+
+def _without_middle(pieces: list[str], most: int) -> list[str]:
+    length = sum(map(len, pieces))
+    if length > most:
+        while length >= most:
+            # Whole pieces only: half an escape would read as another character.
+            length -= len(pieces.pop(len(pieces) // 2))
+        pieces.insert((len(pieces) + 1) // 2, ELLIPSIS)
+    return pieces
 
 
 def _pieces(text: str) -> list[str]:
@@ -114,7 +160,7 @@ def _needs_raqm(text: str) -> bool:
     return any(unicodedata.bidirectional(c) in ("R", "AL") or unicodedata.category(c)[0] == "M" for c in text)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=65_536)
 def _source(char: str, strong: bool = False) -> str | None:
     """The first font that has a glyph for this character."""
     if not char.isprintable() or (_needs_raqm(char) and not features.check("raqm")):

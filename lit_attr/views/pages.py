@@ -8,7 +8,9 @@ from typing import Any
 from lit_attr.evaluation.agreement import verdict
 from lit_attr.evaluation.findings import RunFindings
 from lit_attr.evaluation.summary import strongest_cells
+from lit_attr.text import cut
 
+MAX_CELL = 1_000  # characters
 MARKDOWN = r"\`*_{}[]()#+-.!|~"
 
 
@@ -93,7 +95,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[st
 
 def _escaped(value: object) -> str:
     """Text on one line, as it stands: nothing in it is Markdown or HTML."""
-    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = (
+        " ".join(cut(str(value), MAX_CELL).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    )
     return "".join(f"\\{char}" if char in MARKDOWN else char for char in text)
 
 

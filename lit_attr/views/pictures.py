@@ -12,8 +12,14 @@ from lit_attr.attribution.catalogue import rule_title
 from lit_attr.errors import ArgumentError
 from lit_attr.evaluation.agreement import verdict
 from lit_attr.evaluation.findings import Points
+from lit_attr.text import cut
 from lit_attr.views.heatmaps import draw_fact_heatmap, draw_role_heatmap
+from lit_attr.views.labels import shortened
 from lit_attr.views.scatter import draw_scatter
+
+# Characters of a fact's texts that are drawn.
+MAX_PROMPT, MAX_ANSWER, MAX_TOKEN = 120, 32, 20
+MAX_RULE = 60
 
 
 def fact_image(record: Mapping[str, Any], component: str | None = None) -> Image.Image:
@@ -27,7 +33,7 @@ def fact_image(record: Mapping[str, Any], component: str | None = None) -> Image
         ArgumentError: The record has no scores of the component, or of several components while none is named.
     """
     component = choose_component(record, component)
-    compared = f"{record['true_token'].strip()} − {record['false_token'].strip()}"
+    compared = " − ".join(shortened(record[name].strip(), MAX_TOKEN) for name in ("true_token", "false_token"))
     known = "known" if record["rank_true"] == 0 else "not known"
     difference = f"{record['logit_diff']:+.2f}".replace("-", "−")
     start, stop = record["subject_span"]
@@ -36,10 +42,16 @@ def fact_image(record: Mapping[str, Any], component: str | None = None) -> Image
         layers=record["layers"],
         tokens=record["tokens"],
         subject_span=(start, stop),
-        title=f"{record['prompt']} → {record['target_true'].strip()} / {record['target_false'].strip()}",
+        title=fact_title(record),
         subtitle=f"logit difference {compared}: {difference} · {known} · {component_name(component)} "
-        f"{rule_title(record['rule'])}",
+        f"{_rule_name(record['rule'])}",
     )
+
+
+def fact_title(record: Mapping[str, Any]) -> str:
+    """What a contrast asks, in one line; of long texts the middle is left out."""
+    true, false = (shortened(record[name].strip(), MAX_ANSWER) for name in ("target_true", "target_false"))
+    return f"{shortened(record['prompt'], MAX_PROMPT)} → {true} / {false}"
 
 
 def profile_image(profile: Mapping[str, Any], subtitle: str) -> Image.Image:
@@ -54,7 +66,7 @@ def profile_image(profile: Mapping[str, Any], subtitle: str) -> Image.Image:
         layers=profile["layers"],
         roles=profile["roles"],
         counts=profile["contrasts"],
-        title=f"Mean {component_name(profile['component'])} {rule_title(profile['rule'])} by layer and token role",
+        title=f"Mean {component_name(profile['component'])} {_rule_name(profile['rule'])} by layer and token role",
         subtitle=subtitle,
     )
 
@@ -71,7 +83,7 @@ def agreement_image(points: Points, summary: Mapping[str, Any]) -> Image.Image:
         points.scores_N,
         points.effects_N,
         points.layers_N,
-        title=f"{component_name(profile['component'])} {rule_title(profile['rule'])} and exact effects",
+        title=f"{component_name(profile['component'])} {_rule_name(profile['rule'])} and exact effects",
         subtitle=verdict(summary["agreement"]),
     )
 
@@ -95,4 +107,8 @@ def choose_component(record: Mapping[str, Any], component: str | None = None) ->
 
 def component_name(component: str) -> str:
     """The component's name in titles."""
-    return "MLP" if component == "mlp" else component
+    return "MLP" if component == "mlp" else cut(component, MAX_ANSWER)
+
+
+def _rule_name(rule: str) -> str:
+    return cut(rule_title(rule), MAX_RULE)

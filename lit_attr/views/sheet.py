@@ -13,6 +13,7 @@ from lit_attr.views.labels import drawable, text_mask, wrap
 
 TEXT, TITLE, SMALL = 16, 20, 14  # font sizes, pixels
 PAD, GAP = 18, 6
+MAX_HEADING = 500  # characters of a title or subtitle
 INK, SOFT_INK, FRAME = (24, 24, 24), (84, 84, 84), (150, 150, 150)
 
 # The mask and the colour of a line of text.
@@ -20,11 +21,12 @@ Line = tuple[Image.Image, tuple[int, int, int]]
 
 
 def heading(title: str, subtitle: str, width: int) -> list[Line]:
-    """Title and subtitle, wrapped to the width of a picture in pixels."""
-    return [
-        *((text_mask(line, TITLE), INK) for line in wrap(drawable(title), TITLE, width - 2 * PAD)),
-        *((text_mask(line, SMALL), SOFT_INK) for line in wrap(drawable(subtitle), SMALL, width - 2 * PAD)),
-    ]
+    """Title and subtitle, wrapped to the width of a picture in pixels, without the middle of a very long one."""
+    lines: list[Line] = []
+    for text, size, colour in ((title, TITLE, INK), (subtitle, SMALL, SOFT_INK)):
+        drawn = wrap(drawable(text, MAX_HEADING), size, width - 2 * PAD)
+        lines += ((text_mask(line, size), colour) for line in drawn)
+    return lines
 
 
 def total_height(lines: Iterable[Line]) -> int:

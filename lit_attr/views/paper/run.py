@@ -47,7 +47,7 @@ class Run(NamedTuple):
     layers_L: NDArray[np.int64]
     means_NLR: NDArray[np.float32]
     known_N: NDArray[np.bool_]
-    relations_N: NDArray[np.str_]
+    relations_N: NDArray[np.object_]
     prompts: dict[str, str]
 
     def only_known(self) -> Run:
@@ -97,7 +97,8 @@ def read_run(folder: Path) -> Run:
         means.append(np.where(has_role_R, means_LR, np.nan).astype(np.float32))
         known.append(record["rank_true"] == 0)
         relations.append(record["relation_id"])
-        prompts.setdefault(record["relation_id"], record["prompt"].replace(record["subject"], "…"))
+        if record["relation_id"] not in prompts:
+            prompts[record["relation_id"]] = record["prompt"].replace(record["subject"], "…")
     if component is None:
         raise UserError(f"{folder}: there is no contrast of two different tokens in it; give another folder")
     model = Path(read_json(folder / "manifest.json").get("model", {}).get("model_name") or "model").name
@@ -109,7 +110,8 @@ def read_run(folder: Path) -> Run:
         np.array(record["layers"]),
         np.stack(means),
         np.array(known),
-        np.array(relations),
+        # As objects: an array of texts has the room of the longest one for each.
+        np.array(relations, dtype=object),
         prompts,
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
+from lit_attr.text import cut
 from lit_attr.views.labels import drawable, token_label, wrap
 
 WIDTH = 7.0  # inches, of every figure: two columns of a journal
@@ -47,7 +48,7 @@ def fit(text: str, kind: str) -> str:
         text: The text.
         kind: A key of `MAX_TEXT`, which says how many characters fit.
     """
-    label = token_label(text) if kind == "token" else drawable(text)
+    label = token_label(text) if kind == "token" else drawable(cut(text, 4 * MAX_TEXT[kind]))
     pieces = [char if char in _DRAWN else char.encode("unicode_escape").decode() for char in label]
     length, most = sum(map(len, pieces)), MAX_TEXT[kind]
     if length > most:
