@@ -10,7 +10,8 @@ from typing import Literal, NoReturn
 from jsonargparse import ArgumentParser
 
 from lit_attr.errors import ArgumentError, UserError
-from lit_attr.parsing import readable
+from lit_attr.parsing import TOO_DEEP, readable
+from lit_attr.text import print_error, print_text
 
 PREDICT_HELP = "Attributes the facts of a data set to a model's layers and tokens."
 
@@ -21,7 +22,7 @@ class OneLineArgumentParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message and exits with status 2."""
         program = self.prog.replace(" [options]", "")
-        print(f"{program}: error: {readable(message)}; see {program} --help", file=sys.stderr)
+        print_error(f"{program}: error: {readable(message)}; see {program} --help")
         sys.exit(2)
 
 
@@ -83,7 +84,7 @@ def plot(
         known=known,
     )
     for path in drawn:
-        print(path)
+        print_text(str(path))
 
 
 def export(
@@ -91,13 +92,15 @@ def export(
     to: Literal["parquet", "csv", "inseq"],
     output: Path | None = None,
     per: Literal["example", "layer"] | None = None,
+    escape_formulas: bool = False,
 ) -> None:
     """Writes the records of a run for other programs.
 
     `parquet` is one file with a row a contrast and nested scores, `csv` one file with a row a contrast, component,
     layer and token (read it in pandas with `keep_default_na=False`: tokens can be `NA`), `inseq` a folder of files
     for `inseq.FeatureAttributionOutput.load`. What is written is whole or not there at all, and nothing is
-    overwritten.
+    overwritten. A spreadsheet that opens a CSV file may run texts from the data that begin with `=`, `+`, `-` or
+    `@`, as tokens and ids can: set `escape_formulas` for one.
 
     Args:
         out: Output folder of a run.
@@ -105,10 +108,11 @@ def export(
         output: File, or folder for Inseq's files. Default: in the output folder, named `attributions.parquet`,
             `attributions.csv` or `inseq`.
         per: With `inseq`, whether a file holds all layers of a contrast (`example`, the default) or one (`layer`).
+        escape_formulas: With `csv`, put a `'` before each text that a spreadsheet would run as a formula.
     """
     from lit_attr.records.exports import export as write_export
 
-    print(write_export(out, to, output=output, per=per))
+    print_text(str(write_export(out, to, output=output, per=per, escape_formulas=escape_formulas)))
 
 
 def compare(out: list[Path], component: str | None = None) -> None:
@@ -127,7 +131,7 @@ def compare(out: list[Path], component: str | None = None) -> None:
         raise UserError(f"give the output folders of two runs, not of {len(out)}")
     first, second = out
     for line in comparison_lines(compare_runs(first, second, component=component)):
-        print(line)
+        print_text(line)
 
 
 def _run_on_records(words: Sequence[str]) -> None:
@@ -144,7 +148,10 @@ def _run_on_records(words: Sequence[str]) -> None:
         command.add_argument("out", nargs=nargs, type=Path, help="output folder of a run, or of several")
         command.add_function_arguments(function, as_positional=False, skip={"out"})
         commands.add_subcommand(name, command, help=summary)
-    settings = parser.parse_args([*words])
+    try:
+        settings = parser.parse_args([*words])
+    except RecursionError:
+        parser.error(TOO_DEEP)
     name = settings.command
     try:
         commands_by_name[name](**parser.instantiate(settings)[name].as_dict())
@@ -155,5 +162,5 @@ def _run_on_records(words: Sequence[str]) -> None:
 
 
 def _fail(command: str, message: str) -> NoReturn:
-    print(f"lit-attr {command}: error: {' '.join(message.split())}", file=sys.stderr)
+    print_error(f"lit-attr {command}: error: {message}")
     sys.exit(1)

@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import NamedTuple
 
+from lit_attr.text import printable
+
 logger = logging.getLogger("lit_attr")
 
 UNCHANGED: Mapping[str, str] = MappingProxyType({})
@@ -109,7 +111,8 @@ def warn_once(message: str) -> None:
     """Logs a warning once a process, in the first process of a run only."""
     if _process_rank() == 0:
         logger.addFilter(is_first_time)
-        logger.warning(message)
+        # Names and texts from data and settings reach the terminal from here.
+        logger.warning("%s", printable(message))
 
 
 _logged: set[str] = set()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+# What YAML can hold and no setting has.
+TOO_DEEP = "a value is nested too deeply; give one that has the form of the setting"
+
 
 def readable(message: str) -> str:
     """The parser's message about a setting, as `KEY: 'VALUE' is not TYPE` where a value has the wrong type."""

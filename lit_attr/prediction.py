@@ -23,9 +23,10 @@ from lit_attr.errors import ReportedError, UserError, arguments_of
 from lit_attr.evaluation.closing import closing_lines
 from lit_attr.models.checkpoints import read_checkpoint
 from lit_attr.module import AttributionModule
-from lit_attr.parsing import readable
+from lit_attr.parsing import TOO_DEEP, readable
 from lit_attr.records.folder import RESUME_HINT, RunFolder
 from lit_attr.settings import RENAMED
+from lit_attr.text import never_fail_to_print, print_error, print_text
 
 # Flags of earlier versions to the ones that took their place.
 RENAMED_FLAGS = {
@@ -78,7 +79,7 @@ class OneLineParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message and exits with status 2."""
         line = _renamed_flag(message) or f"{readable(message)}; see lit-attr predict --help"
-        print(f"lit-attr: error: {line}", file=sys.stderr)
+        print_error(f"lit-attr: error: {line}")
         sys.exit(2)
 
 
@@ -113,7 +114,10 @@ class AttributionCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses the settings; refuses a `--config` before `predict`, which would have no effect."""
-        super().parse_arguments(parser, args)
+        try:
+            super().parse_arguments(parser, args)
+        except RecursionError:
+            parser.error(TOO_DEEP)
         if self.config.get("config"):
             parser.error("config: it goes after the subcommand: lit-attr predict --config FILE")
 
@@ -161,6 +165,7 @@ def predict(args: Sequence[str] | None) -> None:
             stopped the run and 130 where SIGINT (Ctrl-C) did; with one line on standard error.
     """
     _quieten()
+    never_fail_to_print()
     listener.start()
     try:
         cli = AttributionCLI(
@@ -181,13 +186,13 @@ def predict(args: Sequence[str] | None) -> None:
         # The first process reports for all, except for an error of another process alone.
         if not (process_rank() and isinstance(error, ReportedError)):
             where = f" in process {process_rank()}" if process_rank() else ""
-            print(f"lit-attr: error{where}: {_reported(error)}", file=sys.stderr, flush=True)
+            print_error(f"lit-attr: error{where}: {_reported(error)}")
         # The first process may have stopped before this one has come as far.
         is_stop = isinstance(error, ReportedError) and listener.signum is not None
         sys.exit(exit_status(128 + (listener.signum or 0) if is_stop else 1))
     except Stopped as stop:
         if process_rank() == 0:
-            print(f"lit-attr: {stop}", file=sys.stderr, flush=True)
+            print_error(f"lit-attr: {stop}")
         listener.end_children()
         sys.exit(exit_status(128 + stop.signum))
     finally:
@@ -210,7 +215,7 @@ def _renamed_flag(message: str) -> str | None:
 def _print_closing_lines(trainer: pl.Trainer) -> None:
     writer = next(each for each in trainer.callbacks if isinstance(each, AttributionWriter))  # type: ignore[attr-defined]
     pictures = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
-    print(closing_lines(writer.folder.path, pictures=pictures, resumed=writer.resumed))
+    print_text(closing_lines(writer.folder.path, pictures=pictures, resumed=writer.resumed))
 
 
 def _reported(error: BaseException) -> str:

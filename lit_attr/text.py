@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import sys
 import unicodedata
@@ -60,6 +61,13 @@ def print_text(text: str, stream: TextIO | None = None) -> None:
     stream = sys.stdout if stream is None else stream
     encoding = stream.encoding or "utf-8"
     print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+
+def never_fail_to_print() -> None:
+    """Has standard output and error escape what their encoding lacks: progress bars print more than ASCII has."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_error(message: str) -> None:

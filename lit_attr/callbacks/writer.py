@@ -19,7 +19,7 @@ from lit_attr.evaluation.summary import summarise
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.facts.contrasts import ContrastKey
 from lit_attr.records.encoding import batch_record, exact_record, split_finite
-from lit_attr.records.files import briefly
+from lit_attr.records.files import briefly, check_path
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.reading import record_of
 from lit_attr.records.state import RunState
@@ -59,6 +59,8 @@ class AttributionWriter(BasePredictionWriter):
         overwrite: bool = False,
     ) -> None:
         super().__init__(write_interval="batch")
+        with arguments_of("writer"):
+            check_path("output_dir", Path(output_dir))
         if not output_dir or (Path(output_dir).exists() and not Path(output_dir).is_dir()):
             raise ArgumentError("output_dir", f"{output_dir!r} is not a folder; give another", "writer")
         if max_heatmaps < 0:

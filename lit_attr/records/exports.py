@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
 from lit_attr.errors import ArgumentError, UserError, check_choice
-from lit_attr.records.files import briefly
+from lit_attr.records.files import briefly, check_path
 from lit_attr.records.reading import load_attributions
 
 Target = Literal["parquet", "csv", "inseq"]
@@ -18,7 +18,14 @@ Per = Literal["example", "layer"]
 OUTPUTS: dict[Target, str] = {"parquet": "attributions.parquet", "csv": "attributions.csv", "inseq": "inseq"}
 
 
-def export(folder: str | Path, to: Target, output: str | Path | None = None, per: Per | None = None) -> Path:
+def export(
+    folder: str | Path,
+    to: Target,
+    output: str | Path | None = None,
+    per: Per | None = None,
+    *,
+    escape_formulas: bool = False,
+) -> Path:
     """Writes a run's records in a form that other programs read. Nothing is overwritten.
 
     `parquet` is one file with a row a contrast and all of its fields; scores are nested: component, kind, layers,
@@ -33,6 +40,7 @@ def export(folder: str | Path, to: Target, output: str | Path | None = None, per
         to: What to write.
         output: The file, or the folder for Inseq's files. Default: one in the run's folder.
         per: With `inseq`, what a file holds. Default: `example`.
+        escape_formulas: With `csv`, put a `'` before each text that a spreadsheet would run as a formula.
 
     Returns:
         Where the export is.
@@ -45,7 +53,10 @@ def export(folder: str | Path, to: Target, output: str | Path | None = None, per
         check_choice("per", per, get_args(Per))
     if per is not None and to != "inseq":
         raise ArgumentError("per", f"it is for inseq, not {to}; leave it out")
+    if escape_formulas and to != "csv":
+        raise ArgumentError("escape_formulas", f"it is for csv, not {to}; leave it out")
     folder = Path(folder)
+    check_path("folder", folder)
     place = folder / OUTPUTS[to] if output is None else Path(output)
     # Nothing is created for a folder that is not a run's.
     next(read_contrasts(folder))
@@ -62,7 +73,7 @@ def export(folder: str | Path, to: Target, output: str | Path | None = None, per
         else:
             from lit_attr.records.tables import write_csv
 
-            write_csv(folder, part)
+            write_csv(folder, part, escape_formulas=escape_formulas)
     return place
 
 
@@ -95,6 +106,7 @@ def whole(output: Path) -> Iterator[Path]:
     Raises:
         ArgumentError: The output exists, or cannot be written.
     """
+    check_path("output", output)
     if os.path.lexists(output):
         raise ArgumentError("output", f"{output} exists; give another place, or move it away")
     try:

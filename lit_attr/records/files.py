@@ -202,6 +202,17 @@ def briefly(value: object) -> str:
     return cut(repr(value), MAX_SHOWN)
 
 
+def check_path(argument: str, path: Path) -> None:
+    """Checks that a path can be written into records and logs, and named in messages.
+
+    Raises:
+        ArgumentError: It has bytes that are not UTF-8, or a NUL.
+    """
+    text = str(path)
+    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+        raise ArgumentError(argument, f"{briefly(text)} is not a path in UTF-8 without NUL; give another")
+
+
 def record_fields(record: msgspec.Struct) -> dict[str, Any]:
     """A record's fields in their order, without those that are not set."""
     fields = msgspec.structs.asdict(record)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 import msgspec
 
 from lit_attr.errors import check_choice
-from lit_attr.records.files import record_fields
+from lit_attr.records.files import check_path, record_fields
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.schema import BatchRecord, Example
 
@@ -54,6 +54,7 @@ def load_attributions(
             format.
     """
     check_choice("kind", kind, get_args(Kind))
+    check_path("folder", Path(folder))
     run = RunFolder(folder)
     run.read_manifest()
     records = (record for _, batch in run.read_batches() for record in records_of(batch))

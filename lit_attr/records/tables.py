@@ -16,6 +16,8 @@ ROW_GROUP = 1_024  # contrasts, as many as are in memory
 # Columns of the long form: the contrast, the place in it, and, after the scores, what the model answered.
 CONTRAST = ("id", "relation_id", "step", "rule")
 PLACE = ("component", "layer", "position", "token", "role")
+# What a formula begins with in spreadsheets, and what makes them look at the character after it.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 OUTCOME = ("logit_diff", "rank_true")
 
 
@@ -32,12 +34,19 @@ def write_parquet(folder: Path, path: Path) -> None:
             table = pa.Table.from_pylist(list(islice(rows, ROW_GROUP)), table.schema)
 
 
-def write_csv(folder: Path, path: Path) -> None:
-    """Writes a row a contrast, component, layer and token, the kinds of scores side by side."""
+def write_csv(folder: Path, path: Path, *, escape_formulas: bool = False) -> None:
+    """Writes a row a contrast, component, layer and token, the kinds of scores side by side.
+
+    Args:
+        folder: The run's folder.
+        path: The file to create.
+        escape_formulas: Put a `'` before each text that a spreadsheet would run as a formula.
+    """
     first = next(read_contrasts(folder))
     kinds = list(dict.fromkeys(kind for scores in first["scores"].values() for kind in scores))
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
+        escaped = _escaped if escape_formulas else list
         writer.writerow([*CONTRAST, *PLACE, *kinds, *OUTCOME])
         for record in read_contrasts(folder):
             contrast, outcome = ([record[name] for name in names] for names in (CONTRAST, OUTCOME))
@@ -49,4 +58,9 @@ def write_csv(folder: Path, path: Path) -> None:
                         scores[kind][row].tolist() if kind in scores else [""] * len(tokens) for kind in kinds
                     ]
                     for position, (token, *numbers) in enumerate(zip(tokens, *columns, strict=True)):
-                        writer.writerow([*contrast, component, layer, position, *token, *numbers, *outcome])
+                        texts = escaped([*contrast, component, layer, position, *token])
+                        writer.writerow([*texts, *numbers, *outcome])
+
+
+def _escaped(cells: list[object]) -> list[object]:
+    return [f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell for cell in cells]

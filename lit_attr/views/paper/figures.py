@@ -19,7 +19,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from lit_attr.errors import ArgumentError, UserError, check_choice
-from lit_attr.records.files import write_bytes
+from lit_attr.records.files import check_path, write_bytes
 from lit_attr.views.paper.facts import draw_facts
 from lit_attr.views.paper.maps import draw_relations, draw_roles
 from lit_attr.views.paper.profiles import draw_comparison, draw_profiles
@@ -65,6 +65,8 @@ def write_figures(
             raise ArgumentError(name, f"{count} is not from 0 to {MAX_PANELS}")
     if not folders:
         raise ArgumentError("folders", "there is none; give the output folder of a run")
+    for name, path in [("folders", folder) for folder in folders] + [("figures", figures or folders[0])]:
+        check_path(name, path)
     runs = [read_run(folder) for folder in folders]
     target = folders[0] / "plots" if figures is None else figures
     for name, draw in _plan(runs, facts=facts, ids=ids, relations=relations, known=known):
