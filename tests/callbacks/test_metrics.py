@@ -23,7 +23,8 @@ CPU = torch.device("cpu")
 
 
 def record_with(folder: Path, *examples: dict[str, Any]) -> BatchRecord:
-    return read_batch(write_run(folder, examples) / "batches" / "0.json")
+    (path,) = write_run(folder, examples).glob("batches/*.json")
+    return read_batch(path)
 
 
 def counts_of(record: BatchRecord) -> LiveCounts:
