@@ -10,8 +10,7 @@ from typing import Literal, NoReturn
 from jsonargparse import ArgumentParser
 
 from lit_attr.errors import ArgumentError, UserError
-from lit_attr.parsing import TOO_DEEP, readable
-from lit_attr.text import print_error, print_text
+from lit_attr.text import TOO_DEEP, print_error, print_text, readable
 
 PREDICT_HELP = "Attributes the facts of a data set to a model's layers and tokens."
 

@@ -23,7 +23,7 @@ from lit_attr.errors import arguments_of
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.contrasts import ContrastKey, Step
 from lit_attr.facts.rows import Rejected
-from lit_attr.facts.sources import SAMPLE
+from lit_attr.facts.sources import SAMPLE, has_splits
 from lit_attr.models.loading import DEMO_MODEL
 from lit_attr.module import AttributionModule
 from lit_attr.records.encoding import batch_record, split_finite
@@ -79,7 +79,8 @@ def attribute(
     Raises:
         UserError: The model or a setting cannot be used, or no row can.
     """
-    rows = [facts] if isinstance(facts, Mapping) else facts
+    # A `datasets.DatasetDict` is a mapping as well.
+    rows: Any = [facts] if isinstance(facts, Mapping) and not has_splits(facts) else facts
     named = {"layers": layers, "component": component, "rule": rule, "step": step, **settings}
     with arguments_of("attribute", RENAMED, replaces_owner=True):
         data = CounterfactDataModule(

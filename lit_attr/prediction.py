@@ -23,10 +23,9 @@ from lit_attr.errors import ReportedError, UserError, arguments_of
 from lit_attr.evaluation.closing import closing_lines
 from lit_attr.models.checkpoints import read_checkpoint
 from lit_attr.module import AttributionModule
-from lit_attr.parsing import TOO_DEEP, readable
 from lit_attr.records.folder import RESUME_HINT, RunFolder
 from lit_attr.settings import RENAMED
-from lit_attr.text import never_fail_to_print, print_error, print_text
+from lit_attr.text import TOO_DEEP, never_fail_to_print, print_error, print_text, readable
 
 # Flags of earlier versions to the ones that took their place.
 RENAMED_FLAGS = {

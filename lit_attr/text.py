@@ -16,6 +16,8 @@ ELLIPSIS = "…"
 
 _HASH_DIGITS = 16
 _HASHED = re.compile(rf"-[0-9a-f]{{{_HASH_DIGITS}}}\Z")
+# The message about what YAML can hold and no setting has.
+TOO_DEEP = "a value is nested too deeply; give one that has the form of the setting"
 
 
 def safe_name(text: object, most: int = MAX_NAME_BYTES, *, hashed: bool = False) -> str:
@@ -73,3 +75,18 @@ def never_fail_to_print() -> None:
 def print_error(message: str) -> None:
     """Prints a message on standard error as one line of bounded length."""
     print_text(cut(" ".join(message.split()), MAX_LINE_CHARACTERS), sys.stderr)
+
+
+def readable(message: str) -> str:
+    """A message of jsonargparse in one line: `KEY: 'VALUE' is not TYPE` where a value has the wrong type."""
+    line = " ".join(re.sub(r'Parser key "(.*?)":', r"\1:", message).split())
+    wrong_type = re.fullmatch(r"(?P<key>\S+): Expected an? (?P<types>.*?)\. Got value: (?P<value>.*)", line)
+    wrong_types = re.fullmatch(
+        r"(?P<key>\S+): .*Subtypes: \[(?P<types>.*)\] Errors: .* Given value: (?P<value>.*)", line
+    )
+    if not (found := wrong_types or wrong_type):
+        return line
+    types = re.sub(r"<class '(.*?)'>|typing\.Literal\[(.*?)\]", r"\1\2", found["types"]).replace(
+        "NoneType", "null"
+    )
+    return f"{found['key']}: {found['value']!r} is not {' or '.join(types.replace(chr(39), '').split(', '))}"
