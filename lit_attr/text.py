@@ -49,12 +49,17 @@ def cut(text: str, most: int) -> str:
     return f"{text[: most - 1 - tail]}{ELLIPSIS}{text[len(text) - tail :]}"
 
 
-def printable(text: str) -> str:
-    """The text with control characters, which a terminal would obey, escaped as in Python; line breaks stay."""
+def printable(text: str, keep: str = "\n") -> str:
+    r"""The text with every character that a terminal obeys, or cannot print, escaped as in Python (``\x1b``).
+
+    Args:
+        text: The text.
+        keep: Characters that stay. Default: line breaks.
+    """
     if text.isprintable():
         return text
     return "".join(
-        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text
+        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode() for char in text
     )
 
 
@@ -62,7 +67,9 @@ def print_text(text: str, stream: TextIO | None = None) -> None:
     """Prints text with what the terminal must not obey, and what its encoding lacks, escaped."""
     stream = sys.stdout if stream is None else stream
     encoding = stream.encoding or "utf-8"
-    print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    print(
+        printable(text, keep="\n").encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True
+    )
 
 
 def never_fail_to_print() -> None:

@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Any
 
 from lit_attr.errors import RowError
+from lit_attr.text import printable as escaped
 
 ID_COLUMNS = ("id", "case_id")
 # Longer texts come from broken rows: no fact needs them, and a tokenizer would take minutes.
@@ -21,9 +22,7 @@ _REFUSED_CHARACTERS = re.compile(r"[\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-
 
 def printable(text: str) -> str:
     r"""A text with every character that a terminal acts on, or cannot print, escaped as in Python (``\x1b``)."""
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return escaped(text, keep="")
 
 
 def plain(value: Any) -> Any:
