@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from lit_attr.facts.collator import ContrastCollator
     from lit_attr.facts.contrasts import Contrast, ContrastKey, Step
     from lit_attr.facts.order import order_key, random_order
-    from lit_attr.facts.roles import ROLES, Role, role_mask_RT, roles_of
+    from lit_attr.facts.roles import MEAN_ROLES, POSITION_0, ROLES, Role, mean_mask_RT, role_mask_RT, roles_of
     from lit_attr.facts.rows import Fact, FactTable, Rejected, parse_fact, read_facts
     from lit_attr.facts.sources import SAMPLE, open_rows
     from lit_attr.facts.templates import Template, parse_template
     from lit_attr.facts.tokenization import build_contrasts
 
 __all__ = [
+    "MEAN_ROLES",
+    "POSITION_0",
     "ROLES",
     "SAMPLE",
     "Contrast",
@@ -38,6 +40,7 @@ __all__ = [
     "build_contrasts",
     "collate_contrasts",
     "in_batches",
+    "mean_mask_RT",
     "open_rows",
     "order_key",
     "parse_fact",
@@ -54,7 +57,7 @@ _NAMES = {
     "collator": ("ContrastCollator",),
     "contrasts": ("Contrast", "ContrastKey", "Step"),
     "order": ("order_key", "random_order"),
-    "roles": ("ROLES", "Role", "role_mask_RT", "roles_of"),
+    "roles": ("MEAN_ROLES", "POSITION_0", "ROLES", "Role", "mean_mask_RT", "role_mask_RT", "roles_of"),
     "rows": ("Fact", "FactTable", "Rejected", "parse_fact", "read_facts"),
     "sources": ("SAMPLE", "open_rows"),
     "templates": ("Template", "parse_template"),

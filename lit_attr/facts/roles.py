@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 Role = Literal["prefix", "first subject", "middle subject", "last subject", "first subsequent", "further", "last"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
+POSITION_0 = "position 0"
+# The rows of role × layer means. The token at position 0 is most often an attention sink, whatever its role.
+MEAN_ROLES: tuple[str, ...] = (POSITION_0, *ROLES)
+
 _ROLE_INDEX: dict[str, int] = {role: index for index, role in enumerate(ROLES)}
 
 
@@ -58,4 +62,22 @@ def role_mask_RT(roles: Sequence[str], subject_span: Sequence[int]) -> NDArray[n
     mask_RT = np.zeros((len(ROLES), len(roles)), dtype=np.bool_)
     mask_RT[[_ROLE_INDEX[role] for role in roles], np.arange(len(roles))] = True
     mask_RT[_ROLE_INDEX["first subject"], subject_span[0]] = True
+    return mask_RT
+
+
+def mean_mask_RT(roles: Sequence[str], subject_span: Sequence[int]) -> NDArray[np.bool_]:
+    """Marks which tokens of a contrast count in which row of role × layer means.
+
+    The token at position 0 counts in the row of position 0 alone, every other token as in :func:`role_mask_RT`.
+
+    Args:
+        roles: The label of each token, see :func:`roles_of`.
+        subject_span: The subject's first token and the token after its last.
+
+    Returns:
+        bool, axes role (in the order of `MEAN_ROLES`) × token.
+    """
+    mask_RT = np.zeros((len(MEAN_ROLES), len(roles)), dtype=np.bool_)
+    mask_RT[0, 0] = True
+    mask_RT[1:, 1:] = role_mask_RT(roles, subject_span)[:, 1:]
     return mask_RT
