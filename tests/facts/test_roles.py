@@ -37,7 +37,7 @@ def test_every_token_of_a_longer_subject_counts_once():
 
 
 def test_means_have_a_row_for_position_0_above_the_roles():
-    assert MEAN_ROLES == ("position 0", *ROLES)
+    assert ("position 0", *ROLES) == MEAN_ROLES
     assert MEAN_ROLES[0] == POSITION_0
 
 
