@@ -231,10 +231,12 @@ def not_loaded(argument: str, what: str, name: str, error: Exception) -> Argumen
     Args:
         argument: The argument that the name came from.
         what: `model` or `tokenizer`.
-        name: Hub name or local folder.
+        name: Hub name, local folder, or path of a GGUF file.
         error: What the loader raised.
     """
-    if Path(name).is_dir():
+    if Path(name).is_file():
+        fix = "get the file again, or another one"
+    elif Path(name).is_dir():
         fix = f"check that save_pretrained wrote the folder, and the settings beside {argument}"
     elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
         return ArgumentError(argument, f"there is no folder {name}; check the path")
@@ -272,7 +274,9 @@ def _unmark_gguf(model: PreTrainedModel) -> None:
 
 def _explained(error: Exception, model_name: str, options: dict[str, Any]) -> ArgumentError:
     """What a loader's error means for the argument that caused it."""
-    device_map = options["device_map"]
+    device_map, gguf_file = options["device_map"], options["gguf_file"]
+    if gguf_file is not None and Path(model_name, gguf_file).is_file():
+        return not_loaded("model_name", "model", str(Path(model_name, gguf_file)), error)
     if adapter_base(model_name, options["revision"]) is not None and not is_peft_available():
         return ArgumentError(
             "model_name", f"{model_name} is an adapter of another model; pip install peft to load it"
