@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 from lit_attr.evaluation.agreement import verdict
+from lit_attr.evaluation.formats import format_lines
 from lit_attr.evaluation.summary import strongest_cells
 from lit_attr.records.folder import RunFolder
+from lit_attr.records.rejected import read_refused
 
 
 def closing_lines(folder: str | Path, *, pictures: bool, resumed: int | None = None) -> str:
@@ -41,6 +43,8 @@ def closing_lines(folder: str | Path, *, pictures: bool, resumed: int | None = N
     gradient = settings.get("gradient") if settings.get("rule") != "exact" else None
     if gradient:
         lines.append(f"scores are approximate: the gradient is taken {gradient}")
+    # Those that were refused while the model ran.
+    lines.extend(format_lines(settings, len(read_refused(run.rejected))))
     lines.append(f"records: {run.batches}")
     if pictures:
         # The commands of an environment that is not activated are not on the path.

@@ -1,31 +1,35 @@
 """The agreement of each number format's scores with float32, and their dependence on the batch.
 
-`python tests/models/test_precision.py` prints the README's table and the dependence on the batch.
+`python tests/models/test_precision.py` prints the dependence on the batch; `scripts/compare_formats.py` makes the
+tables of formats.
 
 Axes: B contrasts, L layers, T tokens.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-import re
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from project import REPOSITORY
+from project import writing_trainer
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lit_attr import AttributionModule, CounterfactDataModule, errors
 from lit_attr.attribution.gradient import attribute_batch
+from lit_attr.errors import UserError
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.contrasts import Contrast
 from lit_attr.facts.rows import read_facts
 from lit_attr.facts.sources import SAMPLE, open_rows
 from lit_attr.facts.tokenization import build_contrasts
-from lit_attr.models.loading import DEMO_MODEL, load_model, load_tokenizer
+from lit_attr.models import loading
+from lit_attr.models.loading import DEMO_MODEL, lacks_bfloat16, load_model, load_tokenizer
 from lit_attr.models.location import locate
 
 FORMATS: dict[str, dict[str, Any]] = {
@@ -131,20 +135,6 @@ def test_formats_agree_with_float32(agreements: dict[str, Agreement], name: str)
     assert found.largest_error_in_layer < worst.largest_error_in_layer
 
 
-def test_the_readmes_table_holds(agreements: dict[str, Agreement]):
-    sections = re.split(r"^#+ (.*)$", (REPOSITORY / "README.md").read_text(), flags=re.M)
-    (section,) = (
-        text for title, text in zip(sections[1::2], sections[2::2], strict=True) if "number formats" in title
-    )
-    rows = re.findall(r"^\| *([^|]+?) *\| *([\d.]+) *\| *([\d.]+) *\| *([\d.]+)% *\|$", section, flags=re.M)
-    assert [name for name, *_ in rows] == list(FORMATS)
-    for name, pearson, norm_ratio, largest_error in rows:
-        found, worst = agreements[name], WORST[name]
-        assert float(pearson) == pytest.approx(found.pearson, abs=(1 - worst.pearson) / 2)
-        assert float(norm_ratio) == pytest.approx(found.norm_ratio, abs=worst.norm_ratio)
-        assert found.largest_error / 3 < float(largest_error) / 100 < found.largest_error * 3
-
-
 def test_a_row_does_not_depend_on_its_batch_in_float32(demo_model: PreTrainedModel):
     assert batch_errors_B(demo_model, mixed_lengths()).max() < 1e-4
 
@@ -167,15 +157,62 @@ def test_a_threshold_of_0_makes_8bit_rows_independent_of_their_batch(tmp_path: P
     assert whole_B.max() < split_B.median() * 5
 
 
-def print_table() -> None:
-    """The README's table, and the numbers beside it."""
-    print("| format | Pearson | norm ratio | largest relative error |\n| --- | --- | --- | --- |")
-    measured = measure()
-    for name, found in measured.items():
-        print(f"| {name} | {found.pearson:.4f} | {found.norm_ratio:.3f} | {found.largest_error:.1%} |")
-    print("\nlargest relative error within a layer:")
-    print(", ".join(f"{name} {found.largest_error_in_layer:.2g}" for name, found in measured.items()))
-    print("\na row in a batch against the row alone:")
+@pytest.mark.parametrize(
+    ("listed", "lacks"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx2 avx512f avx512_vnni\n", True),
+        ("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16\n", False),
+        ("processor\t: 0\nflags\t\t: fpu avx512f amx_bf16 amx_tile\n", False),
+        ("processor\t: 0\nFeatures\t: fp asimd sve i8mm bf16\n", False),
+        ("processor\t: 0\nFeatures\t: fp asimd asimddp\n", True),
+        # The words of another line are no instructions.
+        ("processor\t: 0\nbugs\t\t: spectre_v1\n", False),
+    ],
+)
+def test_a_cpu_without_bfloat16_is_recognised(tmp_path: Path, listed: str, lacks: bool):
+    (tmp_path / "cpuinfo").write_text(listed)
+    assert lacks_bfloat16(tmp_path / "cpuinfo") == lacks
+    assert not lacks_bfloat16(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(("flags", "lines"), [("avx2", 1), ("avx2 avx512_bf16", 0)])
+def test_bfloat16_on_a_cpu_without_it_gets_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    flags: str,
+    lines: int,
+):
+    (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    monkeypatch.setattr(loading, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(errors, "_logged", set())
+    for dtype in ("float32", "bfloat16", "bfloat16"):
+        load_model(DEMO_MODEL, dtype=dtype, device=torch.device("cpu"))
+    found = [record.getMessage() for record in caplog.records if record.name == "lit_attr"]
+    assert len(found) == lines
+    assert all(line.startswith("dtype: this CPU has no instructions for bfloat16; ") for line in found)
+
+
+@pytest.mark.parametrize("settings", [FORMATS["bfloat16"], {**FORMATS["8-bit"], "dtype": "bfloat16"}])
+def test_a_run_is_not_continued_with_other_batches(tmp_path: Path, settings: dict[str, Any]):
+    """Scores in these formats depend on the batch."""
+
+    def predict(**bounds: int) -> None:
+        module = AttributionModule(verify=0, **settings)
+        data = CounterfactDataModule(limit=6, **bounds)
+        writing_trainer(tmp_path, max_heatmaps=0).predict(module, datamodule=data, return_predictions=False)
+
+    predict(batch_size=4)
+    manifest = json.loads((tmp_path / "manifest.json").read_bytes())
+    assert (manifest["data"]["batch_size"], manifest["data"]["max_tokens"]) == (4, None)
+    for bounds, name in (({"batch_size": 3}, "batch_size"), ({"batch_size": 4, "max_tokens": 64}, "max_tokens")):
+        with pytest.raises(UserError, match=rf"was written with data\.{name} \w+, this run has .* another folder"):
+            predict(**bounds)
+    predict(batch_size=4)
+
+
+def print_batch_errors() -> None:
+    """The error of a row in a batch against the row alone, in each format."""
     whole = {"quantization": "8bit", "llm_int8_threshold": 0}
     with tempfile.TemporaryDirectory() as folder:
         for name in (DEMO_MODEL, save_with_outliers(Path(folder))):
@@ -187,4 +224,4 @@ def print_table() -> None:
 
 if __name__ == "__main__":
     logging.disable(logging.WARNING)
-    print_table()
+    print_batch_errors()
