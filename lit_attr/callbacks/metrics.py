@@ -45,7 +45,8 @@ class SharedSum(Metric):
 class LiveCounts:
     """Answers and role × layer means of the contrasts that this process has attributed so far.
 
-    A contrast whose two tokens are the same, as `step: all` can give, is left out.
+    A contrast whose two tokens are the same, as `step: all` can give, is left out. Every contrast counts as a
+    fact of its own; with `step: all`, the summary alone gathers the contrasts of a fact from all files.
 
     Args:
         layers: The layers of the scores.
@@ -102,17 +103,15 @@ class LiveCounts:
     def _parts(self) -> list[NDArray[np.float64]]:
         answers = self.answers
         counts = np.array([answers.total, answers.preferred, answers.known, self.logit_diff])
-        profiles = (self.profile, self.known_profile)
-        arrays = [array for each in profiles for array in (each.total_LR, each.square_LR, each.count_R)]
+        arrays = [array for each in self._profiles() for array in (each.sums_3LR, each.counts_3R)]
         return [counts, *(array.astype(np.float64) for array in arrays)]
 
     def _set(self, parts: Sequence[NDArray[np.float64]]) -> None:
         counts, *arrays = parts
         self.answers.total, self.answers.preferred, self.answers.known = map(int, counts[:3])
         self.logit_diff = float(counts[3])
-        for profile, (total_LR, square_LR, count_R) in (
-            (self.profile, arrays[:3]),
-            (self.known_profile, arrays[3:]),
-        ):
-            profile.total_LR, profile.square_LR = total_LR, square_LR
-            profile.count_R = count_R.astype(np.int64)
+        for profile, sums_3LR, counts_3R in zip(self._profiles(), arrays[::2], arrays[1::2], strict=True):
+            profile.sums_3LR, profile.counts_3R = sums_3LR, counts_3R.astype(np.int64)
+
+    def _profiles(self) -> tuple[ProfileSums, ProfileSums]:
+        return self.profile, self.known_profile

@@ -20,7 +20,7 @@ from lit_attr.callbacks.loggers import show_image, takes_images
 from lit_attr.callbacks.metrics import LiveCounts
 from lit_attr.datamodule import CounterfactDataModule, DataRequirements
 from lit_attr.errors import ArgumentError, UserError, arguments_of, one_line, warn_about, warn_once
-from lit_attr.evaluation.summary import strongest_cells
+from lit_attr.evaluation.summary import strongest_at
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.contrasts import Contrast
 from lit_attr.facts.sources import SAMPLE
@@ -66,7 +66,8 @@ class AttributionMonitor(pl.Callback):
     - `contrasts`: the number of facts; one with a number that is not finite is left out,
     - `logit_difference`: mean of logit_true − logit_false, in logits,
     - `contrast_accuracy`, `known_share`: shares with the true answer above the false one, and above all tokens,
-    - `score/ROLE`, `layer/ROLE`: at a token role, the mean score of largest magnitude, in logits, and its layer.
+    - `score/ROLE`, `layer/ROLE`: at a token role, the mean score of largest magnitude, in logits, and its layer;
+      position 0 is in no role, but in `score/position_0` and `layer/position_0`.
 
     A `TensorBoardLogger` gets pictures as well: `role_by_layer` and `facts/ID`.
 
@@ -262,8 +263,9 @@ class AttributionMonitor(pl.Callback):
         if found["contrasts"]:
             values |= {name: found[name] for name in ("contrast_accuracy", "known_share")}
             values["logit_difference"] = found["mean_logit_diff"]
-            for role, ((score, layer, _), *_) in strongest_cells(found["profile"], 1).items():
-                values |= {f"score/{role_tag(role)}": score, f"layer/{role_tag(role)}": float(layer)}
+            for role in found["profile"]["roles"]:
+                for score, layer, _ in strongest_at(found["profile"], role, 1):
+                    values |= {f"score/{role_tag(role)}": score, f"layer/{role_tag(role)}": float(layer)}
             words = f"{found['contrasts']} contrasts · true answer preferred in {found['contrast_accuracy']:.1%}"
             image = profile_image(found["profile"], f"step {step} · {words}")
             show_image(trainer, "attribution/role_by_layer", image, step)

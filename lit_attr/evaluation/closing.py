@@ -9,7 +9,8 @@ from pathlib import Path
 
 from lit_attr.evaluation.agreement import verdict
 from lit_attr.evaluation.formats import format_lines
-from lit_attr.evaluation.summary import strongest_cells
+from lit_attr.evaluation.summary import strongest_at, strongest_cells
+from lit_attr.facts.roles import POSITION_0
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.rejected import read_refused
 
@@ -29,14 +30,16 @@ def closing_lines(folder: str | Path, *, pictures: bool, resumed: int | None = N
     settings = run.read_manifest()["model"]
     cells = [cell for cells in strongest_cells(summary["profile"]).values() for cell in cells]
     strongest = sorted(cells, key=lambda cell: -abs(cell[0]))[:3]
-    found = "; ".join(f"layer {layer} at {role} {score:+.3f}" for score, layer, role in strongest)
+    found = "; ".join(f"layer {layer} at {role} {score:+.3f}" for score, layer, role in strongest) or "none"
+    for score, layer, _ in strongest_at(summary["profile"], POSITION_0, 1):
+        found += f"; at position 0 (often an attention sink): layer {layer} {score:+.3f}"
     earlier = "" if resumed is None else f" ({resumed} from an earlier run)"
     reasons = f" (reasons: {run.rejected})" if summary["rejected"] else ""
     lines = [
         f"contrasts: {summary['contrasts']}{earlier}, rows refused: {summary['rejected']}{reasons}",
         f"contrast accuracy (true answer above the false one): {_percent(summary['contrast_accuracy'])}",
         f"known facts (true answer above every other token): {_percent(summary['known_share'])}",
-        f"strongest mean scores, in logits: {found or 'none'}",
+        f"strongest mean scores, in logits: {found}",
     ]
     if summary["agreement"] is not None:
         lines.append(f"agreement: {verdict(summary['agreement'])}")

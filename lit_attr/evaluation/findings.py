@@ -112,22 +112,28 @@ class RelationProfiles:
         self._sums: dict[str, ProfileSums] = {}
 
     def add(
-        self, relation: str, empty: ProfileSums, means_LR: NDArray[np.float64], has_role_R: NDArray[np.bool_]
+        self,
+        relation: str,
+        empty: ProfileSums,
+        contrasts: int,
+        total_LR: NDArray[np.float64],
+        count_R: NDArray[np.integer],
     ) -> None:
-        """Adds a contrast of a relation.
+        """Adds a fact of a relation.
 
         Args:
             relation: The relation's id; nothing is added where it is empty.
             empty: Names the layers, the component and the rule.
-            means_LR: The contrast's mean score of each layer at each role.
-            has_role_R: Which roles it has.
+            contrasts: How many contrasts the fact has.
+            total_LR: The sum of their mean scores of each layer at each role.
+            count_R: How many of them have each role.
         """
         if not relation:
             return
         if relation not in self._sums:
             self._sums[relation] = ProfileSums(empty.layers, empty.component, empty.rule)
-        self._counts[relation] += 1
-        self._sums[relation].add_means(means_LR, has_role_R)
+        self._counts[relation] += contrasts
+        self._sums[relation].add_fact(total_LR, count_R)
 
     def compute(self) -> dict[str, dict[str, Any]]:
         """The profiles by relation, in the order of their names; none where all contrasts are of one relation."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from lit_attr.evaluation.faithfulness import faithfulness_report
 from lit_attr.evaluation.findings import Chosen, Points, RelationProfiles, RunFindings, key_order
 from lit_attr.evaluation.profile import ProfileSums, role_means
 from lit_attr.facts.contrasts import ContrastKey
+from lit_attr.facts.roles import POSITION_0
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.schema import FORMAT_VERSION, SUMMARY_FORMAT, BatchRecord, ExactRecord, Example
 
@@ -46,12 +47,15 @@ def summarise(
     Raises:
         UserError: A file in the folder does not follow its format.
     """
-    settings = folder.read_manifest().get("model", {})
+    manifest = folder.read_manifest()
+    settings, step = manifest.get("model", {}), manifest.get("data", {}).get("step")
     exact = {(record.id, record.step): (path, record) for path, record in folder.read_exact()}
     chosen = Chosen(heatmap_ids, spread=spread, largest=largest, seed=settings.get("sample_seed", 0))
-    reading = _Reading(settings, exact, chosen)
+    # A stranger's data module may have no setting: then a fact may have several contrasts.
+    reading = _Reading(settings, exact, chosen, one_contrast_a_fact=step == "divergence")
     for path, batch in folder.read_batches():
         reading.add(path, batch)
+    reading.add_waiting_facts()
     agreement, points = reading.agreement()
     return RunFindings(
         summary={
@@ -76,20 +80,43 @@ def summarise(
 
 
 def strongest_cells(profile: Mapping[str, Any], count: int = 3) -> dict[str, list[tuple[float, int, str]]]:
-    """For each role, its layers with the largest mean scores of either sign, as (score, layer, role)."""
-    cells: dict[str, list[tuple[float, int, str]]] = {role: [] for role in profile["roles"]}
-    for layer, row in zip(profile["layers"], profile["mean_score"], strict=True):
-        for role, score in zip(profile["roles"], row, strict=True):
-            if score is not None:
-                cells[role].append((score, layer, role))
-    return {role: sorted(found, key=lambda cell: -abs(cell[0]))[:count] for role, found in cells.items() if found}
+    """For each role, its layers with the largest mean scores of either sign, as (score, layer, role).
+
+    Position 0, most often an attention sink, is apart: see :func:`strongest_at`.
+    """
+    found = {role: strongest_at(profile, role, count) for role in profile["roles"] if role != POSITION_0}
+    return {role: cells for role, cells in found.items() if cells}
+
+
+def strongest_at(profile: Mapping[str, Any], role: str, count: int = 3) -> list[tuple[float, int, str]]:
+    """The layers with the largest mean scores of either sign at a role, as (score, layer, role)."""
+    column = profile["roles"].index(role)
+    scores = [
+        (row[column], layer, role) for layer, row in zip(profile["layers"], profile["mean_score"], strict=True)
+    ]
+    return sorted((cell for cell in scores if cell[0] is not None), key=lambda cell: -abs(cell[0]))[:count]
+
+
+class _Means(NamedTuple):
+    """What the means by layer and role need of a contrast."""
+
+    step: int
+    relation: str
+    is_known: bool
+    mean_LR: NDArray[np.float64]
+    has_role_R: NDArray[np.bool_]
 
 
 class _Reading:
     """What is gathered while the batch files of a run are read."""
 
     def __init__(
-        self, settings: Mapping[str, Any], exact: Mapping[ContrastKey, tuple[Path, ExactRecord]], chosen: Chosen
+        self,
+        settings: Mapping[str, Any],
+        exact: Mapping[ContrastKey, tuple[Path, ExactRecord]],
+        chosen: Chosen,
+        *,
+        one_contrast_a_fact: bool,
     ) -> None:
         self.answers = AnswerCounts()
         self.differences: list[float] = []
@@ -98,6 +125,8 @@ class _Reading:
         shape = settings.get("layers", []), settings.get("component", ""), settings.get("rule", "")
         self.profile, self.known_profile = ProfileSums(*shape), ProfileSums(*shape)
         self._is_empty = True
+        self._one_contrast_a_fact = one_contrast_a_fact
+        self._waiting: dict[int | str, list[_Means]] = {}
         self._exact = exact
         self._chosen = chosen
         self._compared: list[tuple[ExactRecord, Compared]] = []
@@ -123,13 +152,15 @@ class _Reading:
                 self._add(batch, example, example.scores[component].sum)
 
     def _add(self, batch: BatchRecord, example: Example, scores_LT: NDArray[np.float64]) -> None:
-        means_LR, has_role_R = role_means(scores_LT, example.roles, example.subject_span)
         self.answers.add(example.logit_diff, example.rank_true)
         self.differences.append(example.logit_diff)
-        self.profile.add_means(means_LR, has_role_R)
-        if example.rank_true == 0:
-            self.known_profile.add_means(means_LR, has_role_R)
-        self.relations.add(example.relation_id, self.profile, means_LR, has_role_R)
+        means_of = role_means(scores_LT, example.roles, example.subject_span)
+        means = _Means(example.step, example.relation_id, example.rank_true == 0, *means_of)
+        if self._one_contrast_a_fact:
+            self._add_fact([means])
+        else:
+            # The other contrasts of the fact may be in any file.
+            self._waiting.setdefault(example.id, []).append(means)
         self._chosen.add(batch, example)
         path, record = self._exact.get((example.id, example.step), (None, None))
         if record is not None and record.refused is None:
@@ -139,6 +170,20 @@ class _Reading:
                     f"{path}: effects: they are of other cells than the scores; move it away and run again"
                 )
             self._compared.append((record, Compared(scores_LT, effects_LT, example.roles, example.subject_span)))
+
+    def add_waiting_facts(self) -> None:
+        """Adds the facts whose contrasts are gathered until all files are read."""
+        for contrasts in self._waiting.values():
+            # The sum over a fact's contrasts must not depend on the order of the files.
+            self._add_fact(sorted(contrasts, key=lambda each: each.step))
+        self._waiting.clear()
+
+    def _add_fact(self, contrasts: Sequence[_Means]) -> None:
+        total_LR, count_R = _totals(contrasts)
+        self.profile.add_fact(total_LR, count_R)
+        if known := [each for each in contrasts if each.is_known]:
+            self.known_profile.add_fact(*_totals(known))
+        self.relations.add(contrasts[0].relation, self.profile, len(contrasts), total_LR, count_R)
 
     def agreement(self) -> tuple[dict[str, Any] | None, Points | None]:
         """The agreement of scores and exact effects, and their cells; None where nothing is compared."""
@@ -152,6 +197,13 @@ class _Reading:
         if faithfulness is not None:
             report["faithfulness"] = faithfulness
         return report, _points(self.profile.layers, [each for _, each in compared])
+
+
+def _totals(contrasts: Sequence[_Means]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The sum of the mean scores of a fact's contrasts, and how many of them have each role."""
+    total_LR: NDArray[np.float64] = np.sum([each.mean_LR for each in contrasts], axis=0)
+    count_R: NDArray[np.int64] = np.sum([each.has_role_R for each in contrasts], axis=0, dtype=np.int64)
+    return total_LR, count_R
 
 
 def _kind_of_sample(places: Sequence[int | None]) -> str:

@@ -50,6 +50,15 @@ def largest_magnitude(values: NDArray[np.floating]) -> float:
     return float(np.nan_to_num(np.abs(values)).max(initial=0.0))
 
 
+def scale_of(values_NL: NDArray[np.floating]) -> float:
+    """The magnitude that gets the deepest colour: the largest below the first row.
+
+    The first row is that of position 0, most often an attention sink, many times as large as the rest. It sets the
+    scale only where no other value is non-zero.
+    """
+    return largest_magnitude(values_NL[1:]) or largest_magnitude(values_NL) or 1.0
+
+
 def draw_cells(values_NL: NDArray[np.floating], scale: float, cell_w: int, cell_h: int) -> Image.Image:
     """Draws the cells, hatching those beyond the scale and those without a value.
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from lit_attr.views.cells import SPILL, colour_bar, draw_cells, largest_magnitude
+from lit_attr.views.cells import SPILL, colour_bar, draw_cells, largest_magnitude, scale_of
 from lit_attr.views.labels import drawable, line_height, text_mask, token_label
 from lit_attr.views.sheet import (
     FRAME,
@@ -35,6 +35,7 @@ from lit_attr.views.sheet import (
 
 MIN_WIDTH = 480
 UNDERLINE_ROOM = 3
+APART = 8  # pixels below the row of position 0
 
 
 def draw_fact_heatmap(
@@ -73,9 +74,8 @@ def draw_fact_heatmap(
     start, stop = subject_span
     if not 0 <= start < stop <= len(tokens):
         raise ValueError(f"subject_span: {subject_span} is not a span of the {len(tokens)} tokens")
-    scale = largest_magnitude(scores_LT[:, 1:]) or largest_magnitude(scores_LT) or 1.0
     labels = [token_label(token) for token in tokens]
-    return _draw(scores_LT.T, scale, layers, labels, range(start, stop), title, subtitle)
+    return _draw(scores_LT.T, layers, labels, range(start, stop), title, subtitle)
 
 
 def draw_role_heatmap(
@@ -89,10 +89,12 @@ def draw_role_heatmap(
 ) -> Image.Image:
     """Draws mean scores over many facts by layer and token role.
 
+    The first row, that of position 0, stands apart. It does not set the scale, as in :func:`draw_fact_heatmap`.
+
     Args:
         means_LR: Signed mean scores in logits; NaN, drawn as hatched grey, where a role never occurs.
         layers: True layer indices, ascending. The first is at the left.
-        roles: Role names from the top to the bottom.
+        roles: Position 0, then role names, from the top to the bottom.
         counts: Facts behind each role, written under its name.
         title: Wrapped, never clipped.
         subtitle: Wrapped as well.
@@ -108,7 +110,18 @@ def draw_role_heatmap(
     if np.isinf(means_LR).any():
         raise ValueError("means_LR: a mean must be finite, or NaN where its role never occurs")
     labels = [f"{drawable(role)}\nn={count:,}" for role, count in zip(roles, counts, strict=True)]
-    return _draw(means_LR.T, largest_magnitude(means_LR) or 1.0, layers, labels, range(0), title, subtitle)
+    return _draw(means_LR.T, layers, labels, range(0), title, subtitle, first_apart=True)
+
+
+def _set_apart(grid: Image.Image, first_h: int) -> Image.Image:
+    """The grid with a gap below its first row, which is `first_h` pixels high, and a frame around both parts."""
+    image = Image.new("RGB", (grid.width, grid.height + APART), "white")
+    image.paste(grid.crop((0, 0, grid.width, first_h)), (0, 0))
+    image.paste(grid.crop((0, first_h, *grid.size)), (0, first_h + APART))
+    draw = ImageDraw.Draw(image)
+    for y in (first_h, first_h + APART - 1):
+        draw.line((0, y, grid.width, y), fill=FRAME)
+    return image
 
 
 def _step(pitch: int, needed: float) -> int:
@@ -133,31 +146,36 @@ def _label(text: str, strong: bool) -> Image.Image:
 
 def _draw(
     values_NL: NDArray[np.floating],
-    scale: float,
     layers: Sequence[int],
     labels: Sequence[str],
     marked: range,
     title: str,
     subtitle: str,
+    *,
+    first_apart: bool = False,
 ) -> Image.Image:
     """Draws the whole picture.
 
     Args:
         values_NL: Finite or NaN.
-        scale: Magnitude that gets the deepest colour.
         layers: True layer indices of the columns.
         labels: Drawable text, one a row, all with as many lines.
         marked: Rows of the subject, if any.
         title: As given.
         subtitle: As given.
+        first_apart: Whether there is a gap below the first row.
     """
+    scale = scale_of(values_NL)
     n_rows, n_layers = values_NL.shape
     label_lines = labels[0].count("\n") + 1
     label_h = label_lines * line_height(TEXT)
     # About 800 pixels wide, so that a thumbnail is legible; high enough for each row's label and the bar's.
     cell_h = max(min(36 * label_lines, 432 // n_rows), min(label_h, 1600 // n_rows), 120 // n_rows, 1)
     cell_w = max(min(36, 576 // n_layers), min(6, 800 // n_layers), 120 // n_layers, 1)
-    grid, bar = draw_cells(values_NL, scale, cell_w, cell_h), colour_bar(scale, cell_h * n_rows)
+    grid, gap = draw_cells(values_NL, scale, cell_w, cell_h), 0
+    if first_apart:
+        grid, gap = _set_apart(grid, cell_h), APART
+    bar = colour_bar(scale, grid.height)
     step = _step(cell_h, label_h)
     # Where only some rows are labelled, the first row of the subject is one of them.
     row_labels = {row: _label(labels[row], row in marked) for row in range(marked.start % step, n_rows, step)}
@@ -183,7 +201,8 @@ def _draw(
     draw.rectangle((left - 1, top - 1, left + grid.width, bottom), outline=FRAME)
     for row, label in row_labels.items():
         colour = INK if row in marked else SOFT_INK
-        put(image, label, colour, left - GAP, top + row * cell_h + cell_h // 2, (1, 0.5))
+        y = top + row * cell_h + cell_h // 2 + (gap if row else 0)
+        put(image, label, colour, left - GAP, y, (1, 0.5))
     numbers = [text_mask(str(layer), TEXT) for layer in layers]
     for column in range(0, n_layers, _step(cell_w, max(number.width for number in numbers) + GAP)):
         x = left + column * cell_w + cell_w // 2

@@ -7,7 +7,8 @@ from typing import Any
 
 from lit_attr.evaluation.agreement import verdict
 from lit_attr.evaluation.findings import RunFindings
-from lit_attr.evaluation.summary import strongest_cells
+from lit_attr.evaluation.summary import strongest_at, strongest_cells
+from lit_attr.facts.roles import POSITION_0
 from lit_attr.text import cut
 
 MAX_CELL = 1_000  # characters
@@ -50,6 +51,8 @@ def _counts(summary: Mapping[str, Any]) -> Iterator[str]:
 
 def _strongest_layers(profile: Mapping[str, Any]) -> Iterator[str]:
     cells = strongest_cells(profile)
+    if found := strongest_at(profile, POSITION_0):
+        cells[f"{POSITION_0} (often an attention sink, in no role)"] = found
     return _table(
         ("role", "layer: mean score"),
         (

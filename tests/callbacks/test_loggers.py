@@ -19,7 +19,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from lit_attr.callbacks.loggers import log_image
 from lit_attr.datamodule import CounterfactDataModule
-from lit_attr.facts.roles import ROLES
+from lit_attr.facts.roles import MEAN_ROLES
 from lit_attr.facts.sources import SAMPLE, open_rows
 from lit_attr.module import AttributionModule
 
@@ -51,7 +51,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Eve
 def test_curves_have_one_point_per_layer(shown: tuple[dict[str, Any], EventAccumulator]):
     summary, events = shown
     profile = summary["profile"]
-    for place, role in enumerate(ROLES):
+    for place, role in enumerate(MEAN_ROLES):
         points = {
             kind: events.Scalars(f"mean_score{kind}/{role.replace(' ', '_')}") for kind in ("", "_low", "_high")
         }
@@ -67,7 +67,7 @@ def test_custom_scalars_show_the_curves_with_their_bands(shown: tuple[dict[str, 
     (event,) = events.Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(make_ndarray(event.tensor_proto).item())
     titles = {category.title: [chart.title for chart in category.chart] for category in layout.category}
-    assert {name: len(charts) for name, charts in titles.items()} == {"mean_score": 7, "mean_score_known": 7}
+    assert {name: len(charts) for name, charts in titles.items()} == {"mean_score": 8, "mean_score_known": 8}
     for category in layout.category:
         for chart in category.chart:
             (series,) = chart.margin.series

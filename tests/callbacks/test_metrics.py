@@ -14,7 +14,7 @@ from tiny_runs import ONE, SAME, TWO, write_run
 from torch import distributed
 
 from lit_attr.callbacks.metrics import LiveCounts, SharedSum
-from lit_attr.facts.roles import ROLES
+from lit_attr.facts.roles import MEAN_ROLES
 from lit_attr.records.files import read_batch
 from lit_attr.records.schema import BatchRecord
 
@@ -35,7 +35,7 @@ def counts_of(record: BatchRecord) -> LiveCounts:
 
 def at(profile: dict[str, Any], role: str) -> list[float | None]:
     """The mean score of a role in each layer."""
-    return [row[ROLES.index(role)] for row in profile["mean_score"]]
+    return [row[MEAN_ROLES.index(role)] for row in profile["mean_score"]]
 
 
 def test_counts_equal_hand_computed_ones(tmp_path: Path):
@@ -43,8 +43,8 @@ def test_counts_equal_hand_computed_ones(tmp_path: Path):
     assert (found["contrasts"], found["contrast_accuracy"], found["known_share"]) == (2, 0.5, 0.5)
     assert found["mean_logit_diff"] == 0.5
     # ONE and TWO; of the known ones there is ONE alone.
-    assert at(found["profile"], "first subject") == [2.5, 9.5]
-    assert at(found["known_profile"], "first subject") == [10, 20]
+    assert at(found["profile"], "position 0") == [2.5, 9.5]
+    assert at(found["known_profile"], "position 0") == [10, 20]
     assert at(found["profile"], "last") == [5, 2]
     assert at(found["profile"], "further") == [None, None]
 

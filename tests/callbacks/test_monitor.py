@@ -24,7 +24,7 @@ from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.callbacks.monitor import AttributionMonitor
 from lit_attr.errors import UserError
 from lit_attr.facts.batches import collate_contrasts
-from lit_attr.facts.roles import ROLES, role_mask_RT
+from lit_attr.facts.roles import MEAN_ROLES, mean_mask_RT
 from lit_attr.facts.rows import read_facts
 from lit_attr.facts.tokenization import build_contrasts
 from lit_attr.models.location import locate
@@ -104,8 +104,8 @@ def test_logged_numbers_belong_to_the_weights_at_their_step(tmp_path: Path):
         assert found[step]["logit_difference"] == pytest.approx(np.mean(differences), abs=1e-5)
         assert found[step]["contrast_accuracy"] == np.mean([value > 0 for value in differences])
         assert found[step]["known_share"] == np.mean([int(each.rank_true_B) == 0 for each in scored])
-        for place, role in enumerate(ROLES):
-            masks = [role_mask_RT(each.roles, each.subject_span)[place] for each in contrasts]
+        for place, role in enumerate(MEAN_ROLES):
+            masks = [mean_mask_RT(each.roles, each.subject_span)[place] for each in contrasts]
             means = [
                 each.scores_sum_BLT[0, :, mask].mean(1).tolist()
                 for each, mask in zip(scored, masks, strict=True)

@@ -37,9 +37,10 @@ def make_run(batch: AttributionBatch, tmp_path: Path) -> Callable[..., RunFolder
         sizes: list[int] | None = None,
         name: str = "run",
         model: dict[str, Any] | None = None,
+        step: str | None = None,
     ) -> RunFolder:
         folder = RunFolder(tmp_path / name)
-        folder.open({"model": model or {}, "data": {}}, [])
+        folder.open({"model": model or {}, "data": {"step": step} if step else {}}, [])
         record = batch_record(batch)
         start = 0
         for size in sizes or [1] * len(examples):

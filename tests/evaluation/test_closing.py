@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lit_attr.evaluation.closing import closing_lines
+from lit_attr.evaluation.profile import ProfileSums
 from lit_attr.evaluation.summary import summarise
 from lit_attr.facts.rows import Rejected
 from lit_attr.records.folder import RunFolder
@@ -45,6 +47,17 @@ def test_says_how_far_scores_agree(tmp_path: Path):
     assert (
         "agreement: 4 contrasts compared with their exact effects (zero ablation): r = 0.75 over all layers and "
         "tokens; do not rely on the scores of layer 0 (r = 0.25)"
+    ) in lines
+
+
+def test_names_position_0_apart_from_the_strongest_scores(tmp_path: Path):
+    profile = ProfileSums([3, 9], "mlp", "gradient")
+    # Position 0, a subject of one token, the last token.
+    profile.add(np.array([[0.25, -2.0, 0.5], [-4.0, 1.0, 3.0]]), ("prefix", "last subject", "last"), (1, 2))
+    lines = closing_lines(finished(tmp_path, {}, profile=profile.compute()), pictures=False).splitlines()
+    assert (
+        "strongest mean scores, in logits: layer 9 at last +3.000; layer 3 at first subject -2.000; "
+        "layer 3 at last subject -2.000; at position 0 (often an attention sink): layer 9 -4.000"
     ) in lines
 
 

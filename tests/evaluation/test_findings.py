@@ -9,7 +9,7 @@ import pytest
 
 from lit_attr.evaluation.summary import summarise
 from lit_attr.facts.order import order_key, random_order
-from lit_attr.facts.roles import ROLES
+from lit_attr.facts.roles import MEAN_ROLES
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.schema import ComponentScores, Example
 
@@ -78,7 +78,7 @@ def test_spread_contrasts_come_first_in_the_runs_random_order(
 
 def test_each_relation_has_a_profile(folder: RunFolder):
     relations = summarise(folder).relations
-    last = ROLES.index("last")
+    last = MEAN_ROLES.index("last")
     assert {name: profile["contrasts"][last] for name, profile in relations.items()} == {"P1": 8, "P2": 16}
     assert relations["P1"]["mean_score"][0][last] == pytest.approx(sum(range(0, 24, 3)) / 8)
 

@@ -8,26 +8,29 @@ import pytest
 
 from lit_attr.evaluation.answers import AnswerCounts
 from lit_attr.evaluation.profile import ProfileSums
-from lit_attr.facts.roles import ROLES, roles_of
+from lit_attr.facts.roles import MEAN_ROLES, roles_of
 
 
 def at(profile: dict, name: str, role: str, layer: int = 0) -> float | None:
-    return profile[name][layer][ROLES.index(role)]
+    return profile[name][layer][MEAN_ROLES.index(role)]
 
 
 def test_profile_averages_tokens_of_a_role_then_contrasts():
-    # Two contrasts of one layer: subject tokens (2, 4) and last 10; subject token 8 and last 20.
+    # Two contrasts of one layer: prefix, subject tokens (2, 4) and last 10; prefix, subject token 8 and last 20.
     sums = ProfileSums([3], "mlp", "gradient")
-    sums.add(np.array([[2.0, 4.0, 10.0]]), ("first subject", "last subject", "last"), (0, 2))
-    sums.add(np.array([[8.0, 20.0]]), ("last subject", "last"), (0, 1))
+    sums.add(np.array([[70.0, 2.0, 4.0, 10.0]]), ("prefix", "first subject", "last subject", "last"), (1, 3))
+    sums.add(np.array([[90.0, 8.0, 20.0]]), ("prefix", "last subject", "last"), (1, 2))
     profile = sums.compute()
-    counts = dict(zip(ROLES, profile["contrasts"], strict=True))
+    counts = dict(zip(MEAN_ROLES, profile["contrasts"], strict=True))
     # (2 + 8) / 2: a subject of one token is first and last.
     assert (at(profile, "mean_score", "first subject"), counts["first subject"]) == (5.0, 2)
     assert (at(profile, "mean_score", "last subject"), counts["last subject"]) == (6.0, 2)
     assert (at(profile, "mean_score", "last"), counts["last"]) == (15.0, 2)
     # 10 and 20: standard deviation √50, over √2.
     assert at(profile, "standard_error", "last") == pytest.approx(5)
+    # Position 0 is in no other row.
+    assert (at(profile, "mean_score", "position 0"), counts["position 0"]) == (80.0, 2)
+    assert (at(profile, "mean_score", "prefix"), counts["prefix"]) == (None, 0)
     assert at(profile, "standard_error", "further") is None
     assert (at(profile, "mean_score", "further"), counts["further"]) == (None, 0)
     assert (profile["layers"], profile["component"], profile["rule"]) == ([3], "mlp", "gradient")
@@ -40,8 +43,42 @@ def test_profile_counts_a_long_subject_once():
     sums.add(np.array([[0.0, 1.0, 3.0, 0.0]]), roles, (0, 4))
     profile = sums.compute()
     assert at(profile, "mean_score", "middle subject") == 2
-    assert profile["contrasts"][ROLES.index("middle subject")] == 1
+    assert profile["contrasts"][MEAN_ROLES.index("middle subject")] == 1
     assert at(profile, "standard_error", "middle subject") is None
+
+
+def test_a_subject_at_position_0_counts_without_its_first_token():
+    sums = ProfileSums([0], "mlp", "gradient")
+    sums.add(np.array([[5.0, 2.0, 7.0]]), ("first subject", "last subject", "last"), (0, 2))
+    sums.add(np.array([[3.0, 9.0]]), ("last subject", "last"), (0, 1))
+    profile = sums.compute()
+    assert profile["roles"] == list(MEAN_ROLES)
+    #                                 position 0, prefix, first, middle, last subject, subsequent, further, last
+    assert profile["contrasts"] == profile["facts"] == [2, 0, 0, 0, 1, 0, 0, 2]
+    assert profile["mean_score"] == [[4.0, None, None, None, 2.0, None, None, 8.0]]
+
+
+def test_standard_errors_are_clustered_by_fact():
+    """Three facts with 3, 1 and 2 contrasts, of which the last role has 1 + 2 + 3, 4 and 8 + 0."""
+    sums = ProfileSums([0], "mlp", "gradient")
+    last = np.array([role == "last" for role in MEAN_ROLES])
+    for total, count in ((6.0, 3), (4.0, 1), (8.0, 2)):
+        sums.add_fact(total * last[None].astype(float), count * last)
+    # A fact without the role counts for nothing.
+    sums.add_fact(np.zeros((1, 8)), np.zeros(8, dtype=int))
+    profile = sums.compute()
+    assert (at(profile, "mean_score", "last"), profile["contrasts"][-1], profile["facts"][-1]) == (3.0, 6, 3)
+    # Mean 18 / 6 = 3; 6 - 3 * 3 = -3, 4 - 3 = 1, 8 - 3 * 2 = 2: √(3/2 · (9 + 1 + 4)) / 6.
+    assert at(profile, "standard_error", "last") == pytest.approx(21**0.5 / 6)
+    assert profile["standard_error"][0][:-1] == [None] * 7
+
+
+def test_one_fact_has_no_standard_error_however_many_contrasts_it_has():
+    sums = ProfileSums([0], "mlp", "gradient")
+    sums.add_fact(np.full((1, 8), 6.0), np.full(8, 3))
+    profile = sums.compute()
+    assert profile["mean_score"] == [[2.0] * 8]
+    assert profile["standard_error"] == [[None] * 8]
 
 
 def drawn(seed: int, count: int) -> list[tuple[np.ndarray, tuple[str, ...], tuple[int, int]]]:
@@ -62,16 +99,18 @@ def test_profile_equals_a_loop():
     for contrast in contrasts:
         sums.add(*contrast)
     profile = sums.compute()
-    for role in ROLES:
+    for role in MEAN_ROLES:
         for layer in range(2):
             means = []
             for scores_LT, roles, (start, _) in contrasts:
-                has = [place for place, each in enumerate(roles) if each == role]
+                has = [place for place, each in enumerate(roles) if each == role and place > 0]
                 if role == "first subject":
-                    has = [start]
+                    has = [start] if start else []
+                if role == "position 0":
+                    has = [0]
                 if has:
                     means.append(np.mean(scores_LT[layer, has]))
-            assert profile["contrasts"][ROLES.index(role)] == len(means)
+            assert profile["contrasts"][MEAN_ROLES.index(role)] == len(means)
             assert at(profile, "mean_score", role, layer) == pytest.approx(np.mean(means))
             # Of values of so many sizes, the sum of squares keeps as many digits as the largest needs.
             expected = np.std(means, ddof=1) / np.sqrt(len(means))
@@ -95,11 +134,10 @@ def test_sums_add_up_across_processes():
     for place, contrast in enumerate(contrasts):
         whole.add(*contrast)
         parts[place % 2].add(*contrast)
-    shared.total_LR = parts[0].total_LR + parts[1].total_LR
-    shared.square_LR = parts[0].square_LR + parts[1].square_LR
-    shared.count_R = parts[0].count_R + parts[1].count_R
+    shared.sums_3LR = parts[0].sums_3LR + parts[1].sums_3LR
+    shared.counts_3R = parts[0].counts_3R + parts[1].counts_3R
     ours, theirs = shared.compute(), whole.compute()
-    assert ours["contrasts"] == theirs["contrasts"]
+    assert (ours["contrasts"], ours["facts"]) == (theirs["contrasts"], theirs["facts"])
     for name in ("mean_score", "standard_error"):
         for row, expected in zip(ours[name], theirs[name], strict=True):
             assert row == pytest.approx(expected)

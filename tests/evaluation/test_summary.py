@@ -17,10 +17,10 @@ from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
 from lit_attr.errors import UserError
 from lit_attr.evaluation.agreement import Compared, agreement_report
 from lit_attr.evaluation.faithfulness import faithfulness_report
-from lit_attr.evaluation.summary import MOST_POINTS, strongest_cells, summarise
+from lit_attr.evaluation.summary import MOST_POINTS, strongest_at, strongest_cells, summarise
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.contrasts import Contrast
-from lit_attr.facts.roles import ROLES
+from lit_attr.facts.roles import MEAN_ROLES
 from lit_attr.facts.rows import Rejected
 from lit_attr.models.location import locate
 from lit_attr.records.encoding import batch_record
@@ -37,7 +37,7 @@ def scored(demo_model: PreTrainedModel, sample_contrasts: list[Contrast]) -> Att
 
 def summary_of(folder: Path, batch: AttributionBatch) -> dict:
     run = RunFolder(folder)
-    run.open({"model": {}, "data": {}}, [])
+    run.open({"model": {}, "data": {"step": "divergence"}}, [])
     run.write_batch(batch_record(batch))
     return summarise(run).summary
 
@@ -59,19 +59,19 @@ def test_counts_the_records_of_a_batch(scored: AttributionBatch, tmp_path: Path)
         ("known_profile", [row for row, rank in enumerate(scored.rank_true_B.tolist()) if rank == 0]),
     ):
         profile = summary[name]
-        assert profile["contrasts"][ROLES.index("last")] == len(rows)
+        assert profile["contrasts"][MEAN_ROLES.index("last")] == len(rows)
         for place in range(len(scored.layers)):
             at_last = [scored.scores_sum_BLT[row, place, len(scored.contrasts[row].tokens) - 1] for row in rows]
-            mean = profile["mean_score"][place][ROLES.index("last")]
+            mean = profile["mean_score"][place][MEAN_ROLES.index("last")]
             assert mean == pytest.approx(np.mean(at_last), rel=1e-5)
-            error = profile["standard_error"][place][ROLES.index("last")]
+            error = profile["standard_error"][place][MEAN_ROLES.index("last")]
             assert error == pytest.approx(np.std(at_last, ddof=1) / np.sqrt(len(rows)), rel=1e-4, abs=1e-7)
 
 
 def test_profile_of_one_contrast_is_its_scores(scored: AttributionBatch, tmp_path: Path):
     profile = summary_of(tmp_path, scored.select([0]))["profile"]
     last = len(scored.contrasts[0].tokens) - 1
-    means = [row[ROLES.index("last")] for row in profile["mean_score"]]
+    means = [row[MEAN_ROLES.index("last")] for row in profile["mean_score"]]
     assert means == pytest.approx(scored.scores_sum_BLT[0, :, last].tolist())
 
 
@@ -96,7 +96,7 @@ def test_a_run_without_contrasts_has_a_summary(tmp_path: Path):
     assert (summary["contrasts"], summary["contrast_accuracy"], summary["rejected"]) == (0, None, 1)
     assert summary["median_logit_diff"] is None
     assert {name: summary["profile"][name] for name in settings} == settings
-    assert summary["profile"]["mean_score"] == [[None] * len(ROLES)] * 2
+    assert summary["profile"]["mean_score"] == [[None] * len(MEAN_ROLES)] * 2
     assert (found.spread, found.largest, found.points, found.not_found) == ([], [], None, ["a"])
     # A stranger's module may have no settings.
     stranger = RunFolder(tmp_path / "stranger")
@@ -188,6 +188,48 @@ def test_how_contrasts_are_spread_over_files_does_not_matter(
             np.testing.assert_array_equal(ours_N, theirs_N)
 
 
+@pytest.mark.parametrize("setting", ["all", None])
+def test_contrasts_of_one_fact_are_one_cluster(make_run: Callable, example: Example, setting: str | None):
+    """Three facts of 3, 1 and 2 contrasts in files of any order; a setting that is not known may be `all`."""
+
+    def contrast(fact: str, step: int, score: float, rank: int) -> Example:
+        scores_LT = np.zeros_like(example.scores["mlp"].sum)
+        scores_LT[0, -1] = score
+        changes = {"relation_id": "P" + fact, "scores": {"mlp": ComponentScores(scores_LT)}, "rank_true": rank}
+        return msgspec.structs.replace(example, id=fact, step=step, **changes)
+
+    contrasts = [
+        *(contrast("a", 0, 1, 0), contrast("c", 0, 8, 0), contrast("b", 0, 4, 5)),
+        *(contrast("c", 1, 0, 3), contrast("a", 2, 3, 0), contrast("a", 1, 2, 1)),
+    ]
+    found = summarise(make_run(contrasts, sizes=[2, 1, 3], step=setting))
+    profile, known, last = found.summary["profile"], found.summary["known_profile"], MEAN_ROLES.index("last")
+    assert (profile["facts"][last], profile["contrasts"][last]) == (3, 6)
+    assert profile["mean_score"][0][last] == 3
+    # Totals 6, 4 and 8 less 3 a contrast: -3, 1 and 2; √(3/2 · (9 + 1 + 4)) / 6.
+    assert profile["standard_error"][0][last] == pytest.approx(21**0.5 / 6)
+    # Known: 1 and 3 of a, 8 of c, mean 4: -4 and 4; √(2 · 32) / 3.
+    assert (known["facts"][last], known["contrasts"][last], known["mean_score"][0][last]) == (2, 3, 4)
+    assert known["standard_error"][0][last] == pytest.approx(8 / 3)
+    assert {name: each["contrasts"][last] for name, each in found.relations.items()} == {"Pa": 3, "Pb": 1, "Pc": 2}
+    assert found.relations["Pa"]["standard_error"][0][last] is None
+
+
+def test_the_order_of_files_does_not_matter_to_facts_of_several_contrasts(make_run: Callable, drawn: Callable):
+    examples = [
+        msgspec.structs.replace(each, id=each.id // 3, step=each.id % 3, relation_id="P1") for each in drawn(60)
+    ]
+    runs = [
+        make_run(examples, step="all", name="one"),
+        make_run(examples[::-1], step="all", name="reversed"),
+        make_run([*examples[1::2], *examples[::2]], sizes=[31, 29], step="all", name="two"),
+    ]
+    first, *others = [summarise(run).summary for run in runs]
+    assert first["profile"]["facts"][-1] < first["profile"]["contrasts"][-1]
+    for other in others:
+        assert (other["profile"], other["known_profile"]) == (first["profile"], first["known_profile"])
+
+
 @pytest.mark.parametrize("change", [{"rule": "linearised"}, {"layers": [0, 1, 5]}])
 def test_refuses_files_that_do_not_belong_together(make_run: Callable, example: Example, change: dict):
     folder = make_run([example])
@@ -215,7 +257,12 @@ def test_refuses_exact_effects_of_other_cells(make_run: Callable, drawn: Callabl
 def test_the_strongest_cells_of_a_role_are_its_largest_means(make_run: Callable, example: Example):
     scores_LT = np.zeros_like(example.scores["mlp"].sum)
     scores_LT[:, -1] = [1.0, -3.0, 2.0]
+    scores_LT[:, 0] = [-8.0, 1.0, 9.0]
     folder = make_run([msgspec.structs.replace(example, scores={"mlp": ComponentScores(scores_LT)})])
-    cells = strongest_cells(summarise(folder).summary["profile"], 2)
+    found = summarise(folder).summary["profile"]
+    cells = strongest_cells(found, 2)
     assert cells["last"] == [(-3.0, 1, "last"), (2.0, 2, "last")]
+    # Position 0 has larger ones, but is apart.
+    assert "position 0" not in cells
+    assert strongest_at(found, "position 0", 2) == [(9.0, 2, "position 0"), (-8.0, 0, "position 0")]
     assert "further" in cells or "further" not in example.roles

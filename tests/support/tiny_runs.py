@@ -8,9 +8,9 @@ from typing import Any
 
 from sealed import write_batch, write_manifest
 
-from lit_attr.facts.roles import ROLES
+from lit_attr.facts.roles import MEAN_ROLES
 
-FIRST, LAST = ROLES.index("first subject"), ROLES.index("last")
+START, LAST = MEAN_ROLES.index("position 0"), MEAN_ROLES.index("last")
 # The factor of a 95% confidence interval.
 QUANTILE = 1.959964
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lit_attr.facts.roles import ROLES
+from lit_attr.facts.roles import MEAN_ROLES
 from lit_attr.views.curves import (
     agreement_curves,
     custom_scalar_layout,
@@ -82,17 +82,17 @@ def test_faithfulness_curves_have_a_point_a_percentage():
 
 
 def test_charts_use_the_tags_of_the_curves():
-    layout = custom_scalar_layout(ROLES)
+    layout = custom_scalar_layout(MEAN_ROLES)
     profile = {
         "layers": [0],
-        "roles": ROLES,
-        "mean_score": [[1.0] * len(ROLES)],
-        "standard_error": [[0.5] * len(ROLES)],
+        "roles": MEAN_ROLES,
+        "mean_score": [[1.0] * len(MEAN_ROLES)],
+        "standard_error": [[0.5] * len(MEAN_ROLES)],
     }
     assert set(layout) == {"mean_score", "mean_score_known"}
     for name, charts in layout.items():
         ((_, values),) = profile_curves(profile, name)
-        assert len(charts) == len(ROLES)
+        assert len(charts) == len(MEAN_ROLES)
         assert {tag for kind, tags in charts.values() if kind == "Margin" for tag in tags} == set(values)
 
 

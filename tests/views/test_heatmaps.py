@@ -1,5 +1,7 @@
 """Heatmaps: what their pixels show of the scores, and where their labels stand."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from PIL import ImageChops
@@ -9,7 +11,8 @@ from lit_attr.views import cells, heatmaps, sheet
 from lit_attr.views.heatmaps import draw_fact_heatmap, draw_role_heatmap
 from lit_attr.views.labels import drawable, line_height, text_mask, text_width
 
-ROLES = ["prefix", "first subject", "middle subject", "last subject", "first subsequent", "further", "last"]
+SUBJECT = ["first subject", "middle subject", "last subject"]
+ROLES = ["position 0", "prefix", *SUBJECT, "first subsequent", "further", "last"]
 N_LAYERS, N_TOKENS = 8, 6
 
 
@@ -253,7 +256,7 @@ def test_token_labels_are_flush_with_the_grid():
 
 
 def test_layer_axis_is_named_below():
-    for image in (fact(anchored()), role(np.ones((4, 7)))):
+    for image in (fact(anchored()), role(np.ones((4, 8)))):
         assert shows(image, (0, image.height - 60, *image.size), "layer")
 
 
@@ -307,9 +310,9 @@ def test_roles_keep_their_order_each_above_its_count():
 
 
 def test_role_that_never_occurs_is_hatched_grey():
-    means_LR, counts = np.full((6, 7), 0.7), [387, 387, 0, 387, 387, 201, 21919]
+    means_LR, counts = np.full((6, 8), 0.7), [387, 387, 387, 0, 387, 387, 201, 21919]
     changed = means_LR.copy()
-    changed[:, 2] = np.nan
+    changed[:, 3] = np.nan
     image = role(changed, counts=counts)
     box = ImageChops.difference(role(means_LR, counts=counts), image).getbbox()
     empty = {tuple(colour) for colour in pixels(image, box)} - {cells.GRID}
@@ -321,15 +324,46 @@ def test_role_that_never_occurs_is_hatched_grey():
 
 
 def test_role_map_without_facts_is_empty():
-    image = role(np.full((2, 7), np.nan), counts=[0] * 7)
+    image = role(np.full((2, 8), np.nan), counts=[0] * 8)
     assert cells.EMPTY in {colour for _, colour in image.getcolors(1 << 20)}
 
 
-def test_first_role_sets_the_scale_like_any_other():
-    means_LR = np.zeros((2, 7))
+def test_position_0_does_not_set_the_scale_of_a_role_map():
+    means_LR = np.zeros((2, 8))
     means_LR[0, 0] = 9.0
     image = role(means_LR)
-    assert shows(image, (0, 0, *image.size), "+9.00")
+    assert shows(image, (0, 0, *image.size), "+9.00"), "no other mean is non-zero"
+    means_LR[1, 4] = -0.5
+    image = role(means_LR)
+    assert shows(image, (0, 0, *image.size), "+0.500")
+    foot = (0, image.height - 60, *image.size)
+    assert shows(image, foot, "hatched: beyond the scale, |score| up to 9.00", sheet.SMALL, sheet.SOFT_INK)
+    means_LR[1, 0] = 0.5
+    box = ImageChops.difference(image, role(means_LR)).getbbox()
+    assert {tuple(colour) for colour in pixels(role(means_LR), box)} == {tuple(cells.TABLE[-1])}, (
+        "one cell, in full"
+    )
+
+
+def test_position_0_stands_apart_in_a_role_map():
+    def row_box(row):
+        means_LR = np.zeros((2, 8))
+        means_LR[:, -1] = 1.0
+        changed = means_LR.copy()
+        changed[:, row] = 0.5
+        return ImageChops.difference(role(means_LR), role(changed)).getbbox()
+
+    boxes = [row_box(row) for row in range(4)]
+    gaps = [below[1] - above[3] for above, below in pairwise(boxes)]
+    assert gaps[1:] == [1, 1]
+    assert gaps[0] == heatmaps.APART + 1
+    image = role(np.zeros((2, 8)))
+    left = (0, 0, boxes[0][0], image.height)
+    for name, box in zip(ROLES, boxes, strict=False):
+        line = line_height(sheet.TEXT)
+        assert place(image, left, name, colour=sheet.SOFT_INK)[1] == pytest.approx(
+            (box[1] + box[3]) / 2 - line / 2, abs=3
+        ), "beside its row"
 
 
 def test_same_scores_give_the_same_bytes():
@@ -359,9 +393,9 @@ def test_refuses_shapes_that_do_not_match():
     with pytest.raises(ValueError, match="roles"):
         role(np.zeros((4, 6)), counts=[1] * 6)
     with pytest.raises(ValueError, match="counts"):
-        role(np.zeros((4, 7)), counts=[1] * 6)
+        role(np.zeros((4, 8)), counts=[1] * 6)
     with pytest.raises(ValueError, match="finite"):
-        role(np.full((4, 7), np.inf))
+        role(np.full((4, 8), np.inf))
 
 
 def test_subject_labels_are_underlined_below_all_letters():

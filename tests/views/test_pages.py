@@ -40,8 +40,11 @@ def test_page_counts_and_names_the_strongest_layers():
         r"| contrast accuracy \(true above false\) | 66\.7% |",
         r"| median logit difference | \-0\.50 |",
         r"| last | 1: \+8\.000, 0: \+4\.000 |",
+        r"| position 0 \(often an attention sink, in no role\) | 1: \+20\.000, 0: \+10\.000 |",
     ):
         assert line in lines
+    # The subject begins at position 0.
+    assert not any(line.startswith("| first subject") for line in lines)
 
 
 def test_page_of_an_empty_run_has_dashes():

@@ -12,7 +12,7 @@ from tiny_runs import ONE
 from lit_attr.errors import ArgumentError
 from lit_attr.evaluation.agreement import verdict
 from lit_attr.evaluation.findings import Points
-from lit_attr.facts.roles import ROLES
+from lit_attr.facts.roles import MEAN_ROLES
 from lit_attr.views.heatmaps import draw_fact_heatmap, draw_role_heatmap
 from lit_attr.views.pictures import agreement_image, choose_component, component_name, fact_image, profile_image
 from lit_attr.views.scatter import draw_scatter
@@ -22,9 +22,9 @@ PROFILE: dict[str, Any] = {
     "component": "mlp",
     "rule": "gradient",
     "layers": [2, 5],
-    "roles": ROLES,
-    "contrasts": [4] * len(ROLES),
-    "mean_score": [[0.5] * 6 + [None], [-1.0] * 6 + [None]],
+    "roles": MEAN_ROLES,
+    "contrasts": [4] * len(MEAN_ROLES),
+    "mean_score": [[0.5] * 7 + [None], [-1.0] * 7 + [None]],
 }
 
 
@@ -66,8 +66,8 @@ def test_profile_image_says_what_is_averaged():
     expected = draw_role_heatmap(
         np.array(PROFILE["mean_score"], dtype=float),
         layers=[2, 5],
-        roles=ROLES,
-        counts=[4] * len(ROLES),
+        roles=MEAN_ROLES,
+        counts=[4] * len(MEAN_ROLES),
         title="Mean MLP gradient × activation by layer and token role",
         subtitle="4 contrasts",
     )

@@ -10,7 +10,7 @@ import pytest
 from tiny_runs import LAST, example, write_run
 
 from lit_attr.evaluation.summary import summarise
-from lit_attr.facts.roles import ROLES
+from lit_attr.facts.roles import MEAN_ROLES
 from lit_attr.records.folder import RunFolder
 from lit_attr.views.curves import profile_curves
 from lit_attr.views.paper.profiles import draw_profiles
@@ -54,6 +54,6 @@ def test_curves_and_plots_agree(tmp_path: Path):
     found = summarise(RunFolder(folder)).summary["profile"]
     logged = [values[TAG] for _, values in profile_curves(found, "mean_score")]
     figure = draw_profiles(read_run(folder))
-    assert ROLES[LAST] == "last"
+    assert MEAN_ROLES[LAST] == "last"
     plotted = [line.get_ydata() for axis in figure.axes[2:] for line in axis.lines if len(line.get_xdata()) == 14]
     assert any(np.allclose(each, logged, rtol=1e-5) for each in plotted)

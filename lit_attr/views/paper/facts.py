@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from lit_attr.views.cells import largest_magnitude
-from lit_attr.views.paper.maps import MAX_ROWS, draw_map, draw_scale
+from lit_attr.views.cells import scale_of
+from lit_attr.views.paper.maps import MAX_ROWS, draw_map, draw_scale, hatch_beyond
 from lit_attr.views.paper.run import Run
 from lit_attr.views.paper.style import INK, POINTS, SMALL, WIDTH, fit, new_figure, signed, wrapped
 
@@ -45,11 +45,10 @@ def draw_facts(records: Sequence[Mapping[str, Any]], run: Run) -> Figure:
 
 def _draw_fact(axis: Axes, record: Mapping[str, Any], component: str, height: float) -> None:
     scores_TL, (start, stop) = record["scores"][component]["sum"].T, record["subject_span"]
-    scale = largest_magnitude(scores_TL[1:]) or largest_magnitude(scores_TL) or 1.0
+    scale = scale_of(scores_TL)
     tokens = [fit(token, "token") for token in record["tokens"]]
     draw_scale(draw_map(axis, scores_TL, scale, record["layers"], tokens), axis, height)
-    for token, layer in np.argwhere(np.abs(scores_TL) > scale).tolist():
-        axis.add_patch(Rectangle((layer, token), 1, 1, fill=False, hatch="//////", edgecolor="white", linewidth=0))
+    hatch_beyond(axis, scores_TL, scale)
     frame = Rectangle((0, start), scores_TL.shape[1], stop - start, fill=False, edgecolor=INK, linewidth=0.9)
     axis.add_patch(frame).set_clip_on(False)
     for place, label in zip(axis.get_yticks(), axis.get_yticklabels(), strict=True):

@@ -2,7 +2,7 @@
 
 Contrasts of a token with itself, as `step: all` can give, are left out, as in `summary.json`.
 
-Shape suffixes: N contrasts, L layers, R roles (in the order of `ROLES`).
+Shape suffixes: N contrasts, L layers, R roles (in the order of `MEAN_ROLES`).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Run(NamedTuple):
         component: The component whose scores are drawn.
         layers_L: True layer indices.
         means_NLR: Each contrast's mean scores over the tokens of a role, in logits; NaN where there are none.
+        facts_N: The number of each contrast's fact; a fact may have several contrasts.
         known_N: Whether the true token is the most likely one.
         relations_N: Relation ids, or empty texts.
         prompts: A prompt of each relation, with … for its subject.
@@ -46,6 +47,7 @@ class Run(NamedTuple):
     component: str
     layers_L: NDArray[np.int64]
     means_NLR: NDArray[np.float32]
+    facts_N: NDArray[np.int64]
     known_N: NDArray[np.bool_]
     relations_N: NDArray[np.object_]
     prompts: dict[str, str]
@@ -58,10 +60,15 @@ class Run(NamedTuple):
         """
         if not self.known_N.any():
             raise ArgumentError("known", f"{self.folder} has no known fact; set known=False")
+        return self.only(self.known_N)
+
+    def only(self, chosen_N: NDArray[np.bool_]) -> Run:
+        """The run with the chosen contrasts only."""
         return self._replace(
-            means_NLR=self.means_NLR[self.known_N],
-            known_N=self.known_N[self.known_N],
-            relations_N=self.relations_N[self.known_N],
+            means_NLR=self.means_NLR[chosen_N],
+            facts_N=self.facts_N[chosen_N],
+            known_N=self.known_N[chosen_N],
+            relations_N=self.relations_N[chosen_N],
         )
 
 
@@ -70,7 +77,7 @@ class Estimate(NamedTuple):
 
     Attributes:
         mean_LR: Mean scores in logits; NaN where no contrast has the role.
-        half_LR: Half the widths of their confidence intervals; NaN where fewer than two contrasts have the role.
+        half_LR: Half the widths of their confidence intervals; NaN where fewer than two facts have the role.
         count_R: How many contrasts have the role.
     """
 
@@ -85,8 +92,9 @@ def read_run(folder: Path) -> Run:
     Raises:
         UserError: The folder is not an output folder, or has no contrast of two different tokens.
     """
-    means, known, relations = [], [], []
+    means, facts, known, relations = [], [], [], []
     prompts: dict[str, str] = {}
+    numbers: dict[int | str, int] = {}
     component: str | None = None
     for record in _contrasts_of(folder):
         component = choose_component(record, component)
@@ -95,6 +103,7 @@ def read_run(folder: Path) -> Run:
             record["scores"][component]["sum"], record["roles"], record["subject_span"]
         )
         means.append(np.where(has_role_R, means_LR, np.nan).astype(np.float32))
+        facts.append(numbers.setdefault(record["id"], len(numbers)))
         known.append(record["rank_true"] == 0)
         relations.append(record["relation_id"])
         if record["relation_id"] not in prompts:
@@ -109,6 +118,7 @@ def read_run(folder: Path) -> Run:
         component,
         np.array(record["layers"]),
         np.stack(means),
+        np.array(facts),
         np.array(known),
         # As objects: an array of texts has the room of the longest one for each.
         np.array(relations, dtype=object),
@@ -140,14 +150,29 @@ def pick_facts(run: Run, count: int, ids: Sequence[str], *, known: bool) -> list
     return sorted(records, key=lambda record: len(record["tokens"]))
 
 
-def estimate(values_NLR: NDArray[np.floating]) -> Estimate:
-    """Means and confidence intervals of each layer and role, over the contrasts that have the role."""
-    count_R = (~np.isnan(values_NLR[:, 0])).sum(0)
+def estimate(values_NLR: NDArray[np.floating], facts_N: NDArray[np.int64]) -> Estimate:
+    """Means and confidence intervals of each layer and role, over the contrasts that have the role.
+
+    The intervals are clustered by fact, as the standard errors of :meth:`ProfileSums.compute` are.
+
+    Args:
+        values_NLR: The contrasts' values; NaN where a contrast has no such role.
+        facts_N: The number of each contrast's fact.
+    """
+    has_role_NR = ~np.isnan(values_NLR[:, 0])
+    count_R = has_role_NR.sum(0)
+    _, places_N = np.unique(facts_N, return_inverse=True)
+    has_role_FR = np.zeros((places_N.max(initial=-1) + 1, len(count_R)), dtype=np.bool_)
+    np.logical_or.at(has_role_FR, places_N, has_role_NR)
+    facts_R = has_role_FR.sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean_LR = np.nansum(values_NLR, 0, dtype=np.float64) / count_R
-        variance_LR = np.nansum((values_NLR - mean_LR) ** 2, 0) / np.where(count_R > 1, count_R - 1, np.nan)
+        # The sum over a fact's contrasts of their deviations from the mean.
+        deviations_FLR = np.zeros((len(has_role_FR), *mean_LR.shape))
+        np.add.at(deviations_FLR, places_N, np.nan_to_num(values_NLR - mean_LR))
+        error_LR = np.sqrt(facts_R / (facts_R - 1) * (deviations_FLR**2).sum(0)) / count_R
     quantile = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    return Estimate(mean_LR, quantile * np.sqrt(variance_LR / count_R), count_R)
+    return Estimate(mean_LR, quantile * np.where(facts_R > 1, error_LR, np.nan), count_R)
 
 
 def _contrasts_of(folder: Path) -> Iterator[dict[str, Any]]:

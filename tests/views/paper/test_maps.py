@@ -22,10 +22,13 @@ def test_maps_show_the_means(run: Path):
     everything, known = draw_roles(taken).axes[:2]
     np.testing.assert_allclose(drawn(everything)[LAST], [5, 2])
     np.testing.assert_allclose(drawn(known)[LAST], [4, 8])
-    assert np.isnan(drawn(known)[0]).all()
+    assert np.isnan(drawn(known)[1]).all()
     assert [label.get_text() for label in known.get_yticklabels()][LAST] == "last\nn = 1"
-    # Both have one scale, which ends at the largest magnitude of either.
-    assert everything.collections[0].get_clim() == known.collections[0].get_clim() == (-20, 20)
+    # Both have one scale, which ends at the largest magnitude of either below position 0.
+    assert everything.collections[0].get_clim() == known.collections[0].get_clim() == (-8, 8)
+    np.testing.assert_allclose(drawn(known)[0], [10, 20])
+    hatched = [[patch.get_xy() for patch in axis.patches if patch.get_hatch()] for axis in (everything, known)]
+    assert hatched == [[(1, 0)], [(0, 0), (1, 0)]]
     first, second = draw_relations(taken, 5).axes[:2]
     assert first.get_title() == "P17 (n = 1)\n… is in"
     np.testing.assert_allclose(drawn(second)[LAST], [6, -4])

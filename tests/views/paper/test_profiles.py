@@ -15,6 +15,10 @@ def test_profiles_have_means_bands_and_windows_of_ten_layers(tmp_path: Path):
     # Layer l scores l at every token, and two more in the second fact.
     facts = [example(shift, [[layer + shift] * 4 for layer in range(12)]) for shift in (0, 2)]
     figure = draw_profiles(read_run(write_run(tmp_path / "run", facts, layers=12)))
+    # Below the other roles the last token, below it position 0, which has the same scores here.
+    assert [axis.get_ylabel() for axis in figure.axes[::2]] == ["other roles", "last", "position 0"]
+    (first,) = [line for line in figure.axes[4].lines if len(line.get_xdata()) == 12]
+    np.testing.assert_allclose(first.get_ydata(), np.arange(12) + 1)
     layer, window = figure.axes[2:4]
     (line,) = [line for line in layer.lines if len(line.get_xdata()) == 12]
     np.testing.assert_allclose(line.get_ydata(), np.arange(12) + 1)
@@ -28,9 +32,9 @@ def test_profiles_have_means_bands_and_windows_of_ten_layers(tmp_path: Path):
 
 def test_few_or_separate_layers_have_no_windows(run: Path):
     taken = read_run(run)
-    assert len(draw_profiles(taken).axes) == 2
+    assert len(draw_profiles(taken).axes) == 3
     apart = taken._replace(layers_L=np.arange(0, 24, 2), means_NLR=taken.means_NLR.repeat(6, 1))
-    assert len(draw_profiles(apart).axes) == 2
+    assert len(draw_profiles(apart).axes) == 3
 
 
 def test_single_layer_has_its_interval_as_a_bar(tmp_path: Path):
@@ -49,3 +53,13 @@ def test_comparison_is_over_relative_depth_where_models_differ(run: Path, tmp_pa
     # Runs of one model keep its layer numbers, although one of them has fewer layers.
     axis = draw_comparison([first, second._replace(model="tiny")], ["a", "b"]).axes[LAST]
     assert axis.containers[1].lines[0].get_xdata().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_comparison_has_a_panel_for_position_0_and_for_each_role(run: Path):
+    taken = read_run(run)
+    axes = draw_comparison([taken, taken], ["a", "b"]).axes
+    assert [axis.get_title() for axis in axes] == [
+        *("position 0", "prefix", "first subject", "middle subject"),
+        *("last subject", "first subsequent", "further", "last"),
+    ]
+    np.testing.assert_allclose(axes[0].containers[1].lines[0].get_ydata(), [2.5, 9.5])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import FIRST, LAST, ONE, QUANTILE, TWO, example, write_run
+from tiny_runs import LAST, ONE, QUANTILE, START, TWO, example, write_run
 
 from lit_attr.attribution.gradient import AttributionBatch
 from lit_attr.errors import ArgumentError
@@ -18,12 +18,14 @@ from lit_attr.views.paper.run import estimate, pick_facts, read_run
 
 
 def test_means_and_confidence_match_hand_computation(run: Path):
-    each = estimate(read_run(run).means_NLR)
+    taken = read_run(run)
+    each = estimate(taken.means_NLR, taken.facts_N)
     # Two contrasts: the one of a token with itself is left out.
-    assert each.count_R.tolist() == [0, 2, 0, 2, 2, 0, 2]
+    assert each.count_R.tolist() == [2, 0, 0, 0, 2, 2, 0, 2]
     np.testing.assert_allclose(each.mean_LR[:, LAST], [5, 2])
-    np.testing.assert_allclose(each.mean_LR[:, FIRST], [2.5, 9.5])
-    assert np.isnan(each.mean_LR[:, 0]).all()
+    np.testing.assert_allclose(each.mean_LR[:, START], [2.5, 9.5])
+    # The subject begins at position 0, which is in no role.
+    assert np.isnan(each.mean_LR[:, 2]).all()
     # The standard error of two values a and b is |a - b| / 2.
     np.testing.assert_allclose(each.half_LR[:, LAST], [QUANTILE * 1, QUANTILE * 6], rtol=1e-6)
 
@@ -32,7 +34,8 @@ def test_means_match_the_summary(batch: AttributionBatch, tmp_path: Path):
     folder = write_run(tmp_path / "run", [])
     RunFolder(folder).write_batch(batch_record(batch))
     profile = summarise(RunFolder(folder)).summary["profile"]
-    each = estimate(read_run(folder).means_NLR)
+    taken = read_run(folder)
+    each = estimate(taken.means_NLR, taken.facts_N)
     mean_LR, error_LR = (np.array(profile[name], dtype=float) for name in ("mean_score", "standard_error"))
     np.testing.assert_allclose(each.mean_LR, mean_LR, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(each.half_LR, QUANTILE * error_LR, rtol=1e-4, atol=1e-7)
@@ -44,9 +47,30 @@ def test_hand_made_examples_are_like_written_ones(batch: AttributionBatch):
 
 
 def test_one_contrast_has_a_mean_and_no_band(tmp_path: Path):
-    each = estimate(read_run(write_run(tmp_path / "run", [ONE])).means_NLR)
+    taken = read_run(write_run(tmp_path / "run", [ONE]))
+    each = estimate(taken.means_NLR, taken.facts_N)
     np.testing.assert_allclose(each.mean_LR[:, LAST], [4, 8])
     assert np.isnan(each.half_LR).all()
+
+
+def test_intervals_are_clustered_by_fact(tmp_path: Path):
+    """Three facts with the last token's scores 1, 2 and 3; 4; 8 and 0, in the order of no fact."""
+    steps = [("a", 0, 1), ("c", 0, 8), ("a", 1, 2), ("b", 0, 4), ("c", 1, 0), ("a", 2, 3)]
+    contrasts = [example(fact, [[0, 0, 0, score]], step=step) for fact, step, score in steps]
+    folder = write_run(tmp_path / "run", contrasts, layers=1)
+    taken = read_run(folder)
+    assert taken.facts_N.tolist() == [0, 1, 0, 2, 1, 0]
+    each = estimate(taken.means_NLR, taken.facts_N)
+    assert (each.mean_LR[0, LAST], each.count_R[LAST]) == (3, 6)
+    # Deviations of the facts' totals from the mean times their contrasts: -3, 1, 2; √(3/2 · (9 + 1 + 4)) / 6.
+    np.testing.assert_allclose(each.half_LR[0, LAST], QUANTILE * 21**0.5 / 6, rtol=1e-6)
+    one = taken.only(np.array(taken.facts_N) == 0)
+    each = estimate(one.means_NLR, one.facts_N)
+    assert each.mean_LR[0, LAST] == 2 and np.isnan(each.half_LR[0, LAST])
+    # The summary counts facts as the figures do.
+    profile = summarise(RunFolder(folder)).summary["profile"]
+    assert (profile["facts"][LAST], profile["contrasts"][LAST]) == (3, 6)
+    assert profile["standard_error"][0][LAST] == pytest.approx(21**0.5 / 6)
 
 
 def test_facts_are_spread_over_the_run_or_chosen_by_id(tmp_path: Path):
