@@ -90,11 +90,13 @@ def strongest_cells(profile: Mapping[str, Any], count: int = 3) -> dict[str, lis
 
 def strongest_at(profile: Mapping[str, Any], role: str, count: int = 3) -> list[tuple[float, int, str]]:
     """The layers with the largest mean scores of either sign at a role, as (score, layer, role)."""
-    column = profile["roles"].index(role)
-    scores = [
-        (row[column], layer, role) for layer, row in zip(profile["layers"], profile["mean_score"], strict=True)
+    cells = [
+        (score, layer, role)
+        for layer, row in zip(profile["layers"], profile["mean_score"], strict=True)
+        for name, score in zip(profile["roles"], row, strict=True)
+        if name == role and score is not None
     ]
-    return sorted((cell for cell in scores if cell[0] is not None), key=lambda cell: -abs(cell[0]))[:count]
+    return sorted(cells, key=lambda cell: -abs(cell[0]))[:count]
 
 
 class _Means(NamedTuple):

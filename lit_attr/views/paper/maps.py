@@ -57,7 +57,7 @@ def _draw_role_maps(
 ) -> Figure:
     columns, lines = min(COLUMNS, len(titles)), math.ceil(len(titles) / COLUMNS)
     note = f"{run.title}: mean score in logits. n: contrasts. {APART}"
-    figure = new_figure(2.3 * lines + 0.3, note)
+    figure = new_figure(2.6 * lines + 0.3, note)
     axes = figure.subplots(lines, columns, squeeze=False)
     # One scale for all panels, in each of which position 0 is the first row.
     scale = scale_of(np.concatenate([each.mean_LR.T for each in estimates], 1))
@@ -69,7 +69,7 @@ def _draw_role_maps(
         axis.set_title(wrapped(title, width), fontsize=SMALL)
     for axis in axes.flat[len(titles) :]:
         axis.set_axis_off()
-    draw_scale(cells, axes, 1.8 * lines)
+    draw_scale(cells, axes, 2.1 * lines)
     return figure
 
 
