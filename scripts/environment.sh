@@ -21,14 +21,16 @@ find_python() {
 }
 
 prepare() {
-    local extras=$1 kind=${2:-} python done_mark constraints=$repository/constraints.txt folder=$repository/.venv last=13
+    local extras=$1 kind=${2:-} python pins done_mark constraints=$repository/constraints.txt folder=$repository/.venv last=13
     if [ "$kind" = minimum ]; then
         constraints=$repository/constraints-minimum.txt folder=$repository/.venv/minimum last=12
     fi
     bin=$folder/bin
     # Its name records the extras and the pins, so that pip runs again when they change.
-    done_mark=$folder/installed${extras}-$(cat "$repository/pyproject.toml" "$constraints" | cksum | tr ' ' '-')
-    if [ -e "$done_mark" ]; then
+    pins=$(cat "$repository/pyproject.toml" "$constraints" | cksum | tr ' ' '-')
+    done_mark=$folder/installed${extras}-$pins
+    # [test] has what the others have.
+    if [ -e "$done_mark" ] || [ -e "$folder/installed[test]-$pins" ]; then
         return
     fi
     if [ ! -x "$bin/python" ]; then
