@@ -144,6 +144,35 @@ def _label(text: str, strong: bool) -> Image.Image:
     return block
 
 
+def _note_beyond(values_NL: NDArray[np.floating], scale: float) -> list[tuple[Image.Image, tuple[int, int, int]]]:
+    """A line on the values beyond the scale, where there are any."""
+    largest = largest_magnitude(values_NL)
+    note = f"hatched: beyond the scale, |score| up to {short_number(largest)}"
+    return [(text_mask(note, SMALL), SOFT_INK)] if largest > scale else []
+
+
+def _number_layers(image: Image.Image, layers: Sequence[int], left: int, bottom: int, cell_w: int) -> None:
+    """Writes as many layer numbers below the grid as there is room for."""
+    draw = ImageDraw.Draw(image)
+    numbers = [text_mask(str(layer), TEXT) for layer in layers]
+    for column in range(0, len(layers), _step(cell_w, max(number.width for number in numbers) + GAP)):
+        x = left + column * cell_w + cell_w // 2
+        draw.line((x, bottom, x, bottom + 4), fill=FRAME)
+        put(image, numbers[column], INK, x, bottom + GAP, (0.5, 0))
+
+
+def _frame_subject(
+    image: Image.Image, rows: tuple[int, int], grid: tuple[int, int, int, int], line_width: int
+) -> None:
+    """Frames rows of the grid, given by their upper and lower edge, and writes `subject` beside them."""
+    (y0, y1), (left, top, right, bottom) = rows, grid
+    ImageDraw.Draw(image).rectangle((left, y0, right, y1), outline=INK, width=line_width)
+    word = text_mask("subject", SMALL).rotate(90, expand=True)
+    # Beside its rows, but within the height of the grid: the last layer's number may stand below.
+    middle = min(max((y0 + y1) / 2, top + word.height / 2), bottom - word.height / 2)
+    put(image, word, INK, right + 3, middle, (0, 0.5))
+
+
 def _draw(
     values_NL: NDArray[np.floating],
     layers: Sequence[int],
@@ -160,21 +189,19 @@ def _draw(
         values_NL: Finite or NaN.
         layers: True layer indices of the columns.
         labels: Drawable text, one a row, all with as many lines.
-        marked: Rows of the subject, if any.
-        title: As given.
-        subtitle: As given.
+        marked: Rows of the subject, if any; none where the first row is apart.
+        title: As given, and so is `subtitle`.
         first_apart: Whether there is a gap below the first row.
     """
     scale = scale_of(values_NL)
     n_rows, n_layers = values_NL.shape
-    label_lines = labels[0].count("\n") + 1
-    label_h = label_lines * line_height(TEXT)
+    label_h = (label_lines := labels[0].count("\n") + 1) * line_height(TEXT)
     # About 800 pixels wide, so that a thumbnail is legible; high enough for each row's label and the bar's.
     cell_h = max(min(36 * label_lines, 432 // n_rows), min(label_h, 1600 // n_rows), 120 // n_rows, 1)
     cell_w = max(min(36, 576 // n_layers), min(6, 800 // n_layers), 120 // n_layers, 1)
-    grid, gap = draw_cells(values_NL, scale, cell_w, cell_h), 0
+    grid = draw_cells(values_NL, scale, cell_w, cell_h)
     if first_apart:
-        grid, gap = _set_apart(grid, cell_h), APART
+        grid = _set_apart(grid, cell_h)
     bar = colour_bar(scale, grid.height)
     step = _step(cell_h, label_h)
     # Where only some rows are labelled, the first row of the subject is one of them.
@@ -185,10 +212,7 @@ def _draw(
     width = max(MIN_WIDTH, left + grid.width + right)
     left += (width - left - grid.width - right) // 2
     headline = heading(title, subtitle, width)
-    footing = [(text_mask("layer", TEXT), INK)]
-    if largest_magnitude(values_NL) > scale:
-        note = f"hatched: beyond the scale, |score| up to {short_number(largest_magnitude(values_NL))}"
-        footing.append((text_mask(note, SMALL), SOFT_INK))
+    footing = [(text_mask("layer", TEXT), INK), *_note_beyond(values_NL, scale)]
     top = PAD + total_height(headline) + PAD
     bottom = top + grid.height
     foot = bottom + GAP + line_height(TEXT)
@@ -197,24 +221,15 @@ def _draw(
     image = Image.new("RGB", (width, height), "white")
     image.paste(grid, (left, top))
     image.paste(bar, (left + grid.width, top - SPILL))
-    draw = ImageDraw.Draw(image)
-    draw.rectangle((left - 1, top - 1, left + grid.width, bottom), outline=FRAME)
+    ImageDraw.Draw(image).rectangle((left - 1, top - 1, left + grid.width, bottom), outline=FRAME)
     for row, label in row_labels.items():
         colour = INK if row in marked else SOFT_INK
-        y = top + row * cell_h + cell_h // 2 + (gap if row else 0)
+        y = top + row * cell_h + cell_h // 2 + (APART if first_apart and row else 0)
         put(image, label, colour, left - GAP, y, (1, 0.5))
-    numbers = [text_mask(str(layer), TEXT) for layer in layers]
-    for column in range(0, n_layers, _step(cell_w, max(number.width for number in numbers) + GAP)):
-        x = left + column * cell_w + cell_w // 2
-        draw.line((x, bottom, x, bottom + 4), fill=FRAME)
-        put(image, numbers[column], INK, x, bottom + GAP, (0.5, 0))
+    _number_layers(image, layers, left, bottom, cell_w)
     if marked:
-        y0, y1 = top + marked.start * cell_h - 1, top + marked.stop * cell_h
-        draw.rectangle((left - 1, y0, left + grid.width, y1), outline=INK, width=2 if cell_h > 8 else 1)
-        word = text_mask("subject", SMALL).rotate(90, expand=True)
-        # Beside its rows, but within the height of the grid: the last layer's number may stand below.
-        middle = min(max((y0 + y1) / 2, top + word.height / 2), bottom - word.height / 2)
-        put(image, word, INK, left + grid.width + 3, middle, (0, 0.5))
+        rows = top + marked.start * cell_h - 1, top + marked.stop * cell_h
+        _frame_subject(image, rows, (left - 1, top, left + grid.width, bottom), 2 if cell_h > 8 else 1)
     put_lines(image, headline, PAD, PAD, 0)
     put_lines(image, footing, left + grid.width / 2, foot, 0.5)
     return image
