@@ -190,7 +190,8 @@ def _draw(
         layers: True layer indices of the columns.
         labels: Drawable text, one a row, all with as many lines.
         marked: Rows of the subject, if any; none where the first row is apart.
-        title: As given, and so is `subtitle`.
+        title: As given.
+        subtitle: As given.
         first_apart: Whether there is a gap below the first row.
     """
     scale = scale_of(values_NL)
