@@ -126,7 +126,12 @@ def inseq(setting: Setting) -> Iterator[tuple[Any, Tensor]]:
     contrasts = setting.contrasts[: setting.inseq_rows]
     for path in setting.location.paths:
         peer = library.load_model(
-            setting.model, "layer_gradient_x_activation", tokenizer=setting.tokenizer, target_layer=path
+            setting.model,
+            "layer_gradient_x_activation",
+            tokenizer=setting.tokenizer,
+            target_layer=path,
+            # Where there is a GPU, Inseq moves the model there unless it is given a device.
+            device=str(setting.model.device),
         )
         for contrast in contrasts:
             fact = contrast.fact

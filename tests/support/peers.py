@@ -27,7 +27,11 @@ def inseq_scores(
     """Sum and l2 norm of Inseq's gradient × activation at a module, for each contrast, [T]."""
     import inseq
 
-    peer = inseq.load_model(model, "layer_gradient_x_activation", tokenizer=tokenizer, target_layer=path)
+    # Where there is a GPU, Inseq moves the model there unless it is given a device.
+    device = str(model.device)
+    peer = inseq.load_model(
+        model, "layer_gradient_x_activation", tokenizer=tokenizer, target_layer=path, device=device
+    )
     for contrast in contrasts:
         fact, width = contrast.fact, len(contrast.tokens)
         attributions = peer.attribute(
