@@ -31,7 +31,7 @@ def draw_profiles(run: Run) -> Figure:
     if sums := windows(run.layers_L.tolist()):
         sums_NLR = np.stack([run.means_NLR[:, window].sum(1) for window in sums], 1)
         panels[f"sum over the {WINDOW} layers around it"] = estimate(sums_NLR, run.facts_N)
-    note = "The last token and position 0, which is in no role, have scales of their own."
+    note = "The last token has its own scale, and so has position 0, in no role."
     figure = new_figure(5.4, f"{run.title}. {note} {BANDS}")
     axes = figure.subplots(3, len(panels), sharex=True, height_ratios=(3, 2, 2), squeeze=False)
     for column, (name, each) in zip(axes.T, panels.items(), strict=True):
