@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_attr.attribution.exact_effects import exact_effects_BLT
+from lit_attr.attribution.exact_effects import resolved_effects
 from lit_attr.attribution.faithfulness import Curves, faithfulness_curves, random_scores_BLT
 from lit_attr.attribution.gradient import GRADIENT, Rule, attribute_batch
 from lit_attr.attribution.gradient import ExactEffects as ExactEffects
@@ -48,7 +48,7 @@ def compare_exactly(
     batch = collate_contrasts([contrast]).to(input_device(model))
     scored = attribute_batch(model, location, batch, component=component, rule=rule)
     scores_BLT = scored.scores_sum_BLT
-    effects_BLT = scores_BLT if rule.name == "exact" else exact_effects_BLT(model, location, batch)
+    effects_BLT, resolution_B = resolved_effects(model, location, batch)
     effects_LT = effects_BLT[0].to("cpu", torch.float32)
     refused, curves = None, None
     if not effects_LT.isfinite().all():
@@ -59,7 +59,8 @@ def compare_exactly(
         curves = _curves(model, location, batch, scores_BLT, effects_BLT)
     if refused is not None:
         effects_LT = torch.zeros_like(effects_LT)
-    return ExactEffects(contrast, place, location.layers, component, effects_LT, curves, refused)
+    resolution = 0.0 if refused is not None else resolution_B.item()
+    return ExactEffects(contrast, place, location.layers, component, effects_LT, resolution, curves, refused)
 
 
 def _curves(

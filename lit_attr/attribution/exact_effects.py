@@ -8,7 +8,7 @@ Axes: B contrasts, L chosen layers, T tokens (padded on the right), H width of t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from lit_attr.attribution.passes import (
     check_inputs,
     difference_B,
     last_logits_BV,
+    logit_spacing_B,
     only_last_logits,
     parts_of_one_width,
     width_class_of,
@@ -31,6 +32,24 @@ from lit_attr.errors import ArgumentError, warn_once
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.models.hooks import first_tensor, outputs_changed, undisturbed
 from lit_attr.models.location import Location
+
+# An effect is more than rounding noise from three standard deviations on; one difference of two computations of an
+# effect estimates one.
+NOISE = 3
+
+
+class ResolvedEffects(NamedTuple):
+    """Exact effects and how far they are resolved.
+
+    Attributes:
+        effects_BLT: float32, in logits; 0 where there is padding.
+        resolution_B: float32, in logits: effects of smaller magnitude are rounding noise. It is three times the
+            difference between two computations of one effect, and at least the spacing of the number format at the
+            larger of the two logits.
+    """
+
+    effects_BLT: Tensor
+    resolution_B: Tensor
 
 
 class Exact(Rule):
@@ -49,8 +68,6 @@ class Exact(Rule):
         return [(effects_BT, None) for effects_BT in effects_BLT.unbind(1)], answers
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
 def exact_effects_BLT(
     model: PreTrainedModel,
     location: Location,
@@ -59,6 +76,20 @@ def exact_effects_BLT(
     *,
     max_tokens: int = 8192,
 ) -> Tensor:
+    """The effects of :func:`resolved_effects` alone: float32 in logits, axes contrast × layer × token."""
+    return resolved_effects(model, location, batch, replacement, max_tokens=max_tokens).effects_BLT
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def resolved_effects(
+    model: PreTrainedModel,
+    location: Location,
+    batch: ContrastBatch,
+    replacement: Tensor | None = None,
+    *,
+    max_tokens: int = 8192,
+) -> ResolvedEffects:
     """The fall of the logit difference when one layer's write at one token is replaced, for every such cell.
 
     `effect[l, t] = diff − diff with a[l, t, :] replaced`, where `a` is the component's write, `diff` is
@@ -81,7 +112,7 @@ def exact_effects_BLT(
             never separated.
 
     Returns:
-        float32 in logits, axes contrast × layer (as `location.layers`) × token. Padding is 0.
+        The effects, with the layers as `location.layers`, on the device of the batch.
 
     Raises:
         ArgumentError: A token id has no embedding in the model, a context is longer than its positions, or the
@@ -90,6 +121,7 @@ def exact_effects_BLT(
     check_inputs(model, batch)
     layers = len(location.layers)
     effects_BLT = torch.zeros(len(batch.contrasts), layers, batch.token_ids_BT.shape[1])
+    resolution_B = torch.zeros(len(batch.contrasts))
     replacement_BLTH = _as_cells(replacement, effects_BLT.shape)
     # With the longest first, the rows that reach a token are always the first ones.
     order = batch.last_B.argsort(descending=True, stable=True).tolist()
@@ -102,9 +134,11 @@ def exact_effects_BLT(
             rows, order = alike, order[len(alike) :]
             part = batch.select(rows)
             part = part._replace(token_ids_BT=part.token_ids_BT[:, :width])
-            effects = _effects_BLT(model, location, part, replacement_BLTH[rows, :, :width])
-            effects_BLT[rows, :, :width] = effects.to(effects_BLT)
-    return effects_BLT.where(_is_token_BT(batch)[:, None], 0).to(batch.token_ids_BT.device)
+            effects = _resolved_effects(model, location, part, replacement_BLTH[rows, :, :width])
+            effects_BLT[rows, :, :width] = effects.effects_BLT.to(effects_BLT)
+            resolution_B[rows] = effects.resolution_B.to(resolution_B)
+    device = batch.token_ids_BT.device
+    return ResolvedEffects(effects_BLT.where(_is_token_BT(batch)[:, None], 0).to(device), resolution_B.to(device))
 
 
 @torch.inference_mode(False)
@@ -154,9 +188,9 @@ def _writes_NH(model: PreTrainedModel, location: Location, batch: ContrastBatch)
     return [writes[place] for place in range(len(location.modules))]
 
 
-def _effects_BLT(
+def _resolved_effects(
     model: PreTrainedModel, location: Location, batch: ContrastBatch, replacement_BLTH: Tensor
-) -> Tensor:
+) -> ResolvedEffects:
     """The effects by reuse, checked at the middle token of the lowest layer; else by whole forward passes."""
     tokens = range(batch.token_ids_BT.shape[1])
     middle = len(tokens) // 2
@@ -164,7 +198,8 @@ def _effects_BLT(
         clean = run_clean(model, location, batch, replacement_BLTH)
         effects_BL = clean.effects_BL(middle)
         plain_B = clean.diff_B - _plain_diff_B(model, location.modules[0], batch, replacement_BLTH[:, 0], middle)
-        if not (effects_BL[:, 0] - plain_B).abs().max() <= clean.rounding:
+        noise_B = (effects_BL[:, 0] - plain_B).abs()
+        if not noise_B.max() <= clean.rounding:
             raise ValueError("the effects differ from those of a whole forward pass")
     except torch.OutOfMemoryError:
         raise
@@ -176,16 +211,18 @@ def _effects_BLT(
             f"exact effects of {type(model).__name__} take a whole forward pass for every layer and token, "
             f"several times as long, since the runs of its layers cannot be shared between cells ({reason})"
         )
-        return _plain_effects_BLT(model, location, batch, replacement_BLTH)
-    return torch.stack([effects_BL if token == middle else clean.effects_BL(token) for token in tokens], 2)
+        return _plain_effects(model, location, batch, replacement_BLTH)
+    effects = [effects_BL if token == middle else clean.effects_BL(token) for token in tokens]
+    return ResolvedEffects(torch.stack(effects, 2), (NOISE * noise_B).maximum(clean.spacing_B))
 
 
-def _plain_effects_BLT(
+def _plain_effects(
     model: PreTrainedModel, location: Location, batch: ContrastBatch, replacement_BLTH: Tensor
-) -> Tensor:
+) -> ResolvedEffects:
     """The effects by a whole forward pass for each cell."""
     with only_last_logits(model, batch.last_B):
-        clean_B = difference_B(model(input_ids=batch.token_ids_BT, use_cache=False).logits, batch)
+        logits = model(input_ids=batch.token_ids_BT, use_cache=False).logits
+    clean_B, spacing_B = difference_B(logits, batch), logit_spacing_B(logits, batch)
     effects_LTB = [
         torch.stack(
             [
@@ -195,7 +232,7 @@ def _plain_effects_BLT(
         )
         for place, module in enumerate(location.modules)
     ]
-    return torch.stack(effects_LTB).permute(2, 0, 1)
+    return ResolvedEffects(torch.stack(effects_LTB).permute(2, 0, 1), spacing_B)
 
 
 def _plain_diff_B(

@@ -46,6 +46,7 @@ class ExactEffects(NamedTuple):
         component: The component whose writes are ablated: `mlp`, `attention`, `block` or a module path.
         effects_LT: float32 on the CPU, in logits: the fall of the logit difference when the write is set to zero.
             Zeros where `refused`.
+        resolution: In logits: effects of smaller magnitude are rounding noise, see `ResolvedEffects`.
         curves: The faithfulness curves of this one contrast, with the rankings in the order of `RANKINGS`; None
             where they could not be computed.
         refused: Why there are no effects; None where there are.
@@ -56,6 +57,7 @@ class ExactEffects(NamedTuple):
     layers: tuple[int, ...]
     component: str
     effects_LT: Tensor
+    resolution: float
     curves: Curves | None
     refused: str | None
 

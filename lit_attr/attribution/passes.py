@@ -110,6 +110,16 @@ def difference_B(logits: Tensor, batch: ContrastBatch) -> Tensor:
     return pick(logits_BV, true_B) - pick(logits_BV, false_B)
 
 
+def logit_spacing_B(logits: Tensor, batch: ContrastBatch) -> Tensor:
+    """The spacing of the logits' number format at the larger of the two compared logits, from logits as above."""
+    logits_BV = logits.reshape(len(logits), -1)
+    ids_B2 = torch.stack([batch.true_token_ids_B, batch.false_token_ids_B], 1).to(logits.device)
+    largest_B = logits_BV.gather(1, ids_B2).abs().amax(1)
+    precision = max(torch.finfo(logits.dtype).eps, torch.finfo(torch.float32).eps)
+    # The spacing is the same between two powers of two.
+    return precision * torch.exp2(largest_B.float().log2().floor())
+
+
 def gradients_of(
     model: PreTrainedModel, batch: ContrastBatch, difference: Tensor, activations: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:

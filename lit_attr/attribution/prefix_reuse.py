@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from lit_attr.attribution.passes import difference_B, only_last_logits
+from lit_attr.attribution.passes import difference_B, logit_spacing_B, only_last_logits
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.models.hooks import first_tensor, outputs_changed, replace_first
 from lit_attr.models.location import Location
@@ -53,6 +53,7 @@ class CleanRun(NamedTuple):
         batch: The contrasts, the longest first.
         diff_B: The logit difference.
         rounding: How far another order of summation may move it.
+        spacing_B: The spacing of the number format at the larger of its two logits.
         layers: Keys and values of each layer, as `added`.
         outputs_LBTH: The hidden states after each chosen block.
         replaced_LBTH: Likewise, where at each token that token's write, and no other, is replaced.
@@ -63,6 +64,7 @@ class CleanRun(NamedTuple):
     batch: ContrastBatch
     diff_B: Tensor
     rounding: float
+    spacing_B: Tensor
     layers: list[_Prefix]
     outputs_LBTH: list[Tensor]
     replaced_LBTH: list[Tensor]
@@ -149,7 +151,15 @@ def run_clean(
     rounding = 2 * ROUNDING * _precision(logits) * logits.abs().max().item()
     layers = cast(list[_Prefix], cache.layers)
     return CleanRun(
-        model, blocks, batch, difference_B(logits, batch), rounding, layers, outputs_LBTH, replaced_LBTH
+        model,
+        blocks,
+        batch,
+        difference_B(logits, batch),
+        rounding,
+        logit_spacing_B(logits, batch),
+        layers,
+        outputs_LBTH,
+        replaced_LBTH,
     )
 
 

@@ -1,6 +1,7 @@
 """Agreement of scores with the exact effects that they estimate.
 
-Axes: L layers, T tokens of one contrast, R roles (in the order of `ROLES`), N cells (a layer at a token).
+Axes: L layers, T tokens of one contrast, R rows of means (in the order of `MEAN_ROLES`), C contrasts, F facts, N
+cells (a layer at a token), M moments, S resamples.
 """
 
 from __future__ import annotations
@@ -9,9 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from lit_attr.facts.roles import ROLES, role_mask_RT
+from lit_attr.evaluation.intervals import (
+    correlation_interval,
+    moments_of,
+    ratio_interval,
+    resample_weights_SF,
+)
+from lit_attr.facts.roles import MEAN_ROLES, mean_mask_RT
 
 # How many of the cells with the largest magnitude are compared with those of the exact effects: of all cells of a
 # contrast, and of those in one layer or at one role.
@@ -22,6 +29,7 @@ RELIABLE = 0.5
 CONSTANT = 1e-12
 
 Values = NDArray[np.float64]
+Cells = tuple[Values, Values]
 
 
 class Compared(NamedTuple):
@@ -32,85 +40,135 @@ class Compared(NamedTuple):
         effects_LT: Exact effects in logits: what the logit difference loses without the write.
         roles: The role of each token.
         subject_span: The subject's first token, and the one after its last.
+        fact: The id of the contrast's fact. Facts are what the intervals resample.
     """
 
     scores_LT: Values
     effects_LT: Values
     roles: Sequence[str]
     subject_span: Sequence[int]
+    fact: int | str
 
 
-def agreement_report(layers: Sequence[int], compared: Sequence[Compared]) -> dict[str, Any]:
-    """Agreement over all cells, in each layer, and at each role.
+def agreement_report(
+    layers: Sequence[int], compared: Sequence[Compared], resolution: float = 0.0
+) -> dict[str, Any]:
+    """Agreement over all cells, over all but those of the first token, in each layer, and at each role.
 
     Each part has Pearson's correlation over the cells of all contrasts, the share of cells that agree in sign,
     and, as means over contrasts, Spearman's correlation and the share of the cells with the largest scores that
-    are among those with the largest effects. A cell whose score and effect are both 0 has no sign and no rank: at
-    the last layer these are all cells but those of the last token.
+    are among those with the largest effects. `intervals` has the 95% confidence interval of each, by a bootstrap
+    over facts. A cell whose effect is rounding noise has no sign and no rank: in the last layer these are all
+    cells but those of the last token.
 
     Args:
         layers: The layers of the scores, in their order.
         compared: The contrasts.
+        resolution: Effects of smaller magnitude are rounding noise, in logits.
 
     Returns:
-        The report in JSON types; a number is None where there are too few cells for it.
+        The report in JSON types; a number or an interval is None where there are too few cells for it.
     """
-    masks = [role_mask_RT(each.roles, each.subject_span) for each in compared]
-    by_layer = {
-        str(layer): agreement_of(
-            [(each.scores_LT[place], each.effects_LT[place]) for each in compared], top=FEWER_TOP
-        )
-        for place, layer in enumerate(layers)
-    }
-    by_role = {
-        role: agreement_of(
-            [
-                (each.scores_LT[:, mask_RT[at]].ravel(), each.effects_LT[:, mask_RT[at]].ravel())
-                for each, mask_RT in zip(compared, masks, strict=True)
-            ],
-            top=FEWER_TOP,
-        )
-        for at, role in enumerate(ROLES)
-    }
+    facts = Facts.of([each.fact for each in compared])
+    masks = [mean_mask_RT(each.roles, each.subject_span) for each in compared]
+
+    def of_tokens(masks_T: Sequence[NDArray[np.bool_]], top: int) -> dict[str, Any]:
+        cells = [
+            (each.scores_LT[:, mask_T].ravel(), each.effects_LT[:, mask_T].ravel())
+            for each, mask_T in zip(compared, masks_T, strict=True)
+        ]
+        return agreement_of(cells, facts, top=top, resolution=resolution)
+
     return {
         "contrasts": len(compared),
+        "facts": len(facts.weights_SF.T),
         "ablation": "zero",
-        **agreement_of([(each.scores_LT.ravel(), each.effects_LT.ravel()) for each in compared], top=TOP),
-        "by_layer": by_layer,
-        "by_role": by_role,
+        "resolution": resolution,
+        **of_tokens([np.ones(len(each.roles), dtype=np.bool_) for each in compared], TOP),
+        "without_position_0": of_tokens([np.arange(len(each.roles)) > 0 for each in compared], TOP),
+        "by_layer": {
+            str(layer): agreement_of(
+                [(each.scores_LT[place], each.effects_LT[place]) for each in compared],
+                facts,
+                top=FEWER_TOP,
+                resolution=resolution,
+            )
+            for place, layer in enumerate(layers)
+        },
+        "by_role": {
+            role: of_tokens([mask_RT[place] for mask_RT in masks], FEWER_TOP)
+            for place, role in enumerate(MEAN_ROLES)
+        },
     }
 
 
-def agreement_of(pairs: Sequence[tuple[Values, Values]], *, top: int) -> dict[str, float | None]:
+class Facts(NamedTuple):
+    """Which contrasts are of one fact, and the resamples of the facts.
+
+    Attributes:
+        places_C: The place of each contrast's fact.
+        weights_SF: How often each resample draws each fact.
+    """
+
+    places_C: NDArray[np.int64]
+    weights_SF: Values
+
+    @classmethod
+    def of(cls, ids: Sequence[int | str]) -> Facts:
+        """Groups contrasts by the ids of their facts."""
+        places = {fact: place for place, fact in enumerate(dict.fromkeys(ids))}
+        places_C = np.array([places[fact] for fact in ids], dtype=np.int64)
+        return cls(places_C, resample_weights_SF(len(places)))
+
+    def sums(self, values_C: ArrayLike) -> Values:
+        """Sums over the contrasts of each fact, axis F first."""
+        array_C = np.asarray(values_C, dtype=np.float64)
+        sums_F = np.zeros((self.weights_SF.shape[1], *array_C.shape[1:]))
+        np.add.at(sums_F, self.places_C, array_C)
+        return sums_F
+
+
+class _Ranks(NamedTuple):
+    """One contrast's signs and ranks: a sum and what it is divided by, for each figure."""
+
+    spearman: tuple[float, int]
+    same_sign: tuple[int, int]
+    overlap: tuple[float, int]
+
+
+def agreement_of(
+    cells: Sequence[Cells], facts: Facts, *, top: int, resolution: float = 0.0
+) -> dict[str, float | dict[str, list[float] | None] | None]:
     """Agreement over one kind of cells.
 
     Args:
-        pairs: Scores and effects of each contrast's cells.
+        cells: Scores and effects of each contrast's cells.
+        facts: The contrasts' facts.
         top: How many cells count as the largest. Contrasts with no more cells have no overlap.
+        resolution: Effects of smaller magnitude are rounding noise, in logits.
     """
-    # Imported here: it takes most of a second, and the verdict needs none of it.
-    from scipy.stats import rankdata
-
     none = np.empty(0)
-    scores_N = np.concatenate([none, *(score_N for score_N, _ in pairs)])
-    effects_N = np.concatenate([none, *(effect_N for _, effect_N in pairs)])
-    either_N = (scores_N != 0) | (effects_N != 0)
-    same_sign = np.sign(scores_N[either_N]) == np.sign(effects_N[either_N])
-    correlations, overlaps = [], []
-    for pair in pairs:
-        either_N = (pair[0] != 0) | (pair[1] != 0)
-        score_N, effect_N = pair[0][either_N], pair[1][either_N]
-        if len(score_N) > top:
-            overlaps.append(len(_largest(score_N, top) & _largest(effect_N, top)) / top)
-        correlation = pearson(rankdata(score_N), rankdata(effect_N))
-        if correlation is not None:
-            correlations.append(correlation)
-    return {
-        "pearson": pearson(scores_N, effects_N),
-        "spearman": _mean(correlations),
-        "same_sign": _mean(same_sign),
-        f"top_{top}_overlap": _mean(overlaps),
-    }
+    scores_N = np.concatenate([none, *(score_N for score_N, _ in cells)])
+    effects_N = np.concatenate([none, *(effect_N for _, effect_N in cells)])
+    correlation = pearson(scores_N, effects_N)
+    found: dict[str, float | None] = {"pearson": correlation}
+    intervals: dict[str, list[float] | None] = {"pearson": None}
+    if correlation is not None:
+        # Moments around the mean: of raw values, they would cancel.
+        means = scores_N.mean(), effects_N.mean()
+        moments_CM = [moments_of(score_N - means[0], effect_N - means[1]) for score_N, effect_N in cells]
+        intervals["pearson"] = correlation_interval(facts.sums(moments_CM), facts.weights_SF)
+    ranks = [_ranks_of(*pair, top=top, resolution=resolution) for pair in cells]
+    for name, parts_C in (
+        ("spearman", [each.spearman for each in ranks]),
+        ("same_sign", [each.same_sign for each in ranks]),
+        (f"top_{top}_overlap", [each.overlap for each in ranks]),
+    ):
+        numerator_F, denominator_F = facts.sums(np.reshape(parts_C, (-1, 2))).T
+        total = denominator_F.sum()
+        found[name] = float(numerator_F.sum() / total) if total else None
+        intervals[name] = ratio_interval(numerator_F, denominator_F, facts.weights_SF)
+    return {**found, "intervals": intervals}
 
 
 def pearson(scores_N: Values, effects_N: Values) -> float | None:
@@ -127,23 +185,62 @@ def pearson(scores_N: Values, effects_N: Values) -> float | None:
 
 
 def verdict(report: Mapping[str, Any]) -> str:
-    """A report in one plain line."""
-    by_layer = {layer: agreement["pearson"] for layer, agreement in report["by_layer"].items()}
-    poor = {layer: found for layer, found in by_layer.items() if found is not None and found < RELIABLE}
-    overall = report["pearson"]
+    """A report in one plain line.
+
+    A layer is named as unreliable only where the upper end of its interval is below `RELIABLE`, and as undecided
+    where the interval contains `RELIABLE`.
+    """
     line = f"{report['contrasts']} contrasts compared with their exact effects (zero ablation): "
-    line += "r is undefined" if overall is None else f"r = {overall:.2f} over all layers and tokens"
-    if poor:
-        named = ", ".join(f"{layer} (r = {found:.2f})" for layer, found in poor.items())
-        line += f"; do not rely on the scores of layer{'s' if len(poor) > 1 else ''} {named}"
-    elif overall is not None and overall < RELIABLE:
+    if report["pearson"] is None:
+        line += "r is undefined"
+    else:
+        line += f"r = {_with_interval(report)} over all layers and tokens"
+        if report["without_position_0"]["pearson"] is not None:
+            line += f", {_with_interval(report['without_position_0'])} without position 0"
+    if _is_below(report) is True:
         line += "; do not compare scores across layers"
+    defined = {name: part for name, part in report["by_layer"].items() if part["pearson"] is not None}
+    if poor := [
+        f"{name} (r = {part['pearson']:.2f})" for name, part in defined.items() if _is_below(part) is True
+    ]:
+        line += f"; do not rely on the scores of {_layers(poor)}"
+    if unclear := [name for name, part in defined.items() if _is_below(part) is None]:
+        line += f"; too few to tell for {_layers(unclear)}"
     return line
+
+
+def _layers(names: Sequence[str]) -> str:
+    return f"layer{'s' if len(names) > 1 else ''} {', '.join(names)}"
+
+
+def _is_below(part: Mapping[str, Any]) -> bool | None:
+    """Whether a correlation is below `RELIABLE`; None where its interval does not decide it."""
+    interval = part["intervals"]["pearson"]
+    if interval is None or interval[0] < RELIABLE <= interval[1]:
+        return None
+    return bool(interval[1] < RELIABLE)
+
+
+def _with_interval(part: Mapping[str, Any]) -> str:
+    interval = part["intervals"]["pearson"]
+    ends = "no interval" if interval is None else f"95% interval {interval[0]:.2f} to {interval[1]:.2f}"
+    return f"{part['pearson']:.2f} ({ends})"
+
+
+def _ranks_of(scores_N: Values, effects_N: Values, *, top: int, resolution: float) -> _Ranks:
+    # Imported here: it takes most of a second, and the verdict needs none of it.
+    from scipy.stats import rankdata
+
+    is_resolved_N = (np.abs(effects_N) >= resolution) & ((scores_N != 0) | (effects_N != 0))
+    scores_N, effects_N = scores_N[is_resolved_N], effects_N[is_resolved_N]
+    correlation = pearson(rankdata(scores_N), rankdata(effects_N))
+    same = int((np.sign(scores_N) == np.sign(effects_N)).sum())
+    has_overlap = len(scores_N) > top
+    overlap = len(_largest(scores_N, top) & _largest(effects_N, top)) / top if has_overlap else 0.0
+    return _Ranks(
+        (0.0, 0) if correlation is None else (correlation, 1), (same, len(scores_N)), (overlap, int(has_overlap))
+    )
 
 
 def _largest(values_N: Values, count: int) -> set[int]:
     return set(np.argsort(-np.abs(values_N), kind="stable")[:count].tolist())
-
-
-def _mean(values: Any) -> float | None:
-    return float(np.mean(values)) if len(values) else None

@@ -171,7 +171,8 @@ class _Reading:
                 raise UserError(
                     f"{path}: effects: they are of other cells than the scores; move it away and run again"
                 )
-            self._compared.append((record, Compared(scores_LT, effects_LT, example.roles, example.subject_span)))
+            compared = Compared(scores_LT, effects_LT, example.roles, example.subject_span, example.id)
+            self._compared.append((record, compared))
 
     def add_waiting_facts(self) -> None:
         """Adds the facts whose contrasts are gathered until all files are read."""
@@ -192,7 +193,9 @@ class _Reading:
         if not self._compared:
             return None, None
         compared = sorted(self._compared, key=_order_of)
-        report = agreement_report(self.profile.layers, [each for _, each in compared])
+        # The noise of one contrast is measured at one cell: the root mean square over contrasts is that of all.
+        resolution = float(np.sqrt(np.mean([record.resolution**2 for record, _ in compared])))
+        report = agreement_report(self.profile.layers, [each for _, each in compared], resolution)
         report["sample"] = _kind_of_sample([each.place for _, each in self._exact.values()])
         curves = [record.curves for record, _ in compared if record.curves is not None]
         faithfulness = faithfulness_report(curves)

@@ -193,6 +193,10 @@ class ExactRecord(Struct, forbid_unknown_fields=True, omit_defaults=True, kw_onl
     effects: Annotated[
         dict[str, Effects], Meta(min_length=1, description="The exact effects by component, as scores.")
     ]
+    resolution: Annotated[
+        float,
+        Meta(ge=0, description="In logits: effects of smaller magnitude are rounding noise of the number format."),
+    ]
     curves: Annotated[
         CurvesRecord | None, Meta(description="The contrast's faithfulness curves; null where there are none.")
     ]

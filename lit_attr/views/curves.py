@@ -76,7 +76,7 @@ def profile_curves(profile: Mapping[str, Any], name: str) -> Curves:
 
 
 def agreement_curves(agreement: Mapping[str, Any]) -> Curves:
-    """The agreement of scores and exact effects by layer.
+    """The agreement of scores and exact effects by layer, with the ends of the 95% confidence intervals.
 
     Args:
         agreement: The agreement, as the summary has it.
@@ -85,7 +85,13 @@ def agreement_curves(agreement: Mapping[str, Any]) -> Curves:
         A layer, and its values by tag.
     """
     for layer, found in agreement["by_layer"].items():
-        yield int(layer), {f"agreement/{name}": value for name, value in found.items() if value is not None}
+        values: dict[str, float] = {}
+        for name, interval in found["intervals"].items():
+            if found[name] is not None:
+                values[f"agreement/{name}"] = found[name]
+            if interval is not None:
+                values[f"agreement_low/{name}"], values[f"agreement_high/{name}"] = interval
+        yield int(layer), values
 
 
 def faithfulness_curves(faithfulness: Mapping[str, Any]) -> Curves:
@@ -145,5 +151,7 @@ def hyperparameters(
         name: summary[name] for name in ("contrasts", "contrast_accuracy", "known_share", "median_logit_diff")
     }
     if summary["agreement"] is not None:
-        metrics["agreement_pearson"] = summary["agreement"]["pearson"]
+        agreement = summary["agreement"]
+        metrics["agreement_pearson"] = agreement["pearson"]
+        metrics["agreement_pearson_without_position_0"] = agreement["without_position_0"]["pearson"]
     return settings, {name: value for name, value in metrics.items() if value is not None}

@@ -64,15 +64,21 @@ def _strongest_layers(profile: Mapping[str, Any]) -> Iterator[str]:
 
 def _agreement(agreement: Mapping[str, Any]) -> Iterator[str]:
     by_layer = agreement["by_layer"]
-    names = [*next(iter(by_layer.values()))]
+    names = [name for name in next(iter(by_layer.values())) if name not in ("pearson", "intervals")]
     yield _escaped(verdict(agreement))
     yield ""
     # Over all cells and in a layer, different numbers of the largest cells are compared.
+    parts = {"all": agreement, "all, without position 0": agreement["without_position_0"], **by_layer}
     rows = (
-        (layer, *(_number(found.get(name)) for name in names))
-        for layer, found in {"all": agreement, **by_layer}.items()
+        (
+            layer,
+            _number(found["pearson"]),
+            _interval(found["intervals"]["pearson"]),
+            *(_number(found.get(name)) for name in names),
+        )
+        for layer, found in parts.items()
     )
-    yield from _table(("layer", *(name.replace("_", " ") for name in names)), rows)
+    yield from _table(("layer", "pearson", "95% interval", *(name.replace("_", " ") for name in names)), rows)
 
 
 def _facts(examples: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -102,6 +108,10 @@ def _escaped(value: object) -> str:
         " ".join(cut(str(value), MAX_CELL).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     )
     return "".join(f"\\{char}" if char in MARKDOWN else char for char in text)
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    return "-" if ends is None else f"{ends[0]:+.2f} to {ends[1]:+.2f}"
 
 
 def _number(value: float | None) -> str:

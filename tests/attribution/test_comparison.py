@@ -11,7 +11,7 @@ from lit_attr import errors
 from lit_attr.attribution import comparison
 from lit_attr.attribution.catalogue import RuleName, find_rule
 from lit_attr.attribution.comparison import compare_exactly
-from lit_attr.attribution.exact_effects import exact_effects_BLT
+from lit_attr.attribution.exact_effects import ResolvedEffects, exact_effects_BLT
 from lit_attr.attribution.faithfulness import faithfulness_curves, random_scores_BLT
 from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.facts.batches import collate_contrasts
@@ -54,7 +54,7 @@ def test_half_precision_gives_float32_effects(model: PreTrainedModel, location: 
 @pytest.mark.parametrize(
     ("broken", "refused"),
     [
-        ("exact_effects_BLT", "its exact effects are not finite; the dtype float32 may fix it"),
+        ("resolved_effects", "its exact effects are not finite; the dtype float32 may fix it"),
         ("attribute_batch", "its scores or logits are not finite; the dtype float32 may fix it"),
     ],
 )
@@ -62,9 +62,9 @@ def test_refuses_numbers_that_are_not_finite(
     model: PreTrainedModel, location: Location, broken: str, refused: str, monkeypatch: pytest.MonkeyPatch
 ):
     (contrast,) = random_contrasts((4,))
-    if broken == "exact_effects_BLT":
-        values_BLT = torch.full((1, 2, 4), torch.inf)
-        monkeypatch.setattr(comparison, broken, lambda *_, **__: values_BLT)
+    if broken == "resolved_effects":
+        values = ResolvedEffects(torch.full((1, 2, 4), torch.inf), torch.zeros(1))
+        monkeypatch.setattr(comparison, broken, lambda *_, **__: values)
     else:
         scores = attribute_batch(model, location, collate_contrasts([contrast]))
         scores.scores_sum_BLT[0, 1, 2] = torch.nan

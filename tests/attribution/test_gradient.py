@@ -163,7 +163,7 @@ def test_batches_join_select_and_keep_exact_effects(
     random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]
 ):
     batch = attribute(random_model, sample_contrasts[:4])
-    effects = ExactEffects(sample_contrasts[0], 7, (0, 1, 2), "mlp", torch.ones(3, 5), None, None)
+    effects = ExactEffects(sample_contrasts[0], 7, (0, 1, 2), "mlp", torch.ones(3, 5), 0.0, None, None)
     first = batch.select([0, 1])._replace(exact=(effects,))
     second = batch.select([2, 3])._replace(exact=(effects._replace(place=8),))
     joined = first.join(second)

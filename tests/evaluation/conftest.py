@@ -109,6 +109,7 @@ def exact_of() -> Callable[..., ExactRecord]:
             step=example.step,
             place=place,
             effects={"mlp": effects_LT},
+            resolution=0.01 * (example.id % 3),
             curves=CurvesRecord(example.logit_diff, PERCENT, rankings(), rankings()) if curves else None,
             refused=refused,
         )

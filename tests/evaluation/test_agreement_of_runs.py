@@ -12,12 +12,12 @@ from project import writing_trainer
 
 from lit_attr.attribution import comparison
 from lit_attr.attribution.comparison import compare_exactly
-from lit_attr.attribution.exact_effects import exact_effects_BLT
+from lit_attr.attribution.exact_effects import ResolvedEffects, resolved_effects
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.evaluation.agreement import Compared, agreement_report
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.contrasts import Contrast
-from lit_attr.facts.roles import ROLES
+from lit_attr.facts.roles import MEAN_ROLES
 from lit_attr.facts.sources import SAMPLE, open_rows
 from lit_attr.module import AttributionModule
 from lit_attr.records.folder import RunFolder
@@ -35,7 +35,7 @@ def test_a_run_compares_as_many_as_asked_for(tmp_path: Path):
     """And keeps the comparison when a second run has nothing left to do."""
     agreement = run(tmp_path, verify=5)["agreement"]
     assert (agreement["contrasts"], agreement["sample"]) == (5, "random")
-    assert set(agreement["by_role"]) == set(ROLES)
+    assert set(agreement["by_role"]) == set(MEAN_ROLES)
     assert 0 < agreement["pearson"] < 1
     assert run(tmp_path, verify=5)["agreement"] == agreement
     assert run(tmp_path / "without", verify=0)["agreement"] is None
@@ -52,7 +52,7 @@ def test_all_contrasts_compared_are_compared_with_their_own_effects(
         scores_BLT = module.predict_step(collate_contrasts([contrast]), 0).scores_sum_BLT
         effects_LT = compare_exactly(module.language_model, module.location, contrast).effects_LT
         values = (values_LT.double().numpy() for values_LT in (scores_BLT[0], effects_LT))
-        compared.append(Compared(*values, contrast.roles, contrast.subject_span))
+        compared.append(Compared(*values, contrast.roles, contrast.subject_span, contrast.fact.id))
     assert agreement["contrasts"] == 30
     expected = agreement_report(range(8), compared)
     assert agreement["pearson"] == pytest.approx(expected["pearson"], abs=1e-4)
@@ -64,7 +64,7 @@ def test_a_run_continues_where_there_are_no_exact_effects(
     def fail(*_: Any) -> None:
         raise NotImplementedError("no such thing")
 
-    monkeypatch.setattr(comparison, "exact_effects_BLT", fail)
+    monkeypatch.setattr(comparison, "resolved_effects", fail)
     summary = run(tmp_path)
     assert (summary["contrasts"], summary["agreement"]) == (30, None)
     assert "verify: this model's exact effects cannot be computed (no such thing); 0 leaves" in caplog.text
@@ -75,15 +75,15 @@ def test_what_is_not_finite_is_left_out(
 ):
     """One contrast's effects are not finite, and no curve can be computed."""
 
-    def effects_BLT(model: Any, location: Any, batch: Any) -> torch.Tensor:
-        found_BLT = exact_effects_BLT(model, location, batch)
-        found_BLT[[contrast.fact.id == 0 for contrast in batch.contrasts]] = torch.nan
-        return found_BLT
+    def with_nan(model: Any, location: Any, batch: Any) -> ResolvedEffects:
+        found = resolved_effects(model, location, batch)
+        found.effects_BLT[[contrast.fact.id == 0 for contrast in batch.contrasts]] = torch.nan
+        return found
 
     def fail(*_: Any) -> None:
         raise MemoryError("none left")
 
-    monkeypatch.setattr(comparison, "exact_effects_BLT", effects_BLT)
+    monkeypatch.setattr(comparison, "resolved_effects", with_nan)
     monkeypatch.setattr(comparison, "faithfulness_curves", fail)
     agreement = run(tmp_path, verify=1000)["agreement"]
     assert agreement["contrasts"] == 29 and 0 < agreement["pearson"] < 1

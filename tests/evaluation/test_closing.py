@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from agreements import part, report
 
 from lit_attr.evaluation.closing import closing_lines
 from lit_attr.evaluation.profile import ProfileSums
@@ -42,11 +43,12 @@ def test_exact_effects_take_no_gradient(tmp_path: Path):
 
 
 def test_says_how_far_scores_agree(tmp_path: Path):
-    agreement = {"contrasts": 4, "pearson": 0.75, "by_layer": {"0": {"pearson": 0.25}}}
+    agreement = report(0.75, {"0": part(0.25, 0.125, 0.375)})
     lines = closing_lines(finished(tmp_path, {}, agreement=agreement), pictures=False).splitlines()
     assert (
-        "agreement: 4 contrasts compared with their exact effects (zero ablation): r = 0.75 over all layers and "
-        "tokens; do not rely on the scores of layer 0 (r = 0.25)"
+        "agreement: 4 contrasts compared with their exact effects (zero ablation): r = 0.75 (95% interval 0.65 to "
+        "0.85) over all layers and tokens, 0.50 (95% interval 0.38 to 0.62) without position 0; do not rely on "
+        "the scores of layer 0 (r = 0.25)"
     ) in lines
 
 

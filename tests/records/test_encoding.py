@@ -54,7 +54,7 @@ def test_exact_effects_are_as_the_format_says(
     width = len(contrast.tokens)
     effects_LT = torch.randn(3, width)
     curves = Curves(torch.tensor([0.5]), *torch.rand(2, 1, len(RANKINGS), len(PERCENT)))
-    exact = ExactEffects(contrast, place, (0, 1, 2), "mlp", effects_LT, curves if has_curves else None, None)
+    exact = ExactEffects(contrast, place, (0, 1, 2), "mlp", effects_LT, 1e-5, curves if has_curves else None, None)
     write_json(tmp_path / "record.json", exact_record(exact, rule="gradient"))
     record = json.loads((tmp_path / "record.json").read_text())
     assert torch.equal(torch.tensor(record.pop("effects")["mlp"]), effects_LT)
@@ -68,6 +68,7 @@ def test_exact_effects_are_as_the_format_says(
         "id": contrast.fact.id,
         "step": 0,
         "place": place,
+        "resolution": 1e-5,
         "refused": None,
     }
     if not has_curves:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from agreements import part, report
 
 from lit_attr.facts.roles import MEAN_ROLES
 from lit_attr.views.curves import (
@@ -54,10 +55,18 @@ def test_profile_curves_have_a_point_a_layer_with_its_band():
 
 
 def test_agreement_curves_leave_out_what_is_undefined():
-    agreement = {"by_layer": {"0": {"pearson": 0.25, "spearman": None}, "5": {"pearson": 0.5, "spearman": 1.0}}}
+    agreement = report(0.75, {"0": part(0.25, spearman=None), "5": part(0.5, 0.375, 0.75, spearman=1.0)})
     assert [*agreement_curves(agreement)] == [
         (0, {"agreement/pearson": 0.25}),
-        (5, {"agreement/pearson": 0.5, "agreement/spearman": 1.0}),
+        (
+            5,
+            {
+                "agreement/pearson": 0.5,
+                "agreement_low/pearson": 0.375,
+                "agreement_high/pearson": 0.75,
+                "agreement/spearman": 1.0,
+            },
+        ),
     ]
 
 
@@ -105,6 +114,7 @@ def test_hyperparameters_are_settings_and_final_numbers():
 
 @pytest.mark.parametrize(("pearson", "metrics"), [(0.75, {"agreement_pearson": 0.75}), (None, {})])
 def test_agreement_is_a_final_number(pearson: float | None, metrics: dict[str, float]):
-    summary = {**SUMMARY, "agreement": {"pearson": pearson}}
+    summary = {**SUMMARY, "agreement": report(pearson, {})}
+    metrics = {**metrics, "agreement_pearson_without_position_0": 0.5}
     _, found = hyperparameters(summary, {"model": {}, "data": {}})
     assert {name: value for name, value in found.items() if name not in SUMMARY} == metrics

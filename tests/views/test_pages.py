@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from agreements import part, report
 from tiny_runs import ONE
 
 from lit_attr.evaluation.findings import RunFindings
@@ -77,15 +78,16 @@ def test_page_escapes_what_comes_from_the_data():
 
 
 def test_page_shows_the_agreement_of_each_layer():
-    layer = {"pearson": 0.25, "spearman": None, "same_sign": 0.5, "top_3_overlap": 1.0}
-    agreement = {"contrasts": 4, "pearson": 0.75, "spearman": 0.5, "same_sign": 0.9, "by_layer": {"0": layer}}
+    layer = part(0.25, 0.125, 0.375, spearman=None, same_sign=0.5, top_3_overlap=1.0)
+    agreement = report(0.75, {"0": layer}, spearman=0.5, same_sign=0.9)
     page = summary_page(findings(agreement), NO_SETTINGS)
     assert r"do not rely on the scores of layer 0 \(r = 0\.25\)" in page
     lines = page.splitlines()
-    start = lines.index("| layer | pearson | spearman | same sign | top 3 overlap |")
-    assert lines[start + 2 : start + 4] == [
-        r"| all | \+0\.75 | \+0\.50 | \+0\.90 | \- |",
-        r"| 0 | \+0\.25 | \- | \+0\.50 | \+1\.00 |",
+    start = lines.index("| layer | pearson | 95% interval | spearman | same sign | top 3 overlap |")
+    assert lines[start + 2 : start + 5] == [
+        r"| all | \+0\.75 | \+0\.65 to \+0\.85 | \+0\.50 | \+0\.90 | \- |",
+        r"| all, without position 0 | \+0\.50 | \+0\.38 to \+0\.62 | \- | \- | \- |",
+        r"| 0 | \+0\.25 | \+0\.12 to \+0\.38 | \- | \+0\.50 | \+1\.00 |",
     ]
     assert "## Agreement" in lines
     assert "## Agreement" not in summary_page(findings(), NO_SETTINGS)

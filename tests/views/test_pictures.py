@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from agreements import part, report
 from PIL import ImageChops
 from tiny_runs import ONE
 
@@ -75,7 +76,7 @@ def test_profile_image_says_what_is_averaged():
 
 
 def test_agreement_image_says_the_verdict():
-    agreement = {"contrasts": 4, "pearson": 0.9, "by_layer": {"2": {"pearson": 0.1}}}
+    agreement = report(0.9, {"2": part(0.1)})
     points = Points(np.array([0.5, 1.0]), np.array([0.25, 1.5]), np.array([2, 5]))
     expected = draw_scatter(
         *points, title="MLP gradient × activation and exact effects", subtitle=verdict(agreement)
