@@ -50,6 +50,7 @@ class ExactEffects(NamedTuple):
         curves: The faithfulness curves of this one contrast, with the rankings in the order of `RANKINGS`; None
             where they could not be computed.
         refused: Why there are no effects; None where there are.
+        is_pilot: Whether the error model of an adaptive run is fitted to the contrast.
     """
 
     contrast: Contrast
@@ -60,6 +61,7 @@ class ExactEffects(NamedTuple):
     resolution: float
     curves: Curves | None
     refused: str | None
+    is_pilot: bool = False
 
 
 class AttributionBatch(NamedTuple):

@@ -79,6 +79,7 @@ def exact_record(effects: ExactEffects, *, rule: str) -> ExactRecord:
         step=contrast.step,
         place=effects.place,
         effects={effects.component: _array(effects.effects_LT)},
+        is_pilot=effects.is_pilot,
         resolution=effects.resolution,
         curves=None if effects.curves is None else _curves_record(effects.curves),
         refused=effects.refused,

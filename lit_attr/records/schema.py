@@ -127,8 +127,8 @@ class Example(Struct, forbid_unknown_fields=True, omit_defaults=True):
         Annotated[
             dict[str, list[list[bool]]],
             Meta(
-                description="Reserved: by component, the cells whose sum is the exact effect. One row a layer, "
-                "one entry a token."
+                description="By component, the cells whose sum is the exact effect, in an adaptive run. One row a "
+                "layer, one entry a token."
             ),
         ]
         | UnsetType
@@ -190,6 +190,13 @@ class ExactRecord(Struct, forbid_unknown_fields=True, omit_defaults=True, kw_onl
         int | None,
         Meta(description="The contrast's place in the run's random order; null where the run has no order."),
     ]
+    is_pilot: Annotated[
+        bool,
+        Meta(
+            description="Whether the error model of an adaptive run was fitted to the contrast, whose scores are then "
+            "exact and judge nothing."
+        ),
+    ] = False
     effects: Annotated[
         dict[str, Effects], Meta(min_length=1, description="The exact effects by component, as scores.")
     ]
