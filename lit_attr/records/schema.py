@@ -193,8 +193,8 @@ class ExactRecord(Struct, forbid_unknown_fields=True, omit_defaults=True, kw_onl
     is_pilot: Annotated[
         bool,
         Meta(
-            description="Whether the error model of an adaptive run was fitted to the contrast, whose scores are then "
-            "exact and judge nothing."
+            description="Whether the error model of an adaptive run was fitted to the contrast; its scores are "
+            "then exact, and it judges nothing."
         ),
     ] = False
     effects: Annotated[

@@ -68,6 +68,7 @@ def test_exact_effects_are_as_the_format_says(
         "id": contrast.fact.id,
         "step": 0,
         "place": place,
+        "is_pilot": False,
         "resolution": 1e-5,
         "refused": None,
     }
