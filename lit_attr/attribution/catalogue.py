@@ -108,26 +108,26 @@ def _gradient(model: PreTrainedModel, location: Location, options: RuleOptions) 
 
 
 def _frozen_norm(model: PreTrainedModel, location: Location, options: RuleOptions) -> Rule:
-    from lit_attr.attribution.frozen_norm import FrozenNorm, find_norms
+    from lit_attr.attribution.rules.frozen_norm import FrozenNorm, find_norms
 
     return FrozenNorm(find_norms(model))
 
 
 def _linearised(model: PreTrainedModel, location: Location, options: RuleOptions) -> Rule:
-    from lit_attr.attribution.linearised import find_linearised
+    from lit_attr.attribution.rules.linearised import find_linearised
 
     return find_linearised(model, location, frozen_attention=options.frozen_attention)
 
 
 def _integrated(model: PreTrainedModel, location: Location, options: RuleOptions) -> Rule:
-    from lit_attr.attribution.integrated import Integrated
+    from lit_attr.attribution.rules.integrated import Integrated
 
     return Integrated(options.integration_steps)
 
 
 def _norm_secant(model: PreTrainedModel, location: Location, options: RuleOptions) -> Rule:
-    from lit_attr.attribution.frozen_norm import find_norms
-    from lit_attr.attribution.norm_secant import NormSecant, find_readers
+    from lit_attr.attribution.rules.frozen_norm import find_norms
+    from lit_attr.attribution.rules.norm_secant import NormSecant, find_readers
 
     return NormSecant(find_readers(model, location, find_norms(model)))
 

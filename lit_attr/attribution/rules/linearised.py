@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from lit_attr.attribution.catalogue import RuleName
-from lit_attr.attribution.frozen_norm import FrozenNorm, find_norms
 from lit_attr.attribution.gradient import Gradient
+from lit_attr.attribution.rules.frozen_norm import FrozenNorm, find_norms
 from lit_attr.errors import ArgumentError
 from lit_attr.models.hooks import calling
 from lit_attr.models.location import Location, attentions_by_block, named_mlps
