@@ -6,14 +6,16 @@ a table in Markdown of the agreement of each format's scores and answers with th
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import auto_cli
-from measured_runs import be_quiet, draw_rows, file_name, folder_of_runs, predict, print_table, short_name
+from measured_runs import draw_rows, file_name, folder_of_runs, predict, print_command, print_table
 
+from lit_attr.errors import UserError
 from lit_attr.evaluation.run_comparison import compare_runs
 from lit_attr.facts.sources import SAMPLE
 from lit_attr.models.loading import DEMO_MODEL, load_model, load_tokenizer
@@ -51,21 +53,31 @@ def compare(
         seed: Seed of the draw.
         output_dir: Where the runs are kept, and continued by a later call. Default: nowhere.
     """
-    be_quiet()
     drawn = draw_rows(source, rows, seed)
     for name in models or [DEMO_MODEL]:
-        times = []
         with folder_of_runs(output_dir, name) as folder:
             loadable = _loadable(name, folder / "model")
-            runs: dict[str, RunFolder] = {}
-            for label, settings in {REFERENCE: {}, **FORMATS}.items():
-                started = time.perf_counter()
-                runs[label] = predict(folder / file_name(label), drawn, model_name=loadable, **settings)
-                times.append(f"{label} {time.perf_counter() - started:.0f}")
-            table = [_row(label, runs[REFERENCE], runs[label]) for label in FORMATS]
-        print(f"\n{short_name(name)}: {len(drawn)} random rows, seed {seed}, against {REFERENCE}\n")
+            reference = _run(folder / REFERENCE, drawn, model_name=loadable)
+            table = []
+            for label, settings in FORMATS.items():
+                try:
+                    run = _run(folder / file_name(label), drawn, model_name=loadable, **settings)
+                except UserError as error:
+                    # Numbers that are not finite, in all that a model computes.
+                    print(f"{label}: {error}", file=sys.stderr)
+                    table.append([label, *["-"] * (len(HEADS) - 2), "all"])
+                else:
+                    table.append(_row(label, reference, run))
+        print_command("compare_formats.py", name, source, rows, seed)
         print_table(HEADS, table)
-        print(f"\nSeconds: {'; '.join(times)}")
+
+
+def _run(folder: Path, rows: Sequence[Any], **settings: Any) -> RunFolder:
+    """Runs a prediction, and says on standard error how long it took."""
+    started = time.perf_counter()
+    run = predict(folder, rows, **settings)
+    print(f"{folder.name}: {time.perf_counter() - started:.0f} seconds", file=sys.stderr)
+    return run
 
 
 def _loadable(name: str, folder: Path) -> str:

@@ -1,30 +1,30 @@
-"""Compares the rules with exact effects on a model: `python scripts/compare_rules.py [--models MODEL ...]`.
+"""Compares the rules with exact effects on models: `python scripts/compare_rules.py [--models MODEL ...]`.
 
-Runs a prediction with each rule, with exact effects for some facts (`model.verify`), and prints a table
-in Markdown: Pearson's correlation of scores and effects over all layers and tokens, and in each layer. For several
-models a second table has the correlation over all cells and in the worst layer of each.
+Draws random rows, scores them with each rule, and prints for each model a table in Markdown of the agreement with
+the exact effects of zero ablation, which are computed once. `integrated`, of steps × layers backward passes, is
+compared over the first of the rows; a second table has all rules over these.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import math
-import tempfile
+import statistics
+import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning.pytorch as pl
 from jsonargparse import auto_cli
-from transformers import PreTrainedModel
+from measured_runs import draw_rows, file_name, folder_of_runs, predict, print_command, print_table
 
-from lit_attr import AttributionModule, AttributionWriter, CounterfactDataModule
 from lit_attr.attribution.catalogue import RuleName
+from lit_attr.evaluation.agreement import Compared, agreement_report
+from lit_attr.facts.contrasts import ContrastKey
 from lit_attr.facts.sources import SAMPLE
-from lit_attr.models.loading import DEMO_MODEL, load_model
+from lit_attr.models.loading import DEMO_MODEL, load_model, load_tokenizer
+from lit_attr.records.folder import RunFolder
+from lit_attr.records.schema import Example
 from lit_attr.settings import RuleOptions
 
 
@@ -51,77 +51,114 @@ RULES = (
     Variant("linearised, frozen_attention True", "linearised", RuleOptions(frozen_attention=True), "1"),
     Variant("norm-secant", "norm-secant", RuleOptions(), "1"),
     Variant("integrated, integration_steps 8", "integrated", RuleOptions(integration_steps=8), "8 L"),
-    Variant("exact", "exact", RuleOptions(), "none"),
 )
+# Of how many contrasts the rounding noise of exact effects is measured.
+RESOLVED = 8
+HEADS = ("rule", "backwards", "r (95% interval)", "without position 0", "median layer", "worst layer", "same sign")
+
+Examples = Mapping[ContrastKey, Example]
 
 
 def compare(
-    models: list[str] | None = None, source: str = SAMPLE, verify: int = 64, component: str = "mlp"
+    models: list[str] | None = None,
+    source: str = SAMPLE,
+    rows: int = 200,
+    seed: int = 0,
+    integrated_rows: int = 32,
+    output_dir: str | None = None,
 ) -> None:
     """Prints the tables.
 
     Args:
-        models: Names or folders. Default: the demo model.
+        models: Hub names, folders or GGUF files. Default: the demo model.
         source: The facts, as in `lit-attr predict --data.source`.
-        verify: Number of facts whose scores are compared with their exact effects.
-        component: The component that is scored.
+        rows: Number of rows that are drawn at random.
+        seed: Seed of the draw.
+        integrated_rows: Number of the drawn rows that the rule `integrated` scores.
+        output_dir: Where the runs are kept, and continued by a later call. Default: nowhere.
     """
-    warnings.simplefilter("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    named = {"demo" if model == DEMO_MODEL else model: model for model in models or [DEMO_MODEL]}
-    all_and_worst: dict[str, list[str]] = {}
-    for name, path in named.items():
-        model = load_model(path)
-        rows: dict[str, list[str]] = {}
-        times = []
-        layers: list[str] = []
-        for label, rule, options, backwards in RULES:
-            settings = {"component": component, "rule": rule, "rule_options": options, "tokenizer": path}
-            agreement, seconds = _agreement(model, settings, source, verify)
-            # Exact scores are not compared with themselves.
-            cells = [1.0] * (1 + len(layers))
-            if agreement is not None:
-                layers = [*agreement["by_layer"]]
-                found = [agreement["pearson"], *(agreement["by_layer"][layer]["pearson"] for layer in layers)]
-                cells = [math.nan if cell is None else cell for cell in found]
-            rows[label] = [backwards, *(f"{cell:.2f}" for cell in cells)]
-            all_and_worst.setdefault(label, []).append(f"{cells[0]:.2f} / {min(cells[1:]):.2f}")
-            times.append(f"{label} {seconds:.1f}")
-        print(f"\n{name}: {verify} contrasts compared\n")
-        _print_table(["rule", "backwards", "all cells", *(f"layer {layer}" for layer in layers)], rows)
-        print(f"\nSeconds for all facts, without the comparison: {', '.join(times)}")
-    if len(named) > 1:
-        print("\nAll cells / worst layer\n")
-        _print_table(["rule", *named], all_and_worst)
-
-
-def _print_table(heads: list[str], rows: Mapping[str, Sequence[str]]) -> None:
-    cells = [heads, ["---"] * len(heads), *([f"`{name}`", *row] for name, row in rows.items())]
-    print("\n".join(f"| {' | '.join(row)} |" for row in cells))
-
-
-def _agreement(
-    model: PreTrainedModel, settings: dict[str, Any], source: str, verify: int
-) -> tuple[dict[str, Any] | None, float]:
-    """The agreement with exact effects (None for the rule `exact`), and the seconds of a run without it."""
-    data = CounterfactDataModule(source)
-    seconds = 0.0
-    with tempfile.TemporaryDirectory() as folder:
-        for count in (verify, 0):
-            trainer = pl.Trainer(
-                accelerator="cpu",
-                devices=1,
-                logger=False,
-                callbacks=[AttributionWriter(str(Path(folder) / str(count)), max_heatmaps=0)],
-                enable_progress_bar=False,
-                enable_model_summary=False,
+    drawn = draw_rows(source, rows, seed)
+    for name in models or [DEMO_MODEL]:
+        settings = {"model": load_model(name), "tokenizer": load_tokenizer(name)}
+        with folder_of_runs(output_dir, name) as folder:
+            effects, layers = _run(folder / "exact", drawn, rule="exact", **settings)
+            resolution = _resolution(predict(folder / "resolution", drawn[:RESOLVED], verify=RESOLVED, **settings))
+            scores = {
+                variant: _run(
+                    folder / file_name(variant.label),
+                    drawn[:integrated_rows] if variant.rule == "integrated" else drawn,
+                    rule=variant.rule,
+                    rule_options=variant.options,
+                    **settings,
+                )[0]
+                for variant in RULES
+            }
+        print_command("compare_rules.py", name, source, rows, seed)
+        # Where the rules have scored different rows, those that all have scored get a table of their own.
+        fewest = min(scores.values(), key=len)
+        for contrasts in {len(effects): effects, len(fewest): fewest}.values():
+            complete = {each: found for each, found in scores.items() if contrasts.keys() <= found.keys()}
+            print(f"{len(contrasts)} contrasts:\n")
+            print_table(
+                HEADS, [_row(each, layers, complete[each], effects, contrasts, resolution) for each in complete]
             )
-            module = AttributionModule(model=model, verify=count, **settings)
-            started = time.perf_counter()
-            trainer.predict(module, datamodule=data, return_predictions=False)
-            seconds = time.perf_counter() - started
-        summary = json.loads((Path(folder) / str(verify) / "summary.json").read_bytes())
-    return summary["agreement"], seconds
+
+
+def _run(folder: Path, rows: Sequence[Any], **settings: Any) -> tuple[Examples, Sequence[int]]:
+    """The examples of a run by key, and its layers. Says on standard error how long the run took."""
+    started = time.perf_counter()
+    run = predict(folder, rows, **settings)
+    print(f"{folder.name}: {len(rows)} rows in {time.perf_counter() - started:.0f} seconds", file=sys.stderr)
+    examples = {
+        (example.id, example.step): example for _, batch in run.read_batches() for example in batch.examples
+    }
+    return examples, run.read_manifest()["model"]["layers"]
+
+
+def _resolution(run: RunFolder) -> float:
+    """Below which size effects are rounding noise, by a run with exact effects beside its scores."""
+    return math.sqrt(statistics.fmean(record.resolution**2 for _, record in run.read_exact()))
+
+
+def _row(
+    variant: Variant,
+    layers: Sequence[int],
+    scores: Examples,
+    effects: Examples,
+    contrasts: Examples,
+    resolution: float,
+) -> list[str]:
+    """The cells of a rule's row: its agreement with the effects over some contrasts."""
+    compared = [
+        Compared(_sums(scores[key]), _sums(effects[key]), example.roles, example.subject_span, example.id)
+        for key, example in contrasts.items()
+    ]
+    report = agreement_report(layers, compared, resolution)
+    by_layer = {
+        layer: part["pearson"] for layer, part in report["by_layer"].items() if part["pearson"] is not None
+    }
+    worst = min(by_layer, key=lambda layer: by_layer[layer])
+    return [
+        f"`{variant.label}`",
+        variant.backwards,
+        _with_interval(report),
+        _with_interval(report["without_position_0"]),
+        f"{statistics.median(by_layer.values()):.2f}",
+        f"{by_layer[worst]:.2f} (layer {worst})",
+        f"{report['same_sign']:.2f}",
+    ]
+
+
+def _with_interval(part: Mapping[str, Any]) -> str:
+    interval = part["intervals"]["pearson"]
+    # With a few facts there is none.
+    ends = "" if interval is None else f" ({interval[0]:.2f} to {interval[1]:.2f})"
+    return f"{part['pearson']:.2f}{ends}"
+
+
+def _sums(example: Example) -> Any:
+    (scores,) = example.scores.values()
+    return scores.sum
 
 
 if __name__ == "__main__":

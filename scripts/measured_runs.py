@@ -34,24 +34,26 @@ def draw_rows(source: str, count: int, seed: int) -> list[Row]:
     return [rows[row] for row in random.Random(seed).sample(valid, min(count, len(valid)))]
 
 
-def predict(folder: Path, rows: Sequence[Row], **settings: Any) -> RunFolder:
-    """Runs a prediction over rows on the CPU, without exact effects and without pictures.
+def predict(folder: Path, rows: Sequence[Row], *, verify: int = 0, **settings: Any) -> RunFolder:
+    """Runs a prediction over rows on the CPU, without pictures.
 
     Args:
         folder: The output folder.
         rows: The rows.
+        verify: Of how many contrasts exact effects are computed beside the scores.
         settings: Settings of `AttributionModule`.
     """
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        callbacks=[AttributionWriter(str(folder), max_heatmaps=0)],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    module = AttributionModule(verify=0, **settings)
-    trainer.predict(module, datamodule=CounterfactDataModule(rows), return_predictions=False)
+    with _quiet():
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            callbacks=[AttributionWriter(str(folder), max_heatmaps=0)],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        module = AttributionModule(verify=verify, **settings)
+        trainer.predict(module, datamodule=CounterfactDataModule(rows), return_predictions=False)
     return RunFolder(folder)
 
 
@@ -67,21 +69,34 @@ def folder_of_runs(output_dir: str | None, model: str) -> Iterator[Path]:
 
 def short_name(model: str) -> str:
     """The name of a model in a table: of a file or folder the last part of its path."""
-    if model == DEMO_MODEL:
-        return "demo"
-    return Path(model).stem if Path(model).exists() else model
+    return Path(model).name if Path(model).exists() else model
 
 
-def be_quiet() -> None:
+def print_command(script: str, model: str, source: str, rows: int, seed: int) -> None:
+    """Prints the command that makes a table, with the names of files alone."""
+    options = [] if model == DEMO_MODEL else ["--models", f"[{short_name(model)}]", "--source", short_name(source)]
+    print(f"`{' '.join(['python', f'scripts/{script}', *options, '--rows', str(rows), '--seed', str(seed)])}`\n")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Keeps what libraries say about each run out of the output."""
-    warnings.simplefilter("ignore")
-    for name in ("lightning.pytorch", "lit_attr"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lit_attr")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table in Markdown."""
-    print("\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)))
+    print("\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)), end="\n\n")
 
 
 def file_name(label: str) -> str:

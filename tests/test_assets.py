@@ -152,7 +152,7 @@ def test_assets_are_small_and_complete(model):
 
 def test_script_writes_a_folder_that_loads(script: ModuleType, tmp_path):
     threads = torch.get_num_threads()
-    script.main(["--steps", "3", "--output-dir", str(tmp_path)])
+    script.main(["--steps", "3", "--compared-rows", "2", "--output-dir", str(tmp_path)])
     torch.set_num_threads(threads)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "demo_model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "demo_model")
@@ -160,5 +160,6 @@ def test_script_writes_a_folder_that_loads(script: ModuleType, tmp_path):
     assert tokenizer.eos_token == "<|endoftext|>"
     card = (tmp_path / "demo_model" / "README.md").read_text("utf-8")
     assert "--steps 3" in card
+    assert "| `gradient` | 1 |" in card and "| bfloat16 |" in card
     made, shipped = (folder / "sample_facts.jsonl" for folder in (tmp_path, ASSETS))
     assert made.read_bytes() == shipped.read_bytes()

@@ -30,7 +30,7 @@ def test_a_format_has_one_line_with_what_was_measured(settings: dict[str, Any], 
     (line,) = format_lines(settings, 0)
     assert line.startswith("number format: ")
     assert f" in {MEASURED[measured].name} and in float32 " in line
-    assert f"r = {MEASURED[measured].smollm2} on SmolLM2-135M" in line
+    assert f"r = {MEASURED[measured].smollm2:.3f} on SmolLM2-135M" in line
 
 
 @pytest.mark.parametrize(
