@@ -24,11 +24,11 @@ class Measured(NamedTuple):
 
 
 MEASURED = {
-    "bfloat16": Measured("bfloat16", 0.994, 0.998),
+    "bfloat16": Measured("bfloat16", 0.994, 0.999),
     "float16": Measured("float16", 1.000, None),
-    "8bit": Measured("8-bit", 0.923, 0.976),
-    "8bit, threshold 0": Measured("8-bit (llm_int8_threshold 0)", 0.901, 0.911),
-    "4bit": Measured("4-bit", 0.620, 0.671),
+    "8bit": Measured("8-bit", 0.923, 0.977),
+    "8bit, threshold 0": Measured("8-bit (llm_int8_threshold 0)", 0.901, 0.927),
+    "4bit": Measured("4-bit", 0.620, 0.729),
 }
 
 
