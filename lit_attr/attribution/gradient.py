@@ -80,6 +80,7 @@ class AttributionBatch(NamedTuple):
         prob_false_B: Likewise.
         rank_true_B: int64, how many tokens are more likely than the true one.
         exact: Exact effects of contrasts in the run's sample; empty where none are in the batch.
+        is_exact_BLT: bool, the cells whose signed score is the exact effect; None where all are the rule's.
     """
 
     contrasts: tuple[Contrast, ...]
@@ -94,6 +95,7 @@ class AttributionBatch(NamedTuple):
     prob_false_B: Tensor
     rank_true_B: Tensor
     exact: tuple[ExactEffects, ...] = ()
+    is_exact_BLT: Tensor | None = None
 
     @classmethod
     def empty(cls, location: Location, component: str, rule: RuleName) -> AttributionBatch:
@@ -126,10 +128,11 @@ class AttributionBatch(NamedTuple):
     def padded(self, tokens: int) -> AttributionBatch:
         """The same scores over more tokens, those of padding."""
         missing = tokens - self.scores_sum_BLT.shape[2]
-        l2_BLT = self.scores_l2_BLT
+        l2_BLT, is_exact_BLT = self.scores_l2_BLT, self.is_exact_BLT
         return self._replace(
             scores_sum_BLT=pad(self.scores_sum_BLT, (0, missing)),
             scores_l2_BLT=None if l2_BLT is None else pad(l2_BLT, (0, missing)),
+            is_exact_BLT=None if is_exact_BLT is None else pad(is_exact_BLT, (0, missing)),
         )
 
     def join(self, other: AttributionBatch) -> AttributionBatch:

@@ -1,0 +1,212 @@
+"""Adaptive attribution: estimates, and exact effects in the cells where the error model predicts that they matter.
+
+Axes: B contrasts, L chosen layers, T tokens (padded on the right).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import reduce
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lit_attr.attribution.error_model import ErrorModel, Estimate
+from lit_attr.attribution.exact_effects import resolved_effects
+from lit_attr.attribution.gradient import GRADIENT, AttributionBatch, ExactEffects, Rule, attribute_batch
+from lit_attr.attribution.passes import parts_of_one_width
+from lit_attr.attribution.prefix_reuse import blocks_of
+from lit_attr.facts.batches import ContrastBatch
+from lit_attr.models.hooks import first_tensor, outputs_changed, undisturbed
+from lit_attr.models.location import Location
+
+
+class Estimated(NamedTuple):
+    """The scores of a batch, and what the error model needs to know of each contrast.
+
+    Attributes:
+        scores: The rule's scores.
+        estimates: Of each contrast, without padding.
+    """
+
+    scores: AttributionBatch
+    estimates: tuple[Estimate, ...]
+
+
+def depth_of(model: PreTrainedModel, location: Location) -> int:
+    """The number of layers of the language model, at least up to the last chosen one."""
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    return max(count or 0, max(location.layers) + 1)
+
+
+def estimate_batch(
+    model: PreTrainedModel,
+    location: Location,
+    batch: ContrastBatch,
+    *,
+    component: str = "mlp",
+    rule: Rule = GRADIENT,
+) -> Estimated:
+    """Scores a batch and records how large each write is beside the residual stream.
+
+    A rule other than the plain gradient takes a pass of it as well: the error model's features are always those of
+    the plain gradient.
+
+    Args:
+        model: A causal language model.
+        location: The modules whose outputs are scored.
+        batch: The contrasts, on the device of the model's embeddings.
+        component: The component that `location` was found for; passed on into the result.
+        rule: The rule of the scores, from `find_rule`.
+    """
+    gradient, share_BLT = _gradient_and_shares(model, location, batch, component)
+    scores = gradient
+    if rule.name != GRADIENT.name:
+        scores = attribute_batch(model, location, batch, component=component, rule=rule)
+    assert gradient.scores_l2_BLT is not None
+    arrays = [
+        tensor_BLT.double().cpu().numpy()
+        for tensor_BLT in (scores.scores_sum_BLT, gradient.scores_sum_BLT, gradient.scores_l2_BLT, share_BLT)
+    ]
+    estimates = []
+    for row, contrast in enumerate(batch.contrasts):
+        scores_LT, gradient_LT, norms_LT, share_LT = (
+            array_BLT[row, :, : len(contrast.tokens)] for array_BLT in arrays
+        )
+        estimates.append(Estimate(scores_LT, gradient_LT, norms_LT, share_LT, contrast.roles))
+    return Estimated(scores, tuple(estimates))
+
+
+def attribute_adaptively(
+    model: PreTrainedModel,
+    location: Location,
+    batch: ContrastBatch,
+    error_model: ErrorModel,
+    *,
+    component: str = "mlp",
+    rule: Rule = GRADIENT,
+) -> AttributionBatch:
+    """Scores a batch, with exact effects in place of the estimates that are predicted to be wrong.
+
+    Args:
+        model: A causal language model.
+        location: The modules whose outputs are scored and ablated.
+        batch: The contrasts, on the device of the model's embeddings.
+        error_model: Fitted to a pilot for the same model, location and rule.
+        component: The component that `location` was found for; passed on into the result.
+        rule: The rule of the estimates, from `find_rule`.
+
+    Returns:
+        The scores, with `is_exact_BLT`.
+    """
+    scores, estimates = estimate_batch(model, location, batch, component=component, rule=rule)
+    is_exact_BLT = torch.zeros(scores.scores_sum_BLT.shape, dtype=torch.bool)
+    for row, estimate in enumerate(estimates):
+        # An estimate that is not finite is refused later, by the same name as in a run without an error model.
+        wanted_LT = error_model.wants_LT(estimate)
+        is_exact_BLT[row, :, : wanted_LT.shape[1]] = torch.from_numpy(wanted_LT)
+    effects_BLT = resolved_effects(model, location, batch, wanted_BLT=is_exact_BLT).effects_BLT
+    return _with_effects(scores, effects_BLT, is_exact_BLT)
+
+
+def attribute_pilot(
+    model: PreTrainedModel,
+    location: Location,
+    batch: ContrastBatch,
+    *,
+    component: str = "mlp",
+    rule: Rule = GRADIENT,
+) -> AttributionBatch:
+    """Computes all exact effects of a batch, to which an error model can be fitted.
+
+    Args:
+        model: A causal language model.
+        location: The modules whose outputs are scored and ablated.
+        batch: The contrasts, on the device of the model's embeddings, with their places in the run's random order.
+        component: The component that `location` was found for; passed on into the result.
+        rule: The rule of the run, from `find_rule`.
+
+    Returns:
+        The exact effects as scores, and in `exact`. A contrast whose effects are not finite keeps its estimates,
+        and has the reason in `exact`.
+    """
+    scores = attribute_batch(model, location, batch, component=component, rule=rule)
+    effects_BLT, resolution_B = resolved_effects(model, location, batch)
+    is_finite_B = effects_BLT.isfinite().flatten(1).all(1)
+    exact = []
+    for row, contrast in enumerate(batch.contrasts):
+        effects_LT = effects_BLT[row, :, : len(contrast.tokens)].to("cpu", torch.float32)
+        is_finite = bool(is_finite_B[row])
+        exact.append(
+            ExactEffects(
+                contrast,
+                None if batch.places is None else batch.places[row],
+                location.layers,
+                component,
+                effects_LT if is_finite else torch.zeros_like(effects_LT),
+                resolution_B[row].item() if is_finite else 0.0,
+                None,
+                None if is_finite else "its exact effects are not finite; the dtype float32 may fix it",
+                is_pilot=True,
+            )
+        )
+    is_token_BT = torch.arange(batch.token_ids_BT.shape[1]) <= batch.last_B.cpu()[:, None]
+    is_exact_BLT = is_token_BT[:, None] & is_finite_B.cpu()[:, None, None]
+    is_exact_BLT = is_exact_BLT.expand(-1, len(location.layers), -1).clone()
+    return _with_effects(scores, effects_BLT, is_exact_BLT)._replace(exact=tuple(exact))
+
+
+def _with_effects(scores: AttributionBatch, effects_BLT: Tensor, is_exact_BLT: Tensor) -> AttributionBatch:
+    estimates_BLT = scores.scores_sum_BLT
+    is_exact_BLT = is_exact_BLT.to(estimates_BLT.device)
+    mixed_BLT = torch.where(is_exact_BLT, effects_BLT.to(estimates_BLT), estimates_BLT)
+    return scores._replace(scores_sum_BLT=mixed_BLT, is_exact_BLT=is_exact_BLT)
+
+
+def _gradient_and_shares(
+    model: PreTrainedModel, location: Location, batch: ContrastBatch, component: str
+) -> tuple[AttributionBatch, Tensor]:
+    """Gradient × activation, and ‖write‖ / ‖output of the block‖ at each cell, on the CPU."""
+    shape = batch.token_ids_BT.shape
+    share_BLT = torch.zeros(shape[0], len(location.layers), shape[1])
+    scored = []
+    with undisturbed(model, batch.token_ids_BT.device) as model:
+        parts = parts_of_one_width(model, location, batch)
+        for rows, part in parts:
+            with _norms_of(model, location, part) as (writes, streams):
+                scored.append(attribute_batch(model, location, part, component=component).padded(shape[1]))
+            width = part.token_ids_BT.shape[1]
+            for place, (write_BT, stream_BT) in enumerate(zip(writes, streams, strict=True)):
+                share_BLT[rows, place, :width] = (write_BT / stream_BT.to(write_BT.device)).cpu()
+    places = [row for rows, _ in parts for row in rows]
+    joined = reduce(AttributionBatch.join, scored)
+    return joined.select([places.index(row) for row in range(len(places))]), share_BLT
+
+
+@contextmanager
+def _norms_of(
+    model: PreTrainedModel, location: Location, batch: ContrastBatch
+) -> Iterator[tuple[Sequence[Tensor], Sequence[Tensor]]]:
+    """The norms of writes and of block outputs at each token of the pass that is run within."""
+    blocks = blocks_of(model, location)
+    norms = [[torch.empty(0)] * len(blocks) for _ in range(2)]
+
+    rows, tokens = batch.token_ids_BT.shape
+
+    def keep(kind: int, place: int, output: Any) -> None:
+        # Some modules have the tokens of all rows in one axis.
+        norms_BT = torch.linalg.vector_norm(first_tensor(output).detach().float(), dim=-1).reshape(rows, -1)
+        if norms_BT.shape[1] == 1 < tokens:
+            # The top module runs at the last tokens only.
+            at_last_B1 = batch.last_B.to(norms_BT.device)[:, None]
+            norms_BT = norms_BT.new_zeros(rows, tokens).scatter(1, at_last_B1, norms_BT)
+        norms[kind][place] = norms_BT
+
+    with (
+        outputs_changed(location.modules, lambda place, output: keep(0, place, output)),
+        outputs_changed(blocks, lambda place, output: keep(1, place, output)),
+    ):
+        yield norms[0], norms[1]
