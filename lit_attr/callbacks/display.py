@@ -21,19 +21,23 @@ from lit_attr.callbacks.loggers import (
 )
 from lit_attr.callbacks.metrics import LiveCounts
 from lit_attr.evaluation.findings import RunFindings
+from lit_attr.evaluation.summary import has_effects
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.schema import BatchRecord
 from lit_attr.text import safe_name
 from lit_attr.views.curves import (
+    EFFECT_GROUPS,
+    SCORE_GROUPS,
     agreement_curves,
     custom_scalar_layout,
+    effect_curves,
     faithfulness_curves,
     hyperparameters,
     profile_curves,
 )
 from lit_attr.views.labels import shortened
 from lit_attr.views.pages import summary_page
-from lit_attr.views.pictures import agreement_image, fact_image, profile_image
+from lit_attr.views.pictures import agreement_image, fact_image, magnitude_image, profile_image
 
 MAX_RELATION = 60  # characters
 
@@ -130,6 +134,9 @@ class RunDisplay:
         summary, manifest = findings.summary, self._folder.read_manifest()
         log_curves(loggers, profile_curves(summary["profile"], "mean_score"))
         log_curves(loggers, profile_curves(summary["known_profile"], "mean_score_known"))
+        log_curves(loggers, effect_curves(summary["profile"]))
+        log_curves(loggers, effect_curves(summary["known_profile"], "_known"))
+        groups = SCORE_GROUPS + (EFFECT_GROUPS if has_effects(summary["profile"]) else ())
         if summary["agreement"] is not None:
             log_curves(loggers, agreement_curves(summary["agreement"]))
             if "faithfulness" in summary["agreement"]:
@@ -137,16 +144,19 @@ class RunDisplay:
         for logger in loggers:
             if is_tensorboard(logger):
                 logger.experiment.add_text("summary", summary_page(findings, manifest))
-                logger.experiment.add_custom_scalars(custom_scalar_layout(summary["profile"]["roles"]))
+                logger.experiment.add_custom_scalars(custom_scalar_layout(summary["profile"]["roles"], groups))
                 logger.log_hyperparams(*hyperparameters(summary, manifest))
 
 
 def profile_pictures(summary: Mapping[str, Any]) -> Iterator[Picture]:
-    """The pictures of the mean scores, of all contrasts and of known facts."""
+    """The pictures of the mean effects, or of the mean scores where there are none, also of known facts alone."""
     count = summary["contrasts"]
     if count:
         words = f"{count} contrasts · true answer preferred in {summary['contrast_accuracy']:.1%}"
         yield Picture("profile/role_by_layer", count, partial(profile_image, summary["profile"], words))
+        if has_effects(summary["profile"]):
+            draw = partial(magnitude_image, summary["profile"], words)
+            yield Picture("profile/role_by_layer_magnitude", count, draw)
     if summary["known"]:
         words = f"{summary['known']} contrasts of known facts"
         yield Picture(

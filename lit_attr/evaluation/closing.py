@@ -5,11 +5,13 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from lit_attr.evaluation.agreement import verdict
 from lit_attr.evaluation.formats import format_lines
-from lit_attr.evaluation.summary import strongest_at, strongest_cells
+from lit_attr.evaluation.summary import all_exact, has_effects, mean_text, strongest_at, strongest_cells
 from lit_attr.facts.roles import POSITION_0
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.rejected import read_refused
@@ -28,18 +30,13 @@ def closing_lines(folder: str | Path, *, pictures: bool, resumed: int | None = N
     if summary is None:
         return f"records: {run.batches}"
     settings = run.read_manifest()["model"]
-    cells = [cell for cells in strongest_cells(summary["profile"]).values() for cell in cells]
-    strongest = sorted(cells, key=lambda cell: -abs(cell[0]))[:3]
-    found = "; ".join(f"layer {layer} at {role} {score:+.3f}" for score, layer, role in strongest) or "none"
-    for score, layer, _ in strongest_at(summary["profile"], POSITION_0, 1):
-        found += f"; at position 0 (often an attention sink): layer {layer} {score:+.3f}"
     earlier = "" if resumed is None else f" ({resumed} from an earlier run)"
     reasons = f" (reasons: {run.rejected})" if summary["rejected"] else ""
     lines = [
         f"contrasts: {summary['contrasts']}{earlier}, rows refused: {summary['rejected']}{reasons}",
         f"contrast accuracy (true answer above the false one): {_percent(summary['contrast_accuracy'])}",
         f"known facts (true answer above every other token): {_percent(summary['known_share'])}",
-        f"strongest mean scores, in logits: {found}",
+        *_strongest_means(summary["profile"]),
     ]
     if summary["agreement"] is not None:
         lines.append(f"agreement: {verdict(summary['agreement'])}")
@@ -56,6 +53,31 @@ def closing_lines(folder: str | Path, *, pictures: bool, resumed: int | None = N
     elif run.figures.exists():
         lines.append(f"heatmaps: {run.figures}")
     return "\n".join(lines)
+
+
+def _strongest_means(profile: Mapping[str, Any]) -> Iterator[str]:
+    """Where the means over all contrasts are largest: of exact effects where the run has them, else of scores."""
+    if not has_effects(profile):
+        yield f"strongest mean scores (estimates), in logits: {_strongest(profile, 'mean_score') or 'none'}"
+        return
+    unit = "in logits, exact effects of all facts" if all_exact(profile) else "in logits, 95% interval"
+    found = _strongest(profile, "mean_effect") or "none whose interval excludes 0"
+    yield f"strongest mean effects, {unit}: {found}"
+    if found := _strongest(profile, "mean_magnitude"):
+        yield f"largest mean magnitudes of effects, {unit}: {found}"
+
+
+def _strongest(profile: Mapping[str, Any], measure: str) -> str:
+    """The three largest means outside position 0, and the largest one there."""
+    cells = [cell for cells in strongest_cells(profile, 3, measure).values() for cell in cells]
+    parts = [
+        f"layer {cell[1]} at {cell[2]} {mean_text(profile, cell, measure)}"
+        for cell in sorted(cells, key=lambda cell: -abs(cell[0]))[:3]
+    ]
+    for cell in strongest_at(profile, POSITION_0, 1, measure):
+        sink = f"at {POSITION_0} (often an attention sink)"
+        parts.append(f"{sink}: layer {cell[1]} {mean_text(profile, cell, measure)}")
+    return "; ".join(parts)
 
 
 def _percent(share: float | None) -> str:

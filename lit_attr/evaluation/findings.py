@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_attr.evaluation.profile import ProfileSums
+from lit_attr.evaluation.profile import CheckedMeans, ContrastMeans, EffectProfile, ProfileSums
 from lit_attr.facts.order import order_key
 from lit_attr.records.reading import record_of
 from lit_attr.records.schema import BatchRecord, Example
@@ -109,38 +109,38 @@ class RelationProfiles:
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
-        self._sums: dict[str, ProfileSums] = {}
+        self._profiles: dict[str, EffectProfile] = {}
 
-    def add(
-        self,
-        relation: str,
-        empty: ProfileSums,
-        contrasts: int,
-        total_LR: NDArray[np.float64],
-        count_R: NDArray[np.integer],
-    ) -> None:
-        """Adds a fact of a relation.
+    def add_fact(self, contrasts: Sequence[ContrastMeans], like: ProfileSums) -> None:
+        """Adds a fact to the profile of its relation; nothing where it has none.
 
         Args:
-            relation: The relation's id; nothing is added where it is empty.
-            empty: Names the layers, the component and the rule.
-            contrasts: How many contrasts the fact has.
-            total_LR: The sum of their mean scores of each layer at each role.
-            count_R: How many of them have each role.
+            contrasts: The means of its contrasts.
+            like: Names the layers, the component and the rule.
         """
+        relation = contrasts[0].relation
         if not relation:
             return
-        if relation not in self._sums:
-            self._sums[relation] = ProfileSums(empty.layers, empty.component, empty.rule)
-        self._counts[relation] += contrasts
-        self._sums[relation].add_fact(total_LR, count_R)
+        if relation not in self._profiles:
+            self._profiles[relation] = EffectProfile(like.layers, like.component, like.rule)
+        self._counts[relation] += len(contrasts)
+        self._profiles[relation].add_fact(contrasts)
 
-    def compute(self) -> dict[str, dict[str, Any]]:
-        """The profiles by relation, in the order of their names; none where all contrasts are of one relation."""
+    def compute(self, checked: Sequence[CheckedMeans]) -> dict[str, dict[str, Any]]:
+        """The profiles by relation, in the order of their names; none where all contrasts are of one relation.
+
+        Args:
+            checked: The contrasts that have exact effects.
+        """
         if len(self._counts) < 2:
             return {}
         largest = sorted(self._counts, key=lambda relation: (-self._counts[relation], relation))
-        return {relation: self._sums[relation].compute() for relation in sorted(largest[:LARGEST_RELATIONS])}
+        return {
+            relation: self._profiles[relation].compute(
+                [each for each in checked if each.contrast.relation == relation]
+            )
+            for relation in sorted(largest[:LARGEST_RELATIONS])
+        }
 
 
 class _First:

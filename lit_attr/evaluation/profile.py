@@ -1,17 +1,60 @@
-"""Mean scores of each layer at each token role.
+"""Mean scores and mean exact effects of each layer at each token role.
 
-Axes: L layers, R roles (in the order of `MEAN_ROLES`), T tokens of one contrast.
+Axes: K kinds of means (signed, magnitude), L layers, R roles (in the order of `MEAN_ROLES`), T tokens of one
+contrast, F facts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_attr.evaluation.effects import Counts, Sample, Sums, Values, mean_effects
 from lit_attr.facts.roles import MEAN_ROLES, mean_mask_RT
+
+# The names in a profile of each kind of mean effects and of the ends of its interval.
+KINDS = (
+    ("mean_effect", "interval_low", "interval_high"),
+    ("mean_magnitude", "magnitude_low", "magnitude_high"),
+)
+
+
+class ContrastMeans(NamedTuple):
+    """A contrast's means over the tokens of each role.
+
+    Attributes:
+        fact: The id of its fact.
+        step: Its step.
+        relation: The id of its relation, or an empty text.
+        is_known: Whether the true token is the most likely one.
+        scores_KLR: The means of its scores, and of their magnitudes.
+        has_role_R: Which roles it has.
+    """
+
+    fact: int | str
+    step: int
+    relation: str
+    is_known: bool
+    scores_KLR: Values
+    has_role_R: NDArray[np.bool_]
+
+
+class CheckedMeans(NamedTuple):
+    """The means of a contrast that has exact effects.
+
+    Attributes:
+        contrast: Those of its scores.
+        effects_KLR: Those of its exact effects, and of their magnitudes.
+        is_sampled: Whether it is in the random sample. Otherwise it stands for itself alone: the pilot of an
+            adaptive run.
+    """
+
+    contrast: ContrastMeans
+    effects_KLR: Values
+    is_sampled: bool
 
 
 class ProfileSums:
@@ -105,6 +148,81 @@ class ProfileSums:
         }
 
 
+class EffectProfile:
+    """Means of scores over all facts of a group, and of exact effects, from those of a random sample.
+
+    The magnitude of a role in a contrast is the mean of |score| or |effect| over its tokens, so that signs cancel
+    neither within a contrast nor between contrasts.
+
+    Args:
+        layers: The layers of the scores, in their order.
+        component: The component that the scores are of.
+        rule: The rule that computed them. The scores of the rule `exact` are the exact effects.
+    """
+
+    def __init__(self, layers: Sequence[int], component: str, rule: str) -> None:
+        self.scores, self._magnitudes = (ProfileSums(layers, component, rule) for _ in KINDS)
+
+    def add_fact(self, contrasts: Sequence[ContrastMeans]) -> None:
+        """Adds a fact, with all of its contrasts."""
+        count_R: Counts = np.sum([each.has_role_R for each in contrasts], axis=0, dtype=np.int64)
+        totals_KLR: Values = np.sum([each.scores_KLR for each in contrasts], axis=0)
+        for sums, total_LR in zip((self.scores, self._magnitudes), totals_KLR, strict=True):
+            sums.add_fact(total_LR, count_R)
+
+    def compute(self, checked: Sequence[CheckedMeans] = ()) -> dict[str, Any]:
+        """The profile in JSON types: that of the scores, with mean effects beside the mean scores.
+
+        `mean_effect`, from `interval_low` to `interval_high`, is the mean exact effect over the contrasts with its
+        95% confidence interval, and `mean_magnitude`, from `magnitude_low` to `magnitude_high`, that of the
+        magnitudes, see :func:`mean_effects`. They are None where too few sampled facts have the role. `sampled`
+        has the number of facts with exact effects that have it. Of the rule `exact` all have: the intervals then
+        have no width.
+
+        Args:
+            checked: Those of the contrasts that have exact effects, in an order that does not depend on files.
+        """
+        everything = Sums(
+            np.stack([sums.sums_3LR[0] for sums in (self.scores, self._magnitudes)]), self.scores.counts_3R[1]
+        )
+        nothing = Sums(np.zeros_like(everything.totals_KLR), np.zeros_like(everything.counts_R))
+        if self.scores.rule == "exact":
+            sampled_R = self.scores.counts_3R[0]
+            found = mean_effects(nothing, _sample_of([], everything), everything)
+        else:
+            pilot = _sample_of([each for each in checked if not each.is_sampled], everything)
+            sample = _sample_of([each for each in checked if each.is_sampled], everything)
+            sampled_R = (_sample_of(checked, everything).counts_FR > 0).sum(0)
+            scored = Sums(
+                everything.totals_KLR - pilot.scores_FKLR.sum(0), everything.counts_R - pilot.counts_FR.sum(0)
+            )
+            found = mean_effects(scored, sample, Sums(pilot.effects_FKLR.sum(0), pilot.counts_FR.sum(0)))
+        # A magnitude is not below 0.
+        signed, magnitude = (list(part) for part in zip(*found, strict=True))
+        magnitude = [values_LR.clip(min=0) for values_LR in magnitude]
+        return {
+            **self.scores.compute(),
+            **{
+                name: _without_nan(values_LR)
+                for names, values in zip(KINDS, (signed, magnitude), strict=True)
+                for name, values_LR in zip(names, values, strict=True)
+            },
+            "sampled": sampled_R.tolist(),
+        }
+
+
+def contrast_means(
+    values_LT: NDArray[Any], roles: Sequence[str], subject_span: Sequence[int]
+) -> tuple[Values, NDArray[np.bool_]]:
+    """The means of a contrast's values and of their magnitudes, as :func:`role_means` takes them.
+
+    Returns:
+        float64 [K, L, R] and bool [R].
+    """
+    means_LR, has_role_R = role_means(np.concatenate([values_LT, np.abs(values_LT)]), roles, subject_span)
+    return means_LR.reshape(len(KINDS), *values_LT.shape[:1], -1), has_role_R
+
+
 def role_means(
     scores_LT: NDArray[Any], roles: Sequence[str], subject_span: Sequence[int]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -128,3 +246,18 @@ def role_means(
 
 def _without_nan(values_LR: NDArray[np.float64]) -> list[list[float | None]]:
     return [[None if value != value else value for value in row] for row in values_LR.tolist()]
+
+
+def _sample_of(checked: Sequence[CheckedMeans], everything: Sums) -> Sample:
+    """The sums over the contrasts of each fact; `everything` has their shape."""
+    places: dict[int | str, int] = {}
+    for each in checked:
+        places.setdefault(each.contrast.fact, len(places))
+    scores_FKLR, effects_FKLR = (np.zeros((len(places), *everything.totals_KLR.shape)) for _ in range(2))
+    counts_FR: Counts = np.zeros((len(places), len(everything.counts_R)), dtype=np.int64)
+    for each in checked:
+        place = places[each.contrast.fact]
+        scores_FKLR[place] += each.contrast.scores_KLR
+        effects_FKLR[place] += each.effects_KLR
+        counts_FR[place] += each.contrast.has_role_R
+    return Sample(scores_FKLR, effects_FKLR, counts_FR)

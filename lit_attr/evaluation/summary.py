@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,16 @@ from lit_attr.evaluation.agreement import Compared, agreement_report
 from lit_attr.evaluation.answers import AnswerCounts
 from lit_attr.evaluation.faithfulness import faithfulness_report
 from lit_attr.evaluation.findings import Chosen, Points, RelationProfiles, RunFindings, key_order
-from lit_attr.evaluation.profile import ProfileSums, role_means
+from lit_attr.evaluation.profile import (
+    KINDS,
+    CheckedMeans,
+    ContrastMeans,
+    EffectProfile,
+    ProfileSums,
+    contrast_means,
+)
 from lit_attr.facts.contrasts import ContrastKey
+from lit_attr.facts.order import order_key
 from lit_attr.facts.roles import POSITION_0
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.schema import FORMAT_VERSION, SUMMARY_FORMAT, BatchRecord, ExactRecord, Example
@@ -57,6 +65,8 @@ def summarise(
         reading.add(path, batch)
     reading.add_waiting_facts()
     agreement, points = reading.agreement()
+    checked = reading.checked()
+    is_known = [each for each in checked if each.contrast.is_known]
     return RunFindings(
         summary={
             "format": SUMMARY_FORMAT,
@@ -64,8 +74,8 @@ def summarise(
             **reading.answers.compute(),
             "median_logit_diff": statistics.median(reading.differences) if reading.differences else None,
             "rejected": folder.count_rejected(),
-            "profile": reading.profile.compute(),
-            "known_profile": reading.known_profile.compute(),
+            "profile": reading.profile.compute(checked),
+            "known_profile": reading.known_profile.compute(is_known),
             "agreement": agreement,
         },
         spread=chosen.spread.records(),
@@ -74,39 +84,83 @@ def summarise(
         largest=chosen.largest.records(),
         strongest=chosen.strongest.records(),
         failures=chosen.failures.records(),
-        relations=reading.relations.compute(),
+        relations=reading.relations.compute(checked),
         points=points,
     )
 
 
-def strongest_cells(profile: Mapping[str, Any], count: int = 3) -> dict[str, list[tuple[float, int, str]]]:
-    """For each role, its layers with the largest mean scores of either sign, as (score, layer, role).
+def has_effects(profile: Mapping[str, Any]) -> bool:
+    """Whether a profile has mean exact effects. Otherwise its means are estimates alone."""
+    # Counts of a run that goes on have none.
+    return any(mean is not None for row in profile.get("mean_effect", ()) for mean in row)
+
+
+def all_exact(profile: Mapping[str, Any]) -> bool:
+    """Whether all facts of a profile have exact effects, so that its mean effects have no interval."""
+    return has_effects(profile) and profile["sampled"] == profile["facts"]
+
+
+def strongest_cells(
+    profile: Mapping[str, Any], count: int = 3, measure: str | None = None
+) -> dict[str, list[tuple[float, int, str]]]:
+    """For each role, its layers with the largest means of either sign, as (mean, layer, role).
 
     Position 0, most often an attention sink, is apart: see :func:`strongest_at`.
     """
-    found = {role: strongest_at(profile, role, count) for role in profile["roles"] if role != POSITION_0}
+    found = {role: strongest_at(profile, role, count, measure) for role in profile["roles"] if role != POSITION_0}
     return {role: cells for role, cells in found.items() if cells}
 
 
-def strongest_at(profile: Mapping[str, Any], role: str, count: int = 3) -> list[tuple[float, int, str]]:
-    """The layers with the largest mean scores of either sign at a role, as (score, layer, role)."""
+def strongest_at(
+    profile: Mapping[str, Any], role: str, count: int = 3, measure: str | None = None
+) -> list[tuple[float, int, str]]:
+    """The layers with the largest means of either sign at a role, as (mean, layer, role).
+
+    Mean effects and magnitudes count only where their 95% interval excludes 0.
+
+    Args:
+        profile: The profile, as the summary has it.
+        role: The role.
+        count: How many layers, at most.
+        measure: `mean_effect`, `mean_magnitude` or `mean_score`. Default: the mean effects where the profile has
+            any, the mean scores where it has none.
+    """
+    measure = measure or ("mean_effect" if has_effects(profile) else "mean_score")
+    column = profile["roles"].index(role)
     cells = [
-        (score, layer, role)
-        for layer, row in zip(profile["layers"], profile["mean_score"], strict=True)
-        for name, score in zip(profile["roles"], row, strict=True)
-        if name == role and score is not None
+        (row[column], layer, role)
+        for layer, row in zip(profile["layers"], profile[measure], strict=True)
+        if row[column] is not None
     ]
+    if measure != "mean_score":
+        cells = [cell for cell in cells if excludes_0(interval_at(profile, cell[1], role, measure))]
     return sorted(cells, key=lambda cell: -abs(cell[0]))[:count]
 
 
-class _Means(NamedTuple):
-    """What the means by layer and role need of a contrast."""
+def interval_at(
+    profile: Mapping[str, Any], layer: int, role: str, measure: str = "mean_effect"
+) -> tuple[float, float]:
+    """The ends of the 95% confidence interval of a mean effect or mean magnitude that is not None."""
+    place, column = profile["layers"].index(layer), profile["roles"].index(role)
+    low, high = next((low, high) for name, low, high in KINDS if name == measure)
+    return profile[low][place][column], profile[high][place][column]
 
-    step: int
-    relation: str
-    is_known: bool
-    mean_LR: NDArray[np.float64]
-    has_role_R: NDArray[np.bool_]
+
+def mean_text(profile: Mapping[str, Any], cell: tuple[float, int, str], measure: str) -> str:
+    """A mean of :func:`strongest_at` with its 95% confidence interval, if it has one."""
+    mean, layer, role = cell
+    # A magnitude has no sign.
+    sign = "" if measure == "mean_magnitude" else "+"
+    if measure == "mean_score" or all_exact(profile):
+        return f"{mean:{sign}.3f}"
+    low, high = interval_at(profile, layer, role, measure)
+    return f"{mean:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
+
+
+def excludes_0(interval: tuple[float, float]) -> bool:
+    """Whether an interval lies to one side of 0."""
+    low, high = interval
+    return low > 0 or high < 0
 
 
 class _Reading:
@@ -120,18 +174,22 @@ class _Reading:
         *,
         one_contrast_a_fact: bool,
     ) -> None:
+        self._seed = settings.get("sample_seed", 0)
         self.answers = AnswerCounts()
         self.differences: list[float] = []
         self.relations = RelationProfiles()
         # A run of which every contrast is refused has no batch file; its settings know the layers.
         shape = settings.get("layers", []), settings.get("component", ""), settings.get("rule", "")
-        self.profile, self.known_profile = ProfileSums(*shape), ProfileSums(*shape)
+        self.profile, self.known_profile = EffectProfile(*shape), EffectProfile(*shape)
         self._is_empty = True
         self._one_contrast_a_fact = one_contrast_a_fact
-        self._waiting: dict[int | str, list[_Means]] = {}
+        self._waiting: dict[int | str, list[ContrastMeans]] = {}
         self._exact = exact
         self._chosen = chosen
         self._compared: list[tuple[ExactRecord, Compared]] = []
+        # Contrasts with exact effects, and of those without any the first, by the run's random order.
+        self._checked: list[tuple[bytes, CheckedMeans]] = []
+        self._first_unchecked: bytes | None = None
 
     def add(self, path: Path, batch: BatchRecord) -> None:
         """Adds the contrasts of a batch file.
@@ -142,9 +200,9 @@ class _Reading:
         component = next(iter(batch.examples[0].scores))
         shape = batch.layers, component, batch.rule
         if self._is_empty:
-            self.profile, self.known_profile = ProfileSums(*shape), ProfileSums(*shape)
+            self.profile, self.known_profile = EffectProfile(*shape), EffectProfile(*shape)
             self._is_empty = False
-        if shape != (list(self.profile.layers), self.profile.component, self.profile.rule):
+        if shape != (list(self._like.layers), self._like.component, self._like.rule):
             raise UserError(
                 f"{path}: it has other layers, another component or another rule than those before; move it away "
                 "and run again"
@@ -156,23 +214,39 @@ class _Reading:
     def _add(self, batch: BatchRecord, example: Example, scores_LT: NDArray[np.float64]) -> None:
         self.answers.add(example.logit_diff, example.rank_true)
         self.differences.append(example.logit_diff)
-        means_of = role_means(scores_LT, example.roles, example.subject_span)
-        means = _Means(example.step, example.relation_id, example.rank_true == 0, *means_of)
+        means = self._means(example, scores_LT)
         if self._one_contrast_a_fact:
             self._add_fact([means])
         else:
             # The other contrasts of the fact may be in any file.
             self._waiting.setdefault(example.id, []).append(means)
         self._chosen.add(batch, example)
+        self._check(example, scores_LT, means)
+
+    def _means(self, example: Example, scores_LT: NDArray[np.float64]) -> ContrastMeans:
+        means_of = contrast_means(scores_LT, example.roles, example.subject_span)
+        return ContrastMeans(example.id, example.step, example.relation_id, example.rank_true == 0, *means_of)
+
+    def _check(self, example: Example, scores_LT: NDArray[np.float64], means: ContrastMeans) -> None:
+        """Gathers what a contrast's exact effects say of its scores, if it has any."""
+        if not self._exact:
+            return
+        order = order_key((example.id, example.step), self._seed)
         path, record = self._exact.get((example.id, example.step), (None, None))
-        if record is not None and record.refused is None:
-            effects_LT = record.effects.get(self.profile.component)
+        if record is None:
+            self._first_unchecked = min(order, self._first_unchecked or order)
+        elif record.refused is None:
+            effects_LT = record.effects.get(self._like.component)
             if effects_LT is None or effects_LT.shape != scores_LT.shape:
                 raise UserError(
                     f"{path}: effects: they are of other cells than the scores; move it away and run again"
                 )
-            compared = Compared(scores_LT, effects_LT, example.roles, example.subject_span, example.id)
-            self._compared.append((record, compared))
+            effects_KLR, _ = contrast_means(effects_LT, example.roles, example.subject_span)
+            if record.is_pilot or record.place is not None:
+                self._checked.append((order, CheckedMeans(means, effects_KLR, not record.is_pilot)))
+            if not record.is_pilot:
+                compared = Compared(scores_LT, effects_LT, example.roles, example.subject_span, example.id)
+                self._compared.append((record, compared))
 
     def add_waiting_facts(self) -> None:
         """Adds the facts whose contrasts are gathered until all files are read."""
@@ -181,12 +255,26 @@ class _Reading:
             self._add_fact(sorted(contrasts, key=lambda each: each.step))
         self._waiting.clear()
 
-    def _add_fact(self, contrasts: Sequence[_Means]) -> None:
-        total_LR, count_R = _totals(contrasts)
-        self.profile.add_fact(total_LR, count_R)
+    def _add_fact(self, contrasts: Sequence[ContrastMeans]) -> None:
+        self.profile.add_fact(contrasts)
         if known := [each for each in contrasts if each.is_known]:
-            self.known_profile.add_fact(*_totals(known))
-        self.relations.add(contrasts[0].relation, self.profile, len(contrasts), total_LR, count_R)
+            self.known_profile.add_fact(known)
+        self.relations.add_fact(contrasts, self._like)
+
+    def checked(self) -> list[CheckedMeans]:
+        """The means of the contrasts of the pilot and of the random sample.
+
+        The sample ends where the run's random order comes to a contrast without exact effects: what an extended
+        run has beyond is of the sample of fewer rows, and not random in all.
+        """
+        bound = self._first_unchecked
+        taken = [means for order, means in self._checked if not means.is_sampled or bound is None or order < bound]
+        return sorted(taken, key=lambda means: key_order(means.contrast.fact, means.contrast.step))
+
+    @property
+    def _like(self) -> ProfileSums:
+        """Names the layers, the component and the rule."""
+        return self.profile.scores
 
     def agreement(self) -> tuple[dict[str, Any] | None, Points | None]:
         """The agreement of scores and exact effects, and their cells; None where nothing is compared."""
@@ -195,20 +283,13 @@ class _Reading:
         compared = sorted(self._compared, key=_order_of)
         # The noise of one contrast is measured at one cell: the root mean square over contrasts is that of all.
         resolution = float(np.sqrt(np.mean([record.resolution**2 for record, _ in compared])))
-        report = agreement_report(self.profile.layers, [each for _, each in compared], resolution)
-        report["sample"] = _kind_of_sample([each.place for _, each in self._exact.values()])
+        report = agreement_report(self._like.layers, [each for _, each in compared], resolution)
+        report["sample"] = _kind_of_sample([each.place for _, each in self._exact.values() if not each.is_pilot])
         curves = [record.curves for record, _ in compared if record.curves is not None]
         faithfulness = faithfulness_report(curves)
         if faithfulness is not None:
             report["faithfulness"] = faithfulness
-        return report, _points(self.profile.layers, [each for _, each in compared])
-
-
-def _totals(contrasts: Sequence[_Means]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The sum of the mean scores of a fact's contrasts, and how many of them have each role."""
-    total_LR: NDArray[np.float64] = np.sum([each.mean_LR for each in contrasts], axis=0)
-    count_R: NDArray[np.int64] = np.sum([each.has_role_R for each in contrasts], axis=0, dtype=np.int64)
-    return total_LR, count_R
+        return report, _points(self._like.layers, [each for _, each in compared])
 
 
 def _kind_of_sample(places: Sequence[int | None]) -> str:

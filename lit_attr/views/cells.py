@@ -5,6 +5,8 @@ Shape suffixes: L layers, N rows of the picture (tokens or roles), C colour chan
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw
@@ -14,6 +16,7 @@ from lit_attr.views.sheet import FRAME, GAP, INK, TEXT, put, short_number
 
 SPILL = line_height(TEXT) // 2 + 1  # half a line: the bar's end labels are centred on the edges of the grid
 BAR_GAP, BAR_WIDTH = 28, 16  # the word "subject" stands in the gap
+DOT = 5  # the size of a mark, pixels
 GRID = (232, 232, 232)
 EMPTY, EMPTY_HATCH, CLIPPED_HATCH = (238, 238, 238), (196, 196, 196), (255, 255, 255)
 
@@ -32,6 +35,21 @@ ANCHORS = (
     "860d27",
 )
 HALF_STEPS = 255
+
+
+class Quantity(NamedTuple):
+    """What the values of a picture are, in logits.
+
+    Attributes:
+        name: Such as `score`.
+        is_signed: Whether they may be negative; otherwise they are magnitudes.
+    """
+
+    name: str
+    is_signed: bool = True
+
+
+SCORE = Quantity("score")
 
 
 def _colour_table() -> NDArray[np.uint8]:
@@ -89,30 +107,52 @@ def draw_cells(values_NL: NDArray[np.floating], scale: float, cell_w: int, cell_
     return image
 
 
-def colour_bar(scale: float, grid_h: int) -> Image.Image:
+def mark_cells(grid: Image.Image, marked_NL: NDArray[np.bool_], cell_w: int, cell_h: int) -> None:
+    """Draws a dot into the lower right corner of the marked cells of a grid.
+
+    Args:
+        grid: The grid, see :func:`draw_cells`.
+        marked_NL: The cells.
+        cell_w: Width of a cell, pixels.
+        cell_h: Height of a cell, pixels.
+    """
+    draw = ImageDraw.Draw(grid)
+    size = max(1, min(DOT, cell_w // 3, cell_h // 3))
+    for row, column in np.argwhere(marked_NL).tolist():
+        right, bottom = (column + 1) * cell_w - size // 2 - 1, (row + 1) * cell_h - size // 2 - 1
+        # Dark with a white rim: it is seen on every colour and on hatching.
+        draw.ellipse((right - size - 1, bottom - size - 1, right + 1, bottom + 1), fill="white")
+        draw.ellipse((right - size, bottom - size, right, bottom), fill=INK)
+
+
+def colour_bar(scale: float, grid_h: int, quantity: Quantity) -> Image.Image:
     """Draws the colour bar of a grid.
 
     Args:
         scale: Magnitude that gets the deepest colour.
         grid_h: Height of the grid, pixels.
+        quantity: What the values are.
 
     Returns:
         The bar with its labels, which extend ``SPILL`` pixels above and below the grid.
     """
-    name = text_mask("score (logits)", TEXT).rotate(90, expand=True)
-    numbers = [
-        text_mask(text, TEXT) for text in ("+" + short_number(scale), "0", "\N{MINUS SIGN}" + short_number(scale))
-    ]
+    word, number = quantity.name, short_number(scale)
+    if quantity.is_signed:
+        lowest, labels = -1, {0: "+" + number, grid_h // 2: "0", grid_h - 1: "\N{MINUS SIGN}" + number}
+    else:
+        lowest, labels, word = 0, {0: number, grid_h - 1: "0"}, f"|{word}|"
+    name = text_mask(f"{word} (logits)", TEXT).rotate(90, expand=True)
+    numbers = {y: text_mask(label, TEXT) for y, label in labels.items()}
     bar, text = BAR_GAP, BAR_GAP + BAR_WIDTH + GAP
-    width = text + max(number.width for number in numbers) + GAP + name.width
+    width = text + max(mask.width for mask in numbers.values()) + GAP + name.width
     image = Image.new("RGB", (width, grid_h + 2 * SPILL), "white")
     draw = ImageDraw.Draw(image)
-    ramp = _colours(np.linspace(1, -1, grid_h)[:, None], 1.0).repeat(BAR_WIDTH, axis=1)
+    ramp = _colours(np.linspace(1, lowest, grid_h)[:, None], 1.0).repeat(BAR_WIDTH, axis=1)
     image.paste(Image.fromarray(ramp), (bar, SPILL))
     draw.rectangle((bar - 1, SPILL - 1, bar + BAR_WIDTH, SPILL + grid_h), outline=FRAME)
-    for number, y in zip(numbers, (0, grid_h // 2, grid_h - 1), strict=True):
+    for y, mask in numbers.items():
         draw.line((bar + BAR_WIDTH, SPILL + y, bar + BAR_WIDTH + 3, SPILL + y), fill=FRAME)
-        put(image, number, INK, text, SPILL + y, (0, 0.5))
+        put(image, mask, INK, text, SPILL + y, (0, 0.5))
     put(image, name, INK, width, SPILL + grid_h / 2, (1, 0.5))
     return image
 

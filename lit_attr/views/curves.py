@@ -10,12 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from lit_attr.evaluation.profile import KINDS
 from lit_attr.text import cut
 
 # The half width of a normal distribution's 95% interval, in standard errors.
 CONFIDENCE = 1.96
 # Meng et al. (2022) restore ten layers at once.
 WINDOW = 10
+
+SCORE_GROUPS = ("mean_score", "mean_score_known")
+EFFECT_GROUPS = ("mean_effect", "mean_magnitude")
 
 MAX_SETTING = 1_000  # characters
 _BEFORE = WINDOW // 2
@@ -75,6 +79,29 @@ def profile_curves(profile: Mapping[str, Any], name: str) -> Curves:
         yield layer, values
 
 
+def effect_curves(profile: Mapping[str, Any], ending: str = "") -> Curves:
+    """The mean effect and mean magnitude of each role by layer, with the ends of their 95% intervals.
+
+    Args:
+        profile: The profile, as the summary has it; one without exact effects has no such curves.
+        ending: Ends the names of the groups of tags, such as `_known`.
+
+    Yields:
+        A layer, and its values by tag.
+    """
+    for place, layer in enumerate(profile["layers"]):
+        values: dict[str, float] = {}
+        for mean, low, high in KINDS:
+            for column, role in enumerate(profile["roles"]):
+                if profile[mean][place][column] is not None:
+                    group, part = f"{mean}{ending}", role_tag(role)
+                    values[f"{group}/{part}"] = profile[mean][place][column]
+                    values[f"{group}_low/{part}"] = profile[low][place][column]
+                    values[f"{group}_high/{part}"] = profile[high][place][column]
+        if values:
+            yield layer, values
+
+
 def agreement_curves(agreement: Mapping[str, Any]) -> Curves:
     """The agreement of scores and exact effects by layer, with the ends of the 95% confidence intervals.
 
@@ -115,18 +142,21 @@ def faithfulness_curves(faithfulness: Mapping[str, Any]) -> Curves:
         )
 
 
-def custom_scalar_layout(roles: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+def custom_scalar_layout(
+    roles: Sequence[str], groups: Sequence[str] = SCORE_GROUPS
+) -> dict[str, dict[str, list[Any]]]:
     """The layout of TensorBoard's Custom Scalars tab, as `SummaryWriter.add_custom_scalars` takes it.
 
     Args:
-        roles: The roles of the profiles; each has a chart of its mean score with its confidence band.
+        roles: The roles of the profiles; each has a chart of its mean with its confidence band.
+        groups: The groups of the curves' tags.
     """
     return {
         name: {
             role: ["Margin", [f"{kind}/{role}" for kind in (name, f"{name}_low", f"{name}_high")]]
             for role in map(role_tag, roles)
         }
-        for name in ("mean_score", "mean_score_known")
+        for name in groups
     }
 
 

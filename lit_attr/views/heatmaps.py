@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from lit_attr.views.cells import SPILL, colour_bar, draw_cells, largest_magnitude, scale_of
+from lit_attr.views.cells import (
+    SCORE,
+    SPILL,
+    Quantity,
+    colour_bar,
+    draw_cells,
+    largest_magnitude,
+    mark_cells,
+    scale_of,
+)
 from lit_attr.views.labels import drawable, line_height, text_mask, token_label
 from lit_attr.views.sheet import (
     FRAME,
@@ -25,6 +34,7 @@ from lit_attr.views.sheet import (
     SMALL,
     SOFT_INK,
     TEXT,
+    Line,
     check_axes,
     heading,
     put,
@@ -86,18 +96,22 @@ def draw_role_heatmap(
     counts: Sequence[int],
     title: str,
     subtitle: str,
+    quantity: Quantity = SCORE,
+    marked_LR: NDArray[np.bool_] | None = None,
 ) -> Image.Image:
-    """Draws mean scores over many facts by layer and token role.
+    """Draws means over many facts by layer and token role.
 
     The first row, that of position 0, stands apart. It does not set the scale, as in :func:`draw_fact_heatmap`.
 
     Args:
-        means_LR: Signed mean scores in logits; NaN, drawn as hatched grey, where a role never occurs.
+        means_LR: Means in logits; NaN, drawn as hatched grey, where there is none.
         layers: True layer indices, ascending. The first is at the left.
         roles: Position 0, then role names, from the top to the bottom.
         counts: Facts behind each role, written under its name.
         title: Wrapped, never clipped.
         subtitle: Wrapped as well.
+        quantity: What the means are of.
+        marked_LR: The cells that get a dot.
 
     Returns:
         Mode ``RGB``, deterministic, as :func:`draw_fact_heatmap` returns.
@@ -108,9 +122,10 @@ def draw_role_heatmap(
     check_axes(means_LR, "means_LR", layers=layers, roles=roles)
     check_axes(means_LR, "means_LR", layers=layers, counts=counts)
     if np.isinf(means_LR).any():
-        raise ValueError("means_LR: a mean must be finite, or NaN where its role never occurs")
+        raise ValueError("means_LR: a mean must be finite, or NaN where there is none")
     labels = [f"{drawable(role)}\nn={count:,}" for role, count in zip(roles, counts, strict=True)]
-    return _draw(means_LR.T, layers, labels, range(0), title, subtitle, first_apart=True)
+    marked_RL = np.zeros_like(means_LR.T, dtype=np.bool_) if marked_LR is None else marked_LR.T
+    return _draw(means_LR.T, layers, labels, range(0), title, subtitle, quantity, marked_RL)
 
 
 def _set_apart(grid: Image.Image, first_h: int) -> Image.Image:
@@ -122,6 +137,15 @@ def _set_apart(grid: Image.Image, first_h: int) -> Image.Image:
     for y in (first_h, first_h + APART - 1):
         draw.line((0, y, grid.width, y), fill=FRAME)
     return image
+
+
+def _cell_size(n_rows: int, n_layers: int, label_lines: int) -> tuple[int, int]:
+    """The width and height of a cell, in pixels."""
+    label_h = label_lines * line_height(TEXT)
+    # About 800 pixels wide, so that a thumbnail is legible; high enough for each row's label and the bar's.
+    cell_h = max(min(36 * label_lines, 432 // n_rows), min(label_h, 1600 // n_rows), 120 // n_rows, 1)
+    cell_w = max(min(36, 576 // n_layers), min(6, 800 // n_layers), 120 // n_layers, 1)
+    return cell_w, cell_h
 
 
 def _step(pitch: int, needed: float) -> int:
@@ -144,10 +168,10 @@ def _label(text: str, strong: bool) -> Image.Image:
     return block
 
 
-def _note_beyond(values_NL: NDArray[np.floating], scale: float) -> list[tuple[Image.Image, tuple[int, int, int]]]:
+def _note_beyond(values_NL: NDArray[np.floating], scale: float, quantity: Quantity) -> list[Line]:
     """A line on the values beyond the scale, where there are any."""
     largest = largest_magnitude(values_NL)
-    note = f"hatched: beyond the scale, |score| up to {short_number(largest)}"
+    note = f"hatched: beyond the scale, |{quantity.name}| up to {short_number(largest)}"
     return [(text_mask(note, SMALL), SOFT_INK)] if largest > scale else []
 
 
@@ -180,8 +204,8 @@ def _draw(
     marked: range,
     title: str,
     subtitle: str,
-    *,
-    first_apart: bool = False,
+    quantity: Quantity = SCORE,
+    dotted_NL: NDArray[np.bool_] | None = None,
 ) -> Image.Image:
     """Draws the whole picture.
 
@@ -192,18 +216,19 @@ def _draw(
         marked: Rows of the subject, if any; none where the first row is apart.
         title: As given.
         subtitle: As given.
-        first_apart: Whether there is a gap below the first row.
+        quantity: What the values are.
+        dotted_NL: The cells that get a dot, in a map of roles. There is a gap below its first row.
     """
     scale = scale_of(values_NL)
     n_rows, n_layers = values_NL.shape
-    label_h = (label_lines := labels[0].count("\n") + 1) * line_height(TEXT)
-    # About 800 pixels wide, so that a thumbnail is legible; high enough for each row's label and the bar's.
-    cell_h = max(min(36 * label_lines, 432 // n_rows), min(label_h, 1600 // n_rows), 120 // n_rows, 1)
-    cell_w = max(min(36, 576 // n_layers), min(6, 800 // n_layers), 120 // n_layers, 1)
-    grid = draw_cells(values_NL, scale, cell_w, cell_h)
-    if first_apart:
-        grid = _set_apart(grid, cell_h)
-    bar = colour_bar(scale, grid.height)
+    label_lines = labels[0].count("\n") + 1
+    label_h = label_lines * line_height(TEXT)
+    cell_w, cell_h = _cell_size(n_rows, n_layers, label_lines)
+    grid, apart = draw_cells(values_NL, scale, cell_w, cell_h), 0
+    if dotted_NL is not None:
+        mark_cells(grid, dotted_NL, cell_w, cell_h)
+        grid, apart = _set_apart(grid, cell_h), APART
+    bar = colour_bar(scale, grid.height, quantity)
     step = _step(cell_h, label_h)
     # Where only some rows are labelled, the first row of the subject is one of them.
     row_labels = {row: _label(labels[row], row in marked) for row in range(marked.start % step, n_rows, step)}
@@ -213,7 +238,7 @@ def _draw(
     width = max(MIN_WIDTH, left + grid.width + right)
     left += (width - left - grid.width - right) // 2
     headline = heading(title, subtitle, width)
-    footing = [(text_mask("layer", TEXT), INK), *_note_beyond(values_NL, scale)]
+    footing = [(text_mask("layer", TEXT), INK), *_note_beyond(values_NL, scale, quantity)]
     top = PAD + total_height(headline) + PAD
     bottom = top + grid.height
     foot = bottom + GAP + line_height(TEXT)
@@ -225,7 +250,7 @@ def _draw(
     ImageDraw.Draw(image).rectangle((left - 1, top - 1, left + grid.width, bottom), outline=FRAME)
     for row, label in row_labels.items():
         colour = INK if row in marked else SOFT_INK
-        y = top + row * cell_h + cell_h // 2 + (APART if first_apart and row else 0)
+        y = top + row * cell_h + cell_h // 2 + (apart if row else 0)
         put(image, label, colour, left - GAP, y, (1, 0.5))
     _number_layers(image, layers, left, bottom, cell_w)
     if marked:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lit_attr.evaluation.agreement import verdict
 from lit_attr.evaluation.findings import RunFindings
-from lit_attr.evaluation.summary import strongest_at, strongest_cells
+from lit_attr.evaluation.summary import all_exact, has_effects, mean_text, strongest_at, strongest_cells
 from lit_attr.facts.roles import POSITION_0
 from lit_attr.text import cut
 
@@ -24,7 +24,7 @@ def summary_page(findings: RunFindings, manifest: Mapping[str, Any]) -> str:
     """
     summary = findings.summary
     lines = ["## Found", "", *_counts(summary)]
-    lines += ["", "Strongest mean scores of each role, in logits:", "", *_strongest_layers(summary["profile"])]
+    lines += ["", *_strongest_layers(summary["profile"])]
     if summary["agreement"] is not None:
         lines += ["", "## Agreement", "", *_agreement(summary["agreement"])]
     lines += ["", "## Strongest facts", "", *_facts(findings.strongest)]
@@ -50,16 +50,42 @@ def _counts(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _strongest_layers(profile: Mapping[str, Any]) -> Iterator[str]:
-    cells = strongest_cells(profile)
-    if found := strongest_at(profile, POSITION_0):
-        cells[f"{POSITION_0} (often an attention sink, in no role)"] = found
-    return _table(
-        ("role", "layer: mean score"),
-        (
-            (role, ", ".join(f"{layer}: {score:+.3f}" for score, layer, _ in found))
-            for role, found in cells.items()
-        ),
-    )
+    """The layers with the largest means at each role: of exact effects where there are any, else of scores."""
+    if not has_effects(profile):
+        yield "Strongest mean scores (estimates) of each role, in logits:"
+        yield ""
+        cells = _layers_by_role(profile, "mean_score")
+        yield from _table(("role", "layer: mean score"), cells.items())
+        return
+    exact = "exact effects of all facts" if all_exact(profile) else "with the 95% intervals that exclude 0"
+    yield f"Strongest mean effects of each role, in logits, {exact}:"
+    yield ""
+    heads = ("role", "facts with exact effects", "layer: mean effect", "layer: mean magnitude")
+    yield from _table(heads, _effect_rows(profile))
+
+
+def _effect_rows(profile: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
+    found = [_layers_by_role(profile, measure) for measure in ("mean_effect", "mean_magnitude")]
+    for role, facts, sampled, mean in zip(
+        profile["roles"], profile["facts"], profile["sampled"], profile["mean_effect"][0], strict=True
+    ):
+        name, missing = _name_of(role), "too few" if mean is None else "none"
+        if facts:
+            yield name, sampled, *(cells.get(name, missing) for cells in found)
+
+
+def _layers_by_role(profile: Mapping[str, Any], measure: str) -> dict[str, str]:
+    cells = strongest_cells(profile, measure=measure)
+    if found := strongest_at(profile, POSITION_0, measure=measure):
+        cells[POSITION_0] = found
+    return {
+        _name_of(role): ", ".join(f"{cell[1]}: {mean_text(profile, cell, measure)}" for cell in found)
+        for role, found in cells.items()
+    }
+
+
+def _name_of(role: str) -> str:
+    return f"{POSITION_0} (often an attention sink, in no role)" if role == POSITION_0 else role
 
 
 def _agreement(agreement: Mapping[str, Any]) -> Iterator[str]:

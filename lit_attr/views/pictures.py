@@ -11,8 +11,11 @@ from PIL import Image
 from lit_attr.attribution.catalogue import rule_title
 from lit_attr.errors import ArgumentError
 from lit_attr.evaluation.agreement import verdict
+from lit_attr.evaluation.effects import FEWEST_FACTS
 from lit_attr.evaluation.findings import Points
+from lit_attr.evaluation.summary import all_exact, has_effects
 from lit_attr.text import cut
+from lit_attr.views.cells import Quantity
 from lit_attr.views.heatmaps import draw_fact_heatmap, draw_role_heatmap
 from lit_attr.views.labels import shortened
 from lit_attr.views.scatter import draw_scatter
@@ -55,19 +58,61 @@ def fact_title(record: Mapping[str, Any]) -> str:
 
 
 def profile_image(profile: Mapping[str, Any], subtitle: str) -> Image.Image:
-    """Draws the heatmap of a profile: the mean score of each layer at each token role.
+    """Draws the heatmap of a profile: the mean effect of each layer at each token role, or the mean score.
+
+    Mean effects have a dot where their 95% interval excludes 0. Without exact effects, the means are those of the
+    scores, and the title says so.
 
     Args:
         profile: The profile, as the summary has it.
         subtitle: Which contrasts it averages.
     """
+    if has_effects(profile):
+        return _effects_image(profile, subtitle, "mean_effect", Quantity("effect"))
+    name = f"{component_name(profile['component'])} {_rule_name(profile['rule'])}"
     return draw_role_heatmap(
         np.array(profile["mean_score"], dtype=float),
         layers=profile["layers"],
         roles=profile["roles"],
         counts=profile["contrasts"],
-        title=f"Mean {component_name(profile['component'])} {_rule_name(profile['rule'])} by layer and token role",
+        title=f"Mean {name} by layer and token role (estimates)",
         subtitle=subtitle,
+    )
+
+
+def magnitude_image(profile: Mapping[str, Any], subtitle: str) -> Image.Image:
+    """Draws the heatmap of the mean magnitude of the effects of each layer at each token role.
+
+    Args:
+        profile: The profile, as the summary has it, with mean effects.
+        subtitle: Which contrasts it averages.
+    """
+    return _effects_image(profile, subtitle, "mean_magnitude", Quantity("effect", is_signed=False))
+
+
+def _effects_image(profile: Mapping[str, Any], subtitle: str, measure: str, quantity: Quantity) -> Image.Image:
+    means_LR = np.array(profile[measure], dtype=float)
+    marked_LR = None
+    if all_exact(profile):
+        source = "exact effects of all facts"
+    else:
+        source = f"{_rule_name(profile['rule'])} of all facts, exact effects of {max(profile['sampled'])}"
+        if (np.isnan(means_LR).any(0) & (np.array(profile["facts"]) > 0)).any():
+            source += f" · grey: fewer than {FEWEST_FACTS} of these"
+        if quantity.is_signed:
+            low_LR, high_LR = (np.array(profile[end], dtype=float) for end in ("interval_low", "interval_high"))
+            marked_LR = (low_LR > 0) | (high_LR < 0)
+            source += " · dots: the 95% interval excludes 0"
+    kind = "effect" if quantity.is_signed else "|effect|"
+    return draw_role_heatmap(
+        means_LR,
+        layers=profile["layers"],
+        roles=profile["roles"],
+        counts=profile["contrasts"],
+        title=f"Mean exact {component_name(profile['component'])} {kind} by layer and token role",
+        subtitle=f"{subtitle} · {source}",
+        quantity=quantity,
+        marked_LR=marked_LR,
     )
 
 

@@ -58,8 +58,57 @@ def test_names_position_0_apart_from_the_strongest_scores(tmp_path: Path):
     profile.add(np.array([[0.25, -2.0, 0.5], [-4.0, 1.0, 3.0]]), ("prefix", "last subject", "last"), (1, 2))
     lines = closing_lines(finished(tmp_path, {}, profile=profile.compute()), pictures=False).splitlines()
     assert (
-        "strongest mean scores, in logits: layer 9 at last +3.000; layer 3 at first subject -2.000; "
+        "strongest mean scores (estimates), in logits: layer 9 at last +3.000; layer 3 at first subject -2.000; "
         "layer 3 at last subject -2.000; at position 0 (often an attention sink): layer 9 -4.000"
+    ) in lines
+
+
+def of_effects(**changes: object) -> dict[str, object]:
+    """A profile of two layers at position 0 and the last token, with exact effects of 8 of 20 facts."""
+    return {
+        "rule": "gradient",
+        "layers": [3, 9],
+        "roles": ["position 0", "prefix", "last"],
+        "facts": [20, 5, 20],
+        "sampled": [8, 2, 8],
+        "mean_score": [[9.0, 9.0, 9.0], [9.0, 9.0, 9.0]],
+        "mean_effect": [[0.25, None, -3.0], [-4.0, None, 5.0]],
+        "interval_low": [[0.125, None, -3.5], [-5.0, None, -1.0]],
+        "interval_high": [[0.375, None, -2.5], [1.0, None, 11.0]],
+        "mean_magnitude": [[0.5, None, 3.5], [4.5, None, 6.0]],
+        "magnitude_low": [[0.25, None, 3.0], [4.0, None, 5.5]],
+        "magnitude_high": [[0.75, None, 4.0], [5.0, None, 6.5]],
+        **changes,
+    }
+
+
+def test_names_the_strongest_mean_effects_whose_intervals_exclude_0(tmp_path: Path):
+    lines = closing_lines(finished(tmp_path, {}, profile=of_effects()), pictures=False).splitlines()
+    assert (
+        "strongest mean effects, in logits, 95% interval: layer 3 at last -3.000 (-3.500 to -2.500); "
+        "at position 0 (often an attention sink): layer 3 +0.250 (+0.125 to +0.375)"
+    ) in lines
+    assert (
+        "largest mean magnitudes of effects, in logits, 95% interval: layer 9 at last 6.000 (5.500 to 6.500); "
+        "layer 3 at last 3.500 (3.000 to 4.000); at position 0 (often an attention sink): layer 9 4.500 "
+        "(4.000 to 5.000)"
+    ) in lines
+    assert not any("scores" in line for line in lines)
+
+
+def test_no_effect_stands_out(tmp_path: Path):
+    wide = of_effects(interval_low=[[-1, None, -4]] * 2, interval_high=[[1, None, 6]] * 2)
+    lines = closing_lines(finished(tmp_path, {}, profile=wide), pictures=False).splitlines()
+    assert "strongest mean effects, in logits, 95% interval: none whose interval excludes 0" in lines
+
+
+def test_exact_effects_of_all_facts_have_no_interval(tmp_path: Path):
+    means = [[0.25, 1.0, -3.0], [-4.0, 0.5, 5.0]]
+    profile = of_effects(sampled=[20, 5, 20], mean_effect=means, interval_low=means, interval_high=means)
+    lines = closing_lines(finished(tmp_path, {}, profile=profile), pictures=False).splitlines()
+    assert (
+        "strongest mean effects, in logits, exact effects of all facts: layer 9 at last +5.000; "
+        "layer 3 at last -3.000; layer 3 at prefix +1.000; at position 0 (often an attention sink): layer 9 -4.000"
     ) in lines
 
 

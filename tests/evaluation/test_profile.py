@@ -7,7 +7,15 @@ import orjson
 import pytest
 
 from lit_attr.evaluation.answers import AnswerCounts
-from lit_attr.evaluation.profile import ProfileSums
+from lit_attr.evaluation.effects import Sample, Sums, mean_effects
+from lit_attr.evaluation.profile import (
+    KINDS,
+    CheckedMeans,
+    ContrastMeans,
+    EffectProfile,
+    ProfileSums,
+    contrast_means,
+)
 from lit_attr.facts.roles import MEAN_ROLES, roles_of
 
 
@@ -141,6 +149,106 @@ def test_sums_add_up_across_processes():
     for name in ("mean_score", "standard_error"):
         for row, expected in zip(ours[name], theirs[name], strict=True):
             assert row == pytest.approx(expected)
+
+
+def contrast(
+    fact: int, scores: list[float], effects: list[float], step: int = 0, is_sampled: bool = True
+) -> CheckedMeans:
+    """A contrast of one layer: position 0, a subject of two tokens, the last token."""
+    roles, span = ("prefix", "first subject", "last subject", "last"), (1, 3)
+    means, has_role_R = contrast_means(np.array([scores]), roles, span)
+    of_scores = ContrastMeans(fact, step, "P1", True, means, has_role_R)
+    return CheckedMeans(of_scores, contrast_means(np.array([effects]), roles, span)[0], is_sampled)
+
+
+def drawn_contrasts(count: int) -> list[CheckedMeans]:
+    generator = np.random.default_rng(0)
+    scores = generator.standard_normal((count, 4))
+    effects = 0.5 * scores + 0.2 * generator.standard_normal((count, 4)) + 1
+    return [contrast(fact, scores[fact].tolist(), effects[fact].tolist()) for fact in range(count)]
+
+
+def profile_of(contrasts: list[CheckedMeans], rule: str = "gradient") -> EffectProfile:
+    profile = EffectProfile([0], "mlp", rule)
+    for each in contrasts:
+        profile.add_fact([each.contrast])
+    return profile
+
+
+def test_signs_do_not_cancel_in_a_magnitude():
+    roles, span = ("prefix", "first subject", "middle subject", "middle subject", "last subject"), (1, 5)
+    (signed_LR, magnitude_LR), has_role_R = contrast_means(np.array([[1.0, 2, -3, 5, -7]]), roles, span)
+    middle = MEAN_ROLES.index("middle subject")
+    assert (signed_LR[0, middle], magnitude_LR[0, middle]) == (1, 4)
+    assert magnitude_LR[0, MEAN_ROLES.index("last subject")] == 7
+    assert not has_role_R[MEAN_ROLES.index("last")] and has_role_R[middle]
+
+
+def test_mean_effects_stand_beside_mean_scores():
+    contrasts = drawn_contrasts(20)
+    profile = profile_of(contrasts).compute(contrasts[:10])
+    assert profile["sampled"] == [10, 0, 10, 0, 10, 0, 0, 10]
+    scores, effects = (
+        np.stack([part(each) for each in contrasts])
+        for part in (lambda each: each.contrast.scores_KLR, lambda each: each.effects_KLR)
+    )
+    counts = np.full((20, 8), [1, 0, 1, 0, 1, 0, 0, 1])
+    nothing = Sums(np.zeros((2, 1, 8)), np.zeros(8, dtype=int))
+    scored = Sums(scores.sum(0), counts.sum(0))
+    expected = mean_effects(scored, Sample(scores[:10], effects[:10], counts[:10]), nothing)
+    for kind, names in enumerate(KINDS):
+        for name, values_KLR in zip(names, expected, strict=True):
+            assert at(profile, name, "last") == pytest.approx(max(values_KLR[kind, 0, -1], 0 if kind else -9))
+            assert at(profile, name, "further") is None
+    assert profile["mean_score"] == profile_of(contrasts).scores.compute()["mean_score"]
+    assert orjson.loads(orjson.dumps(profile)) == profile
+
+
+def test_without_exact_effects_there_are_no_mean_effects():
+    profile = profile_of(drawn_contrasts(20)).compute()
+    assert profile["sampled"] == [0] * 8
+    assert {name: profile[name] for names in KINDS for name in names} == {
+        name: [[None] * 8] for names in KINDS for name in names
+    }
+
+
+def test_magnitudes_do_not_fall_below_0():
+    contrasts = [contrast(fact, [0.0] * 4, [0, 0, 0, 1.0 if fact == 3 else 0.0]) for fact in range(40)]
+    profile = profile_of(contrasts).compute(contrasts[:10])
+    assert at(profile, "interval_low", "last") < 0
+    assert at(profile, "magnitude_low", "last") == 0
+    assert at(profile, "mean_magnitude", "last") == pytest.approx(0.1)
+
+
+def test_scores_of_the_rule_exact_are_the_effects():
+    profile = profile_of(drawn_contrasts(5), "exact").compute()
+    assert profile["mean_effect"] == profile["interval_low"] == profile["interval_high"] == profile["mean_score"]
+    assert profile["sampled"] == profile["facts"]
+    assert at(profile, "mean_magnitude", "last") >= abs(at(profile, "mean_effect", "last"))
+
+
+def test_a_pilot_stands_for_itself():
+    """Of 20 facts 4 are a pilot of effect 9, and 10 of the others are sampled."""
+    contrasts = drawn_contrasts(16)
+    pilot = [contrast(fact, [9.0] * 4, [9.0] * 4, is_sampled=False) for fact in range(16, 20)]
+    alone = profile_of(contrasts).compute(contrasts[:10])
+    profile = profile_of([*contrasts, *pilot]).compute([*contrasts[:10], *pilot])
+    for name in ("mean_effect", "interval_low", "interval_high", "mean_magnitude"):
+        assert at(profile, name, "last") == pytest.approx(0.8 * at(alone, name, "last") + 0.2 * 9)
+    assert profile["sampled"][-1] == 14
+    # A pilot is not a sample of the others.
+    assert at(profile_of([*contrasts, *pilot]).compute([*contrasts[:3], *pilot]), "mean_effect", "last") is None
+
+
+def test_sampled_contrasts_of_one_fact_are_one_cluster():
+    contrasts = [contrast(fact // 2, [1.0] * 4, [float(fact)] * 4, fact % 2) for fact in range(14)]
+    profile = EffectProfile([0], "mlp", "gradient")
+    for first, second in zip(contrasts[::2], contrasts[1::2], strict=True):
+        profile.add_fact([first.contrast, second.contrast])
+    profile.add_fact([contrast(99, [1.0] * 4, [1.0] * 4).contrast])
+    found = profile.compute(contrasts)
+    # 14 contrasts, but 7 facts.
+    assert (found["sampled"][-1], at(found, "mean_effect", "last")) == (7, None)
 
 
 def test_answers_are_counted():

@@ -16,10 +16,20 @@ from transformers import PreTrainedModel
 from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
 from lit_attr.errors import UserError
 from lit_attr.evaluation.agreement import Compared, agreement_report
+from lit_attr.evaluation.effects import Sample, Sums, mean_effects
 from lit_attr.evaluation.faithfulness import faithfulness_report
-from lit_attr.evaluation.summary import MOST_POINTS, strongest_at, strongest_cells, summarise
+from lit_attr.evaluation.summary import (
+    MOST_POINTS,
+    all_exact,
+    has_effects,
+    mean_text,
+    strongest_at,
+    strongest_cells,
+    summarise,
+)
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.contrasts import Contrast
+from lit_attr.facts.order import random_order
 from lit_attr.facts.roles import MEAN_ROLES
 from lit_attr.facts.rows import Rejected
 from lit_attr.models.location import locate
@@ -231,6 +241,89 @@ def test_the_order_of_files_does_not_matter_to_facts_of_several_contrasts(make_r
         assert (other["profile"], other["known_profile"]) == (first["profile"], first["known_profile"])
 
 
+def in_order(examples: list[Example], seed: int = 0) -> list[Example]:
+    """The contrasts in a run's random order."""
+    of_key = {(each.id, each.step): each for each in examples}
+    return [of_key[key] for key in random_order(of_key, seed)]
+
+
+def without_effects(profile: dict) -> bool:
+    return profile["sampled"] == [0] * 8 and all(mean is None for row in profile["mean_effect"] for mean in row)
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_mean_effects_come_from_the_random_sample(
+    make_run: Callable, drawn: Callable, exact_of: Callable, seed: int
+):
+    """For all contrasts, the known ones, and each relation."""
+    examples = in_order(drawn(80), seed)
+    exact = [exact_of(each, place, curves=False) for place, each in enumerate(examples[:40])]
+    found = summarise(make_run(examples, exact, model={"sample_seed": seed}))
+    last = MEAN_ROLES.index("last")
+    groups = {
+        "profile": (found.summary["profile"], lambda each: True),
+        "known": (found.summary["known_profile"], lambda each: each.rank_true == 0),
+        "P2": (found.relations["P2"], lambda each: each.relation_id == "P2"),
+    }
+    for profile, belongs in groups.values():
+        group = [each for each in examples if belongs(each) and each.roles[-1] == "last"]
+        sampled = [each for each in group if each in examples[:40]]
+        assert profile["sampled"][last] == len(sampled) >= 8
+        effects = {record.id: record.effects["mlp"] for record in exact}
+        scores, scores_of_all = ([each.scores["mlp"].sum[0, -1] for each in part] for part in (sampled, group))
+        expected = mean_effects(
+            Sums(np.sum(scores_of_all).reshape(1, 1, 1), np.array([len(group)])),
+            Sample(
+                np.reshape(scores, (-1, 1, 1, 1)),
+                np.reshape([effects[each.id][0, -1] for each in sampled], (-1, 1, 1, 1)),
+                np.ones((len(sampled), 1), dtype=int),
+            ),
+            Sums(np.zeros((1, 1, 1)), np.array([0])),
+        )
+        ours = [profile[name][0][last] for name in ("mean_effect", "interval_low", "interval_high")]
+        assert ours == pytest.approx([each.item() for each in expected])
+
+
+def test_a_sample_ends_at_the_first_contrast_without_exact_effects(
+    make_run: Callable, drawn: Callable, exact_of: Callable
+):
+    """What an extended run has of the sample of fewer rows is not random."""
+    examples = in_order(drawn(60))
+    records = [exact_of(each, place, curves=False) for place, each in enumerate(examples)]
+    random = summarise(make_run(examples, records[:20], name="random")).summary
+    extended = summarise(make_run(examples, [*records[:20], *records[30:40]], name="extended")).summary
+    assert extended["profile"] == random["profile"]
+    assert extended["agreement"]["contrasts"] == 30
+    # One that is refused has been replaced by the next one.
+    refused = exact_of(examples[7], 7, refused="not finite")
+    replaced = [*records[:7], refused, *records[8:21]]
+    profile = summarise(make_run(examples, replaced, name="refused")).summary["profile"]
+    assert profile["sampled"][0] == 20
+
+
+def test_the_first_seen_say_nothing_about_the_rest(make_run: Callable, drawn: Callable, exact_of: Callable):
+    examples = in_order(drawn(20))
+    summary = summarise(make_run(examples, [exact_of(each, None) for each in examples[:12]])).summary
+    assert summary["agreement"]["contrasts"] == 12
+    assert without_effects(summary["profile"]) and without_effects(summary["known_profile"])
+
+
+def test_a_pilot_judges_nothing(make_run: Callable, drawn: Callable, exact_of: Callable):
+    """It counts in the means as what it is."""
+    examples = in_order(drawn(30))
+    records = [exact_of(each, place, curves=False) for place, each in enumerate(examples[:16])]
+    pilot = [msgspec.structs.replace(each, is_pilot=True) for each in records[:4]]
+    summary = summarise(make_run(examples, [*pilot, *records[4:]])).summary
+    assert (summary["agreement"]["contrasts"], summary["profile"]["sampled"][0]) == (12, 16)
+    alone = summarise(make_run(examples[4:], records[4:], name="alone")).summary
+    mean, without = (each["profile"]["mean_effect"][1][0] for each in (summary, alone))
+    of_pilot = np.mean([each.effects["mlp"][1, 0] for each in pilot])
+    assert mean == pytest.approx((26 * without + 4 * of_pilot) / 30)
+    only = summarise(make_run(examples[:4], pilot, name="only")).summary
+    assert only["agreement"] is None
+    assert only["profile"]["mean_effect"][1][0] == pytest.approx(of_pilot)
+
+
 @pytest.mark.parametrize("change", [{"rule": "linearised"}, {"layers": [0, 1, 5]}])
 def test_refuses_files_that_do_not_belong_together(make_run: Callable, example: Example, change: dict):
     folder = make_run([example])
@@ -253,6 +346,31 @@ def test_refuses_exact_effects_of_other_cells(make_run: Callable, drawn: Callabl
             match=f"{folder.exact}/00000000-0.json: effects: they are of other cells than the scores; move it",
         ):
             summarise(folder)
+
+
+def test_the_strongest_effects_have_intervals_that_exclude_0():
+    profile = {
+        "layers": [4, 5, 6],
+        "roles": ["position 0", "last"],
+        "facts": [9, 9],
+        "sampled": [9, 8],
+        "mean_score": [[1.0, 7.0]] * 3,
+        "mean_effect": [[2.0, 1.0], [3.0, -4.0], [None, 6.0]],
+        "interval_low": [[1.0, 0.5], [-1.0, -5.0], [None, -0.5]],
+        "interval_high": [[3.0, 1.5], [7.0, -3.0], [None, 12.5]],
+        "mean_magnitude": [[2.0, 1.0], [3.0, 4.0], [None, 6.0]],
+        "magnitude_low": [[1.0, 0.5], [2.0, 3.0], [None, 0.0]],
+        "magnitude_high": [[3.0, 1.5], [4.0, 5.0], [None, 12.0]],
+    }
+    assert strongest_cells(profile) == {"last": [(-4.0, 5, "last"), (1.0, 4, "last")]}
+    assert strongest_at(profile, "position 0") == [(2.0, 4, "position 0")]
+    assert strongest_at(profile, "last", 1, "mean_magnitude") == [(4.0, 5, "last")]
+    assert strongest_at(profile, "last", 1, "mean_score") == [(7.0, 4, "last")]
+    assert mean_text(profile, (-4.0, 5, "last"), "mean_effect") == "-4.000 (-5.000 to -3.000)"
+    assert (has_effects(profile), all_exact(profile)) == (True, False)
+    assert all_exact({**profile, "sampled": [9, 9]})
+    # Counts of a run that goes on have mean scores alone.
+    assert not has_effects({"layers": [4], "mean_score": [[1.0, 7.0]]})
 
 
 def test_the_strongest_cells_of_a_role_are_its_largest_means(make_run: Callable, example: Example):

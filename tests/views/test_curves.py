@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 from agreements import part, report
 
+from lit_attr.evaluation.profile import KINDS
 from lit_attr.facts.roles import MEAN_ROLES
 from lit_attr.views.curves import (
+    EFFECT_GROUPS,
     agreement_curves,
     custom_scalar_layout,
+    effect_curves,
     faithfulness_curves,
     hyperparameters,
     profile_curves,
@@ -52,6 +55,39 @@ def test_profile_curves_have_a_point_a_layer_with_its_band():
             },
         ),
     ]
+
+
+def test_effect_curves_have_the_ends_of_their_intervals():
+    profile = {
+        "layers": [3, 7],
+        "roles": ["last", "first subject"],
+        "mean_effect": [[1.0, None], [-2.0, None]],
+        "interval_low": [[0.5, None], [-3.0, None]],
+        "interval_high": [[1.5, None], [-1.0, None]],
+        "mean_magnitude": [[1.25, None], [2.25, None]],
+        "magnitude_low": [[0.75, None], [1.75, None]],
+        "magnitude_high": [[1.75, None], [2.75, None]],
+    }
+    first = {
+        "mean_effect/last": 1.0,
+        "mean_effect_low/last": 0.5,
+        "mean_effect_high/last": 1.5,
+        "mean_magnitude/last": 1.25,
+        "mean_magnitude_low/last": 0.75,
+        "mean_magnitude_high/last": 1.75,
+    }
+    curves = [*effect_curves(profile)]
+    assert curves[0] == (3, first)
+    assert [layer for layer, _ in curves] == [3, 7]
+    ((_, known), _) = effect_curves(profile, "_known")
+    assert known["mean_effect_known_low/last"] == 0.5
+    layout = custom_scalar_layout(["last"], EFFECT_GROUPS)
+    assert {tag for charts in layout.values() for _, tags in charts.values() for tag in tags} == set(first)
+
+
+def test_a_profile_without_effects_has_no_curves_of_them():
+    without = {name: [[None]] for names in KINDS for name in names}
+    assert [*effect_curves({"layers": [3], "roles": ["last"], **without})] == []
 
 
 def test_agreement_curves_leave_out_what_is_undefined():

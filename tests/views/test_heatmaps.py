@@ -366,6 +366,44 @@ def test_position_0_stands_apart_in_a_role_map():
         ), "beside its row"
 
 
+def test_marked_cells_have_a_dot():
+    means_LR = np.linspace(-1, 1, 32).reshape(4, 8)
+    plain = role(means_LR)
+    assert not ImageChops.difference(plain, role(means_LR, marked_LR=np.zeros((4, 8), dtype=bool))).getbbox()
+    for layer, row in ((0, 0), (3, 1), (2, 7)):
+        changed = means_LR.copy()
+        changed[layer, row] = 0.03
+        x0, y0, x1, y1 = ImageChops.difference(plain, role(changed)).getbbox()
+        marked_LR = np.zeros((4, 8), dtype=bool)
+        marked_LR[layer, row] = True
+        marked = role(means_LR, marked_LR=marked_LR)
+        dot = ImageChops.difference(plain, marked).getbbox()
+        assert (x0 + x1) / 2 < dot[0] and dot[2] <= x1 + 1 and (y0 + y1) / 2 < dot[1] and dot[3] <= y1 + 1
+        assert 3 <= dot[2] - dot[0] <= cells.DOT + 3
+        assert colour_at(marked, dot) == sheet.INK
+
+
+def test_the_quantity_is_named_beside_the_scale():
+    means_LR = np.zeros((2, 8))
+    means_LR[0, :2] = 9.0, 0.5
+    foot = "hatched: beyond the scale, |effect| up to 9.00"
+    for signed, name, ends in ((True, "effect (logits)", ["+0.500", "−0.500"]), (False, "|effect| (logits)", [])):
+        image = role(means_LR, quantity=cells.Quantity("effect", signed))
+        assert place_upright(image, name, sheet.TEXT)
+        assert shows(image, (0, image.height - 60, *image.size), foot, sheet.SMALL, sheet.SOFT_INK)
+        for number in ("+0.500", "−0.500"):
+            assert shows(image, (image.width // 2, 0, *image.size), number) == (number in ends)
+
+
+def test_the_scale_of_magnitudes_begins_at_0():
+    image = role(np.full((2, 8), 0.5), quantity=cells.Quantity("effect", is_signed=False))
+    right = (image.width - 150, 0, *image.size)
+    (_, top), (_, bottom) = place(image, right, "0.500"), place(image, right, "0")
+    assert bottom - top > 100
+    colours = {colour for _, colour in image.crop(right).getcolors(1 << 20)}
+    assert tuple(cells.TABLE[-1].tolist()) in colours and tuple(cells.TABLE[0].tolist()) not in colours
+
+
 def test_same_scores_give_the_same_bytes():
     first = fact(anchored((2, 0, 4.0))).tobytes()
     text_mask.cache_clear()

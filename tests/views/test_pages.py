@@ -48,6 +48,41 @@ def test_page_counts_and_names_the_strongest_layers():
     assert not any(line.startswith("| first subject") for line in lines)
 
 
+def test_page_says_that_mean_scores_are_estimates():
+    assert "Strongest mean scores (estimates) of each role, in logits:" in summary_page(findings(), NO_SETTINGS)
+
+
+def test_page_names_mean_effects_with_their_intervals():
+    empty = findings()
+    effects = {
+        "roles": ["position 0", "prefix", "first subject", "further", "last"],
+        "facts": [20, 20, 3, 0, 20],
+        "sampled": [8, 8, 2, 0, 8],
+        "mean_effect": [[0.25, 0.5, None, None, -3.0], [-4.0, 0.125, None, None, 5.0]],
+        "interval_low": [[0.125, -0.5, None, None, -3.5], [-5.0, -1.0, None, None, 4.0]],
+        "interval_high": [[0.375, 1.5, None, None, -2.5], [1.0, 2.0, None, None, 6.0]],
+        "mean_magnitude": [[0.5, 0.75, None, None, 3.5], [4.5, 0.25, None, None, 6.0]],
+        "magnitude_low": [[0.25, 0.0, None, None, 3.0], [4.0, 0.125, None, None, 5.5]],
+        "magnitude_high": [[0.75, 2.0, None, None, 4.0], [5.0, 0.375, None, None, 6.5]],
+    }
+    summary = {**empty.summary, "profile": {**empty.summary["profile"], **effects}}
+    page = summary_page(empty._replace(summary=summary), NO_SETTINGS)
+    lines = page.replace("\\", "").splitlines()
+    start = lines.index("| role | facts with exact effects | layer: mean effect | layer: mean magnitude |")
+    assert lines[start - 2] == (
+        "Strongest mean effects of each role, in logits, with the 95% intervals that exclude 0:"
+    )
+    assert lines[start + 2 : start + 7] == [
+        "| position 0 (often an attention sink, in no role) | 8 | 0: +0.250 (+0.125 to +0.375) "
+        "| 1: 4.500 (4.000 to 5.000), 0: 0.500 (0.250 to 0.750) |",
+        "| prefix | 8 | none | 1: 0.250 (0.125 to 0.375) |",
+        "| first subject | 2 | too few | too few |",
+        "| last | 8 | 1: +5.000 (+4.000 to +6.000), 0: -3.000 (-3.500 to -2.500) "
+        "| 1: 6.000 (5.500 to 6.500), 0: 3.500 (3.000 to 4.000) |",
+        "",
+    ]
+
+
 def test_page_of_an_empty_run_has_dashes():
     empty = findings()
     summary = {**empty.summary, "contrasts": 0, "contrast_accuracy": None, "median_logit_diff": None}

@@ -14,8 +14,16 @@ from lit_attr.errors import ArgumentError
 from lit_attr.evaluation.agreement import verdict
 from lit_attr.evaluation.findings import Points
 from lit_attr.facts.roles import MEAN_ROLES
+from lit_attr.views.cells import Quantity
 from lit_attr.views.heatmaps import draw_fact_heatmap, draw_role_heatmap
-from lit_attr.views.pictures import agreement_image, choose_component, component_name, fact_image, profile_image
+from lit_attr.views.pictures import (
+    agreement_image,
+    choose_component,
+    component_name,
+    fact_image,
+    magnitude_image,
+    profile_image,
+)
 from lit_attr.views.scatter import draw_scatter
 
 RECORD: dict[str, Any] = {**ONE, "layers": [2, 5], "rule": "gradient", "logit_diff": -1.5}
@@ -69,10 +77,63 @@ def test_profile_image_says_what_is_averaged():
         layers=[2, 5],
         roles=MEAN_ROLES,
         counts=[4] * len(MEAN_ROLES),
-        title="Mean MLP gradient × activation by layer and token role",
+        title="Mean MLP gradient × activation by layer and token role (estimates)",
         subtitle="4 contrasts",
     )
     assert same(profile_image(PROFILE, "4 contrasts"), expected)
+
+
+EFFECTS: dict[str, Any] = {
+    **PROFILE,
+    "facts": [4] * 7 + [0],
+    "sampled": [3] * 7 + [0],
+    "mean_effect": [[0.5] * 6 + [None] * 2, [-1.0] * 6 + [None] * 2],
+    "interval_low": [[0.25] * 6 + [None] * 2, [-3.0] * 6 + [None] * 2],
+    "interval_high": [[0.75] * 6 + [None] * 2, [1.0] * 6 + [None] * 2],
+    "mean_magnitude": [[0.75] * 6 + [None] * 2, [1.5] * 6 + [None] * 2],
+}
+
+
+def test_profile_image_draws_mean_effects_with_dots():
+    expected = draw_role_heatmap(
+        np.array(EFFECTS["mean_effect"], dtype=float),
+        layers=[2, 5],
+        roles=MEAN_ROLES,
+        counts=[4] * len(MEAN_ROLES),
+        title="Mean exact MLP effect by layer and token role",
+        subtitle="4 contrasts · gradient × activation of all facts, exact effects of 3 · "
+        "grey: fewer than 8 of these · dots: the 95% interval excludes 0",
+        quantity=Quantity("effect"),
+        marked_LR=np.array([[True] * 6 + [False] * 2, [False] * 8]),
+    )
+    assert same(profile_image(EFFECTS, "4 contrasts"), expected)
+
+
+def test_magnitude_image_has_no_dots():
+    expected = draw_role_heatmap(
+        np.array(EFFECTS["mean_magnitude"], dtype=float),
+        layers=[2, 5],
+        roles=MEAN_ROLES,
+        counts=[4] * len(MEAN_ROLES),
+        title="Mean exact MLP |effect| by layer and token role",
+        subtitle="4 contrasts · gradient × activation of all facts, exact effects of 3 · "
+        "grey: fewer than 8 of these",
+        quantity=Quantity("effect", is_signed=False),
+    )
+    assert same(magnitude_image(EFFECTS, "4 contrasts"), expected)
+
+
+def test_exact_effects_of_all_facts_need_no_dots():
+    expected = draw_role_heatmap(
+        np.array(EFFECTS["mean_effect"], dtype=float),
+        layers=[2, 5],
+        roles=MEAN_ROLES,
+        counts=[4] * len(MEAN_ROLES),
+        title="Mean exact MLP effect by layer and token role",
+        subtitle="4 contrasts · exact effects of all facts",
+        quantity=Quantity("effect"),
+    )
+    assert same(profile_image({**EFFECTS, "sampled": EFFECTS["facts"]}, "4 contrasts"), expected)
 
 
 def test_agreement_image_says_the_verdict():
