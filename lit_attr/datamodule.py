@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -47,6 +47,7 @@ class DataRequirements(NamedTuple):
         limits: How many positions and token embeddings the model has.
         verify: How many contrasts of the run's random order get exact effects.
         sample_seed: Seed of that order.
+        pilot: How many contrasts of the order are the pilot of an adaptive run, before those.
     """
 
     step: Step | None = None
@@ -57,6 +58,7 @@ class DataRequirements(NamedTuple):
     limits: ModelLimits = ModelLimits(None, None)
     verify: int = 0
     sample_seed: int = 0
+    pilot: int = 0
 
 
 @runtime_checkable
@@ -74,10 +76,12 @@ class Work(NamedTuple):
         contrasts: The contrasts.
         comparison: Set where the exact effects of one contrast are computed: which comparison of its process this
             is, from 1, and of how many.
+        is_pilot: Whether the contrast is of the pilot.
     """
 
     contrasts: list[Contrast]
     comparison: tuple[int, int] | None = None
+    is_pilot: bool = False
 
 
 class CounterfactDataModule(pl.LightningDataModule):
@@ -86,9 +90,10 @@ class CounterfactDataModule(pl.LightningDataModule):
     Rows have the columns of `NeelNanda/counterfact-tracing`, or are nested as in the raw CounterFact file. A row
     that cannot be used is left out and listed, with the reason, in `rejected`.
 
-    Batches with scores to compute come first, the longest first. Then the run's sample follows, one contrast a
-    batch, for its exact effects: the first contrasts in a random order of the whole run, so that the sample is the
-    same with any number of processes.
+    The pilot of an adaptive run comes first, one contrast a batch: the first contrasts in a random order of the
+    whole run. Batches with scores to compute follow, the longest first. Then come the contrasts that are verified,
+    one a batch, for their exact effects: those after the pilot in the same order, so that they are the same with
+    any number of processes.
 
     Args:
         source: `sample` (the facts that ship with the package), a hub name, a .json, .jsonl, .csv or .parquet file
@@ -222,7 +227,9 @@ class CounterfactDataModule(pl.LightningDataModule):
             [contrast.key for contrast in self.contrasts if contrast.is_contrastive],
             self.requirements.sample_seed,
         )
-        work = [Work(contrasts) for contrasts in self._unscored(state)] + self._comparisons(state, order)
+        pilot = self._pilot(state, order)
+        unscored = self._unscored(state, {work.contrasts[0].key for work in pilot})
+        work = [*pilot, *map(Work, unscored), *self._comparisons(state, order)]
         trainer = self.trainer
         sampler = RankSampler(
             work,
@@ -303,14 +310,29 @@ class CounterfactDataModule(pl.LightningDataModule):
                 trust_remote_code=requirements.trust_remote_code,
             )
 
-    def _unscored(self, state: RunState | None) -> list[list[Contrast]]:
-        """The batches of the contrasts that have no scores yet."""
+    def _pilot(self, state: RunState | None, order: Sequence[ContrastKey]) -> list[Work]:
+        """The contrasts of the pilot that have no exact effects yet, one a batch."""
+        count = self.requirements.pilot
+        if not count or state is None or state.has_error_model:
+            # An error model never changes, also when the run is extended.
+            return []
+        if count > len(order):
+            rank_zero_info(f"The pilot is all {len(order)} contrasts: every score is an exact effect.")
+        # An interrupted run that is extended keeps the pilot that it has begun.
+        keys = [key for key in order if key in state.pilots]
+        keys = (keys + [key for key in order if key not in state.pilots and key not in state.refused])[:count]
+        contrasts = {contrast.key: contrast for contrast in self.contrasts}
+        state.pilot = [contrasts[key] for key in keys]
+        return self._one_by_one([contrasts[key] for key in keys if key not in state.exact], is_pilot=True)
+
+    def _unscored(self, state: RunState | None, pilot: Collection[ContrastKey]) -> list[list[Contrast]]:
+        """The batches of the contrasts that have no scores yet, without the pilot's."""
         # Cut from all contrasts, so that a resumed run has the batches of an uninterrupted one, and its numbers to
         # the bit.
         batches = self.in_batches(self.contrasts, self._device)
         if state is not None:
             state.check_facts(self.contrasts)
-        done = state.done | state.refused if state is not None else frozenset()
+        done = {*pilot, *state.done, *state.refused} if state is not None else pilot
         return [left for batch in batches if (left := [each for each in batch if each.key not in done])]
 
     def _comparisons(self, state: RunState | None, order: Sequence[ContrastKey]) -> list[Work]:
@@ -322,18 +344,23 @@ class CounterfactDataModule(pl.LightningDataModule):
         refused = set(state.refused) if state is not None else set()
         exact = dict(state.exact) if state is not None else {}
         # A contrast that came out not finite is replaced by the next one of the order.
+        pilot = {*state.pilots, *(contrast.key for contrast in state.pilot)} if state is not None else set()
         usable = [
             (place, contrasts[key])
             for place, key in enumerate(order)
-            if key not in refused and exact.get(key) is not False
+            if key not in refused and exact.get(key) is not False and key not in pilot
         ]
         if state is not None:
             state.spares = usable[verify:]
-        missing = [contrast for _, contrast in usable[:verify] if contrast.key not in exact]
+        return self._one_by_one([contrast for _, contrast in usable[:verify] if contrast.key not in exact])
+
+    def _one_by_one(self, contrasts: Sequence[Contrast], *, is_pilot: bool = False) -> list[Work]:
+        """One contrast a batch, numbered for each process."""
         processes = self.trainer.world_size if self.trainer is not None else 1
+        counts = [len(range(rank, len(contrasts), processes)) for rank in range(processes)]
         return [
-            Work([contrast], (at // processes + 1, len(range(at % processes, len(missing), processes))))
-            for at, contrast in enumerate(missing)
+            Work([contrast], (at // processes + 1, counts[at % processes]), is_pilot)
+            for at, contrast in enumerate(contrasts)
         ]
 
     @property
@@ -359,7 +386,7 @@ class CounterfactDataModule(pl.LightningDataModule):
 
 def _collate(places: Mapping[ContrastKey, int], work: Work) -> ContrastBatch:
     of_contrasts = tuple(places.get(contrast.key) for contrast in work.contrasts)
-    return collate_contrasts(work.contrasts, of_contrasts, work.comparison)
+    return collate_contrasts(work.contrasts, of_contrasts, work.comparison, work.is_pilot)
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, embedded: int | None) -> None:

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_attr.attribution.catalogue import RuleName, RuleOptions, find_rule
-from lit_attr.attribution.comparison import ExactEffects, compare_exactly
 from lit_attr.attribution.gradient import GRADIENT, AttributionBatch, Rule, attribute_batch
 from lit_attr.datamodule import DataRequirements
-from lit_attr.errors import ArgumentError, arguments_of, one_line, warn_about
+from lit_attr.errors import ArgumentError, arguments_of, warn_about
 from lit_attr.facts.batches import ContrastBatch
-from lit_attr.facts.contrasts import Contrast, Step
+from lit_attr.facts.contrasts import Step
+from lit_attr.memory import Halving
 from lit_attr.models.checkpoints import load_weights
 from lit_attr.models.identity import gguf_digest, model_identity
 from lit_attr.models.language_model import check_model, find_language_model, is_placed, is_spread
 from lit_attr.models.limits import model_limits, read_limits
 from lit_attr.models.loading import DEMO_MODEL, Dtype, Quantization, float32_by_default, load_model
 from lit_attr.models.location import Layers, Location, input_device, locate
-from lit_attr.sample import FirstSeen, compare_or_replace
+from lit_attr.sampling.comparisons import FirstSeen, Scorer, compare_or_replace, compare_or_warn
+from lit_attr.sampling.pilot import Adaptive, check_targets
 from lit_attr.settings import DATA_ARGUMENTS, RENAMED, LoadingOptions, check_settings, refuse_loading_options
 from lit_attr.trainers import check_trainer, run_state, warn_of_other_lightning
 
@@ -51,6 +51,12 @@ class AttributionModule(pl.LightningModule):
             the run can report how well the two agree. One costs as much as the scores of a few dozen; 0 disables
             it. They are the first in a random order of the run; where a loader knows no such order, the first that
             each process sees.
+        min_agreement: Compute cells exactly until the scores are predicted to have this correlation with the exact
+            effects over all cells, such as 0.95. Default: none; every score is the rule's.
+        min_agreement_by_layer: The same in each layer, where `min_agreement` is given; null for no such promise.
+        pilot: Number of random contrasts whose exact effects show which cells `min_agreement` needs. They come
+            first; those of `verify` are others.
+        max_cost: Bounds the expected work of `min_agreement`, in passes of the plain gradient.
         sample_seed: Seed of the run's random order.
         step: Where the two answers are compared: `divergence`, the first token that differs, or `all`, every token
             they have in common positions. A data module without a step of its own follows it.
@@ -72,6 +78,10 @@ class AttributionModule(pl.LightningModule):
         component: str = "mlp",
         rule: RuleName = "gradient",
         verify: int = 16,
+        min_agreement: float | None = None,
+        min_agreement_by_layer: float | None = 0.8,
+        pilot: int = 16,
+        max_cost: float | None = None,
         sample_seed: int = 0,
         step: Step = "divergence",
         dtype: Dtype = "float32",
@@ -96,6 +106,7 @@ class AttributionModule(pl.LightningModule):
             raise ArgumentError("model_name", "it is empty; leave it out for the demo model", "model")
         with arguments_of("model", RENAMED):
             check_settings(layers, verify, rule=rule, step=step, dtype=dtype)
+            targets = check_targets(min_agreement, min_agreement_by_layer, pilot, max_cost, rule=rule)
         # Not for the loggers: TensorBoard's HParams tab keeps what it is given first, which has to be the
         # writer's.
         self.save_hyperparameters(ignore=["model", "tokenizer"], logger=False)
@@ -108,6 +119,14 @@ class AttributionModule(pl.LightningModule):
         self.component = component
         self.rule: RuleName = rule
         self.verify, self.sample_seed = verify, sample_seed
+        # What an adaptive run promises, which changes numbers.
+        self._promise = {
+            "min_agreement": min_agreement,
+            "min_agreement_by_layer": min_agreement_by_layer,
+            "pilot": pilot,
+            "max_cost": max_cost,
+        }
+        self.pilot = pilot
         self.step: Step = step
         self.dtype_name: Dtype = dtype
         self.quantization: Quantization | None = quantization
@@ -116,7 +135,8 @@ class AttributionModule(pl.LightningModule):
         self.location: Location | None = None
         self._rule: Rule = GRADIENT
         self._first_seen: FirstSeen | None = None
-        self._too_many_tokens: float = math.inf
+        self._adaptive = None if targets is None else Adaptive(targets)
+        self._halving = Halving()
         self._home: torch.device | None = None
         self.language_model: PreTrainedModel | None = None
         if model is not None:
@@ -181,12 +201,15 @@ class AttributionModule(pl.LightningModule):
             limits,
             self._sample_size,
             self.sample_seed,
+            self.pilot if self._adaptive is not None else 0,
         )
 
     def setup(self, stage: str) -> None:
         """Remembers the model's device: a Trainer moves it to its own device, and to the CPU in the end."""
         processes = self._trainer.world_size if self._trainer is not None else 1
         self._first_seen = FirstSeen(self._sample_size, processes)
+        if self._adaptive is not None:
+            self._adaptive.forget()
         if self._home is not None:
             # An earlier run has failed.
             self.location = None
@@ -290,15 +313,19 @@ class AttributionModule(pl.LightningModule):
             UserError: The memory does not suffice for a single row.
         """
         self.configure_model()
+        compare = partial(compare_or_warn, self._scorer)
         if batch.comparison is not None:
+            if batch.is_pilot and self._adaptive is not None:
+                with arguments_of("model"):
+                    return self._adaptive.attribute_pilot(self._scorer, batch.to(self.input_device)).to("cpu")
             (contrast,), (place,) = batch.contrasts, batch.places or (None,)
-            exact = compare_or_replace(contrast, place, self._compare, run_state(self._trainer))
+            exact = compare_or_replace(contrast, place, compare, run_state(self._trainer))
             return AttributionBatch.empty(self._location, self.component, self.rule)._replace(exact=exact)
         with arguments_of("model", RENAMED), arguments_of("data", {"batch": "source"}, only=DATA_ARGUMENTS):
-            scored = self._attribute(batch.to(self.input_device))
+            scored = self._halving.attribute(batch.to(self.input_device), self._attribute)
         if batch.places is not None or self._first_seen is None:
             return scored
-        exact = self._first_seen.compare(batch.contrasts, self._compare, run_state(self._trainer))
+        exact = self._first_seen.compare(batch.contrasts, compare, run_state(self._trainer))
         return scored._replace(exact=exact)
 
     @property
@@ -324,54 +351,26 @@ class AttributionModule(pl.LightningModule):
             "rule": self.rule,
             "integration_steps": self.rule_options.integration_steps if self.rule == "integrated" else None,
             "frozen_attention": self.rule_options.frozen_attention if self.rule == "linearised" else None,
+            **({} if self._adaptive is None else self._promise),
             "sample_seed": self.sample_seed,
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
         }
 
     def _attribute(self, batch: ContrastBatch) -> AttributionBatch:
-        """Attributes a batch, in halves where memory runs out on it or has run out on one as large."""
-        tokens, rows = batch.token_ids_BT.numel(), len(batch.contrasts)
-        if rows == 1 or tokens < self._too_many_tokens:
-            try:
-                scored = attribute_batch(
-                    self._model, self._location, batch, component=self.component, rule=self._rule
-                )
-                return scored.to("cpu")
-            except RuntimeError as error:
-                if not is_oom_error(error):
-                    raise
-                if rows == 1:
-                    raise ArgumentError(
-                        "source",
-                        f"the memory does not suffice for a single row of {tokens} tokens; a smaller model.dtype "
-                        "or fewer model.layers need less",
-                    ) from error
-            # The error, and with it the tensors of its frames, is released here.
-            garbage_collection_cuda()
-            self._too_many_tokens = tokens
-            warn_about("max_tokens", "the memory does not suffice for a batch; continuing with halves of it")
-        first, second = batch.split()
-        return self._attribute(first).join(self._attribute(second))
-
-    def _compare(self, contrast: Contrast, place: int | None) -> ExactEffects | None:
-        try:
-            return compare_exactly(
-                self._model, self._location, contrast, component=self.component, rule=self._rule, place=place
-            )
-        except (
-            Exception
-        ) as error:  # of any kind: the scores are computed, and the run continues without comparison
-            reason = one_line(error)
-            with arguments_of("model"):
-                warn_about(
-                    "verify", f"this model's exact effects cannot be computed ({reason}); 0 leaves them out"
-                )
-            return None
+        scorer = self._scorer
+        if self._adaptive is not None:
+            return self._adaptive.attribute(scorer, batch, self._trainer)
+        model, location, component, rule = scorer
+        return attribute_batch(model, location, batch, component=component, rule=rule)
 
     @property
     def _sample_size(self) -> int:
         # The scores of the rule `exact` are the exact effects.
         return 0 if self.rule == "exact" else self.verify
+
+    @property
+    def _scorer(self) -> Scorer:
+        return Scorer(self._model, self._location, self.component, self._rule)
 
     @property
     def _model(self) -> PreTrainedModel:

@@ -8,10 +8,13 @@ from inspect import ismethod
 from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
+import numpy as np
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.plugins.precision import BitsandbytesPrecision, TransformerEnginePrecision
+from numpy.typing import NDArray
 
 from lit_attr.errors import UserError, warn_once
+from lit_attr.facts.contrasts import Contrast
 from lit_attr.facts.rows import Rejected
 from lit_attr.records.state import RunState
 
@@ -22,6 +25,20 @@ class OwnsRun(Protocol):
 
     def run_state(self, trainer: pl.Trainer) -> RunState:
         """The state of the run. The first call opens the folder; every process has to make it."""
+
+
+@runtime_checkable
+class OwnsPilot(Protocol):
+    """A callback that keeps the pilot and the error model of an adaptive run for all its processes."""
+
+    def pilot_effects(self, trainer: pl.Trainer) -> list[tuple[Contrast, NDArray[np.float64]]]:
+        """The exact effects [L, T] of the pilot, once all processes have computed theirs."""
+
+    def read_error_model(self, trainer: pl.Trainer) -> Mapping[str, Any] | None:
+        """The error model of the run, in JSON types; None where there is none yet."""
+
+    def keep_error_model(self, trainer: pl.Trainer, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Keeps an error model, and returns the one that the run has: the first that was kept."""
 
 
 @runtime_checkable
@@ -49,9 +66,14 @@ class HasContent(Protocol):
 
 def run_state(trainer: pl.Trainer | None) -> RunState | None:
     """The state of the Trainer's run; None where no callback keeps one, as without an `AttributionWriter`."""
-    callbacks = trainer.callbacks if trainer is not None else []  # type: ignore[attr-defined]  # set at run time
-    owner = next((callback for callback in callbacks if isinstance(callback, OwnsRun)), None)
+    owner = owner_of_run(trainer)
     return None if owner is None or trainer is None else owner.run_state(trainer)
+
+
+def owner_of_run(trainer: pl.Trainer | None) -> OwnsRun | None:
+    """The callback that owns the run's state, if there is one."""
+    callbacks = trainer.callbacks if trainer is not None else []  # type: ignore[attr-defined]  # set at run time
+    return next((callback for callback in callbacks if isinstance(callback, OwnsRun)), None)
 
 
 def identity_of(part: object) -> Mapping[str, Any]:

@@ -45,7 +45,7 @@ def attribute(folder: Path, rows: int, tokens: int, megabytes: float, results: A
     except UserError as error:
         found = str(error)
     resource.setrlimit(resource.RLIMIT_AS, before)
-    results.put((found, module._too_many_tokens))
+    results.put((found, module._halving._too_many_tokens))
 
 
 @pytest.fixture

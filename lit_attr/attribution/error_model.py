@@ -252,18 +252,19 @@ class _Unseen:
 
         def both(exact_N: Values, estimated_N: Values) -> Values:
             after = np.concatenate([np.cumsum(estimated_N[::-1])[::-1], [0.0]])
-            return np.concatenate([[0.0], np.cumsum(exact_N)]) + after
+            sums: Values = np.concatenate([[0.0], np.cumsum(exact_N)]) + after
+            return sums
 
         total = len(order_N)
         sum_x, square_x, product = both(y_N, x_N), both(y_N * y_N, x_N * x_N), both(y_N * y_N, x_N * y_N)
         with np.errstate(divide="ignore", invalid="ignore"):
             spread_x = square_x - sum_x**2 / total
             found_N: Values = product / np.sqrt(spread_x * (y_N @ y_N))
-        cost = np.concatenate([[0.0], np.cumsum(self._costs_N[order_N])]) / self._contrasts
+        cost_N = np.concatenate([[0.0], np.cumsum(self._costs_N[order_N])]) / self._contrasts
         # Not the first count that happens to reach it: from there on it has to stay.
         below = np.flatnonzero(found_N < agreement)
         fewest = 0 if not len(below) else min(int(below[-1]) + 1, total)
-        return min(fewest, int((cost <= bound).sum()) - 1)
+        return min(fewest, int((cost_N <= bound).sum()) - 1)
 
     def _value_after(self, order_N: NDArray[np.int64], count: int) -> float:
         """The threshold below which `count` cells are left out."""

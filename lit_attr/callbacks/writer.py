@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
+import numpy as np
 from lightning.pytorch.callbacks import BasePredictionWriter
+from numpy.typing import NDArray
 
 from lit_attr.attribution.gradient import AttributionBatch
 from lit_attr.callbacks.background import Background
@@ -17,7 +19,7 @@ from lit_attr.callbacks.progress import describe_comparison
 from lit_attr.errors import ArgumentError, ReportedError, UserError, arguments_of, check_choice, warn_about
 from lit_attr.evaluation.summary import summarise
 from lit_attr.facts.batches import ContrastBatch
-from lit_attr.facts.contrasts import ContrastKey
+from lit_attr.facts.contrasts import Contrast, ContrastKey
 from lit_attr.records.encoding import batch_record, exact_record, split_finite
 from lit_attr.records.files import briefly, check_path
 from lit_attr.records.folder import RunFolder
@@ -106,6 +108,32 @@ class AttributionWriter(BasePredictionWriter):
             self._started = time.perf_counter()
         return self._state
 
+    def pilot_effects(self, trainer: pl.Trainer) -> list[tuple[Contrast, NDArray[np.float64]]]:
+        """The finite exact effects [L, T] of the pilot, once all processes have computed theirs.
+
+        Raises:
+            UserError: Another process of the run is gone, or an earlier batch could not be written.
+        """
+        with arguments_of("writer"), arguments_of("data", only=("source",)):
+            pilot = self.run_state(trainer).pilot
+            self._background.finish()
+            records = self.folder.wait_for_exact([contrast.key for contrast in pilot])
+        return [
+            (contrast, next(iter(record.effects.values())))
+            for contrast, record in zip(pilot, records, strict=True)
+            if record.refused is None
+        ]
+
+    def read_error_model(self, trainer: pl.Trainer) -> Mapping[str, Any] | None:
+        """The error model of the run; None where there is none yet."""
+        self.run_state(trainer)
+        return self.folder.read_error_model()
+
+    def keep_error_model(self, trainer: pl.Trainer, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Keeps an error model, and returns the one that the run has: the first that was kept."""
+        with arguments_of("writer"):
+            return self.folder.keep_error_model(fields)
+
     def on_predict_batch_start(
         self,
         trainer: pl.Trainer,
@@ -116,7 +144,7 @@ class AttributionWriter(BasePredictionWriter):
     ) -> None:
         """Says in the progress bar which comparison with exact effects is computed."""
         if isinstance(batch, ContrastBatch) and batch.comparison is not None:
-            describe_comparison(trainer, batch.comparison)
+            describe_comparison(trainer, batch.comparison, is_pilot=batch.is_pilot)
 
     def write_on_batch_end(
         self,

@@ -29,6 +29,7 @@ class ContrastBatch(NamedTuple):
             differ. None as a whole from a loader that knows no such order.
         comparison: Set on a batch of one contrast whose exact effects are asked for: `(k, n)` for the k-th of n
             comparisons of this process, from 1.
+        is_pilot: Whether the contrasts are those of an adaptive run's pilot.
     """
 
     contrasts: tuple[Contrast, ...]
@@ -38,6 +39,7 @@ class ContrastBatch(NamedTuple):
     false_token_ids_B: Tensor
     places: tuple[int | None, ...] | None = None
     comparison: tuple[int, int] | None = None
+    is_pilot: bool = False
 
     def to(self, device: torch.device | str) -> ContrastBatch:
         """The same batch on another device."""
@@ -74,6 +76,7 @@ def collate_contrasts(
     contrasts: Sequence[Contrast],
     places: Sequence[int | None] | None = None,
     comparison: tuple[int, int] | None = None,
+    is_pilot: bool = False,
 ) -> ContrastBatch:
     """Makes a batch of contrasts.
 
@@ -81,6 +84,7 @@ def collate_contrasts(
         contrasts: The contrasts, at least one.
         places: Each one's place in the random order of the run, see `ContrastBatch`.
         comparison: Which comparison of this process the batch is for, see `ContrastBatch`.
+        is_pilot: Whether the contrasts are of a pilot, see `ContrastBatch`.
     """
     rows = [contrast.token_ids for contrast in contrasts]
     width = max(map(len, rows))
@@ -93,4 +97,5 @@ def collate_contrasts(
         false_token_ids_B=torch.tensor([contrast.false_token_id for contrast in contrasts]),
         places=None if places is None else tuple(places),
         comparison=comparison,
+        is_pilot=is_pilot,
     )

@@ -51,7 +51,10 @@ def batch_record(batch: AttributionBatch) -> BatchRecord:
             np.ascontiguousarray(sum_BLT[row, :, :width]),
             UNSET if l2_BLT is None else np.ascontiguousarray(l2_BLT[row, :, :width]),
         )
-        examples.append(_example(contrast, *answer, {batch.component: scores}))
+        example = _example(contrast, *answer, {batch.component: scores})
+        if batch.is_exact_BLT is not None:
+            example.is_exact = {batch.component: batch.is_exact_BLT[row, :, :width].tolist()}
+        examples.append(example)
     return BatchRecord(
         format=BATCH_FORMAT,
         version=FORMAT_VERSION,

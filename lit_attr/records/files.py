@@ -136,6 +136,19 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
+def write_first(path: Path, value: Any) -> None:
+    """Writes a sealed file unless it is there already; of several processes, one succeeds."""
+    candidate = path.with_name(f".{path.name}.{os.getpid()}.lit-attr.tmp")
+    with_seal = candidate.with_name(f"{candidate.name}.json")
+    write_sealed(with_seal, value)
+    try:
+        os.link(with_seal, path)
+    except FileExistsError:
+        pass
+    finally:
+        with_seal.unlink()
+
+
 def remove_temporary(folder: Path) -> None:
     """Removes the files that killed processes had not finished. No other process may write to the folder.
 
@@ -195,6 +208,30 @@ def check_name(path: Path, contrast_id: int | str, step: int) -> None:
             f"{path}: id: a file that begins with id {briefly(contrast_id)}, step {step}, is named {wanted}; this "
             "one is a copy or was renamed; move it away and run again"
         )
+
+
+def check_of_run(
+    path: Path, record: BatchRecord | ExactRecord, components: set[str], manifest: Mapping[str, Any]
+) -> None:
+    """Checks that a file is of the run whose manifest is given. A stranger's module names no settings.
+
+    Raises:
+        UserError: It is of another one.
+    """
+    settings = manifest["model"]
+    found = {
+        "rule": record.rule,
+        "layers": record.layers,
+        "component": ", ".join(sorted(components)),
+        "run": record.run if isinstance(record.run, str) else None,
+    }
+    wanted = {**{name: settings[name] for name in found if name in settings}, "run": manifest["run"]}
+    for name, value in wanted.items():
+        if found[name] != value:
+            raise UserError(
+                f"{path}: {name}: it is {briefly(found[name])}, and in the manifest {briefly(value)}: the file is "
+                "of another run; move it away and run again"
+            )
 
 
 def briefly(value: object) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from lit_attr.records.files import (
     briefly,
     check_header,
     check_name,
+    check_of_run,
     check_own,
     file_name,
     read_batch,
@@ -27,12 +29,15 @@ from lit_attr.records.files import (
     read_sealed,
     remove_temporary,
     write_bytes,
+    write_first,
     write_json,
     write_sealed,
 )
 from lit_attr.records.lock import RunLock
 from lit_attr.records.rejected import append_rejected, count_rejected, read_refused, replace_rejected
 from lit_attr.records.schema import (
+    ERROR_MODEL_FORMAT,
+    FORMAT_VERSION,
     MANIFEST_FORMAT,
     SUMMARY_FORMAT,
     BatchRecord,
@@ -49,6 +54,8 @@ from lit_attr.records.state import (
 
 RESUME_HINT = "all files in it are whole, and the same command continues once this is fixed"
 
+BETWEEN_LOOKS = 0.1  # seconds
+
 
 class RunFolder:
     """The folder that a run writes to, and in which a later run of the same settings continues.
@@ -62,6 +69,7 @@ class RunFolder:
         self.batches = self.path / "batches"
         self.exact = self.path / "exact"
         self.manifest = self.path / "manifest.json"
+        self.error_model = self.path / "error_model.json"
         self.rejected = self.path / "rejected.jsonl"
         self.summary = self.path / "summary.json"
         self.figures = self.path / "figures"
@@ -172,8 +180,8 @@ class RunFolder:
 
     def move_aside(self) -> None:
         """Moves an earlier run's files into a folder of their own beside the new ones."""
-        files = self.batches, self.exact, self.manifest, self.rejected, self.summary, self.figures, self.shown
-        known = [path for path in files if path.exists()]
+        records = self.batches, self.exact, self.manifest, self.error_model, self.rejected
+        known = [path for path in (*records, self.summary, self.figures, self.shown) if path.exists()]
         if known:
             with self._writing():
                 prefix = datetime.now().strftime("replaced-%Y%m%d-%H%M%S-")
@@ -212,6 +220,38 @@ class RunFolder:
             named = msgspec.structs.replace(record, run=self._run_name())
             write_sealed(self.exact / file_name(record.id, record.step), named)
 
+    def wait_for_exact(self, keys: Sequence[ContrastKey]) -> list[ExactRecord]:
+        """The exact effects of some contrasts, once the run's processes have written all of them.
+
+        Raises:
+            UserError: Another process of the run is gone, or a file is damaged.
+        """
+        paths = [self.exact / file_name(*key) for key in keys]
+        while not all(path.exists() for path in paths):
+            with self._writing():
+                self._lock.check()
+            time.sleep(BETWEEN_LOOKS)
+        return [read_exact(path) for path in paths]
+
+    def keep_error_model(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes the error model unless there is one, and returns the one that is there."""
+        with self._writing():
+            self._lock.check()
+            header = {"format": ERROR_MODEL_FORMAT, "version": FORMAT_VERSION, "run": self._run_name()}
+            write_first(self.error_model, {**header, **fields})
+        return read_sealed(self.error_model, ERROR_MODEL_FORMAT)
+
+    def read_error_model(self) -> dict[str, Any] | None:
+        """The error model; None where there is none.
+
+        Raises:
+            UserError: It is damaged, or of another version.
+        """
+        if not self.error_model.exists():
+            return None
+        with _reading(self.error_model):
+            return read_sealed(self.error_model, ERROR_MODEL_FORMAT)
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes the summary, whole or not at all."""
         with self._writing():
@@ -243,10 +283,13 @@ class RunFolder:
             for example in batch.examples:
                 digests[example.id, example.step] = digest_example(example)
                 files[example.id, example.step] = path.name
+        exact = {(record.id, record.step): record for _, record in self.read_exact()}
         return RunState(
             done=frozenset(digests),
             refused=frozenset((row.id, row.step) for row in read_refused(self.rejected) if row.step is not None),
-            exact={(record.id, record.step): record.refused is None for _, record in self.read_exact()},
+            exact={key: record.refused is None for key, record in exact.items()},
+            pilots=frozenset(key for key, record in exact.items() if record.is_pilot),
+            has_error_model=self.read_error_model() is not None,
             digests=digests,
             files=files,
             folder=self.path,
@@ -267,7 +310,7 @@ class RunFolder:
             with _reading(path):
                 record = read_batch(path)
             components = {component for example in record.examples for component in example.scores}
-            self._check_of_run(path, record, components, manifest)
+            check_of_run(path, record, components, manifest)
             check_name(path, record.examples[0].id, record.examples[0].step)
             for example in record.examples:
                 key = example.id, example.step
@@ -290,7 +333,7 @@ class RunFolder:
         for path in paths:
             with _reading(path):
                 record = read_exact(path)
-            self._check_of_run(path, record, set(record.effects), manifest)
+            check_of_run(path, record, set(record.effects), manifest)
             # With one contrast a file, no two files can have the same contrast.
             check_name(path, record.id, record.step)
             yield path, record
@@ -333,27 +376,8 @@ class RunFolder:
         """Checks that no link or folder is where this run is going to write files."""
         for path in (self.batches, self.exact, self.figures):
             check_own(path, is_folder=True)
-        for path in (self.manifest, self.rejected, self.summary, self.shown, self.config):
+        for path in (self.manifest, self.error_model, self.rejected, self.summary, self.shown, self.config):
             check_own(path)
-
-    def _check_of_run(
-        self, path: Path, record: BatchRecord | ExactRecord, components: set[str], manifest: Mapping[str, Any]
-    ) -> None:
-        """Checks that a file is of the run whose manifest this is. A stranger's module names no settings."""
-        settings = manifest["model"]
-        found = {
-            "rule": record.rule,
-            "layers": record.layers,
-            "component": ", ".join(sorted(components)),
-            "run": record.run if isinstance(record.run, str) else None,
-        }
-        wanted = {**{name: settings[name] for name in found if name in settings}, "run": manifest["run"]}
-        for name, value in wanted.items():
-            if found[name] != value:
-                raise UserError(
-                    f"{path}: {name}: it is {briefly(found[name])}, and in {self.manifest} {briefly(value)}: the "
-                    "file is of another run; move it away and run again"
-                )
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

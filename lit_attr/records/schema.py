@@ -21,6 +21,7 @@ FORMAT_VERSION: Version = 2
 BATCH_FORMAT: BatchFormat = "lit-attr/attributions"
 EXACT_FORMAT: ExactFormat = "lit-attr/exact"
 MANIFEST_FORMAT = "lit-attr/manifest"
+ERROR_MODEL_FORMAT = "lit-attr/error-model"
 SUMMARY_FORMAT = "lit-attr/summary"
 
 _ROWS = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}

@@ -36,6 +36,9 @@ class RunState:
         digests: What each contrast on disk was, whatever its id.
         files: The name of the batch file of each.
         folder: The run's folder. None where nothing is written.
+        pilots: Contrasts of an adaptive run's pilot whose exact effects are on disk.
+        has_error_model: Whether the run's error model is on disk.
+        pilot: The contrasts of the pilot. The data module sets them.
         spares: Contrasts that replace refused ones in the sample, each with its place in the run's random order.
             The data module sets them.
     """
@@ -46,6 +49,9 @@ class RunState:
     digests: Mapping[ContrastKey, str] = field(default_factory=dict)
     files: Mapping[ContrastKey, str] = field(default_factory=dict)
     folder: Path | None = None
+    pilots: frozenset[ContrastKey] = frozenset()
+    has_error_model: bool = False
+    pilot: Sequence[Contrast] = ()
     spares: Sequence[tuple[int, Contrast]] = ()
     _next: int = field(default=0, init=False, repr=False)
 

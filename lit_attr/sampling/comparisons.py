@@ -3,13 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from lit_attr.attribution.comparison import ExactEffects
+from transformers import PreTrainedModel
+
+from lit_attr.attribution.comparison import ExactEffects, compare_exactly
+from lit_attr.attribution.gradient import Rule
+from lit_attr.errors import arguments_of, one_line, warn_about
 from lit_attr.facts.contrasts import Contrast
+from lit_attr.models.location import Location
 from lit_attr.records.state import RunState
 
 # Computes the exact effects of a contrast, given its place in the run's random order; None where that fails.
 Compare = Callable[[Contrast, "int | None"], "ExactEffects | None"]
+
+
+class Scorer(NamedTuple):
+    """What scores are computed with.
+
+    Attributes:
+        model: The language model.
+        location: The modules whose outputs are scored.
+        component: The component that `location` was found for.
+        rule: The rule of the estimates.
+    """
+
+    model: PreTrainedModel
+    location: Location
+    component: str
+    rule: Rule
+
+
+def compare_or_warn(scorer: Scorer, contrast: Contrast, place: int | None) -> ExactEffects | None:
+    """The exact effects of a contrast; None, with a warning, where they cannot be computed."""
+    model, location, component, rule = scorer
+    try:
+        return compare_exactly(model, location, contrast, component=component, rule=rule, place=place)
+    except Exception as error:  # of any kind: the scores are there, and the run continues without comparison
+        with arguments_of("model"):
+            reason = f"this model's exact effects cannot be computed ({one_line(error)}); 0 leaves them out"
+            warn_about("verify", reason)
+        return None
 
 
 def compare_or_replace(
