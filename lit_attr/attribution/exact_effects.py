@@ -2,19 +2,20 @@
 
 Gradient × activation is their first-order estimate. The rule `exact` takes them as scores.
 
-Axes: B contrasts, L chosen layers, T tokens (padded on the right), H width of the component's output.
+Axes: B contrasts, L chosen layers, T tokens (padded on the right), N cells, H width of the component's output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_attr.attribution.catalogue import RuleName
+from lit_attr.attribution.cells import Cells, most_shared, passes
 from lit_attr.attribution.gradient import LayerScores, Rule
 from lit_attr.attribution.passes import (
     Answers,
@@ -36,20 +37,50 @@ from lit_attr.models.location import Location
 # An effect is more than rounding noise from three standard deviations on; one difference of two computations of an
 # effect estimates one.
 NOISE = 3
+# Cells × tokens that go through a layer together. More are no faster on a CPU.
+MAX_TOKENS = 8192
+# Rows × tokens of a pass over whole rows are this many times fewer: such a pass keeps something of each layer.
+WHOLE_ROWS = 8
 
 
 class ResolvedEffects(NamedTuple):
     """Exact effects and how far they are resolved.
 
     Attributes:
-        effects_BLT: float32, in logits; 0 where there is padding.
-        resolution_B: float32, in logits: effects of smaller magnitude are rounding noise. It is three times the
-            difference between two computations of one effect, and at least the spacing of the number format at the
-            larger of the two logits.
+        effects_BLT: float32, in logits; 0 where there is padding, and in cells that are not wanted.
+        resolution_B: float32, in logits: effects of smaller magnitude are rounding noise. Where every cell is
+            wanted, it is three times the difference between two computations of one effect, and at least the
+            spacing of the number format at the larger of the two logits. Where cells are chosen, it is this
+            spacing alone, and 0 in rows without a chosen cell.
     """
 
     effects_BLT: Tensor
     resolution_B: Tensor
+
+
+class _Part(NamedTuple):
+    """Rows that go through the model together, the longest first.
+
+    Attributes:
+        model: The model.
+        location: The modules whose outputs are replaced.
+        batch: The contrasts.
+        cells: The cells to compute, by row.
+        replacement_of: The replacements for cells, [N, H] or [N, 1].
+        max_tokens: Cells × tokens that go through a layer together.
+    """
+
+    model: PreTrainedModel
+    location: Location
+    batch: ContrastBatch
+    cells: Cells
+    replacement_of: Callable[[Cells], Tensor]
+    max_tokens: int
+
+    @property
+    def lengths(self) -> list[int]:
+        """The number of tokens of each row."""
+        return [len(contrast.token_ids) for contrast in self.batch.contrasts]
 
 
 class Exact(Rule):
@@ -74,10 +105,12 @@ def exact_effects_BLT(
     batch: ContrastBatch,
     replacement: Tensor | None = None,
     *,
-    max_tokens: int = 8192,
+    wanted_BLT: Tensor | None = None,
+    max_tokens: int = MAX_TOKENS,
 ) -> Tensor:
     """The effects of :func:`resolved_effects` alone: float32 in logits, axes contrast × layer × token."""
-    return resolved_effects(model, location, batch, replacement, max_tokens=max_tokens).effects_BLT
+    effects = resolved_effects(model, location, batch, replacement, wanted_BLT=wanted_BLT, max_tokens=max_tokens)
+    return effects.effects_BLT
 
 
 @torch.inference_mode(False)
@@ -88,19 +121,20 @@ def resolved_effects(
     batch: ContrastBatch,
     replacement: Tensor | None = None,
     *,
-    max_tokens: int = 8192,
+    wanted_BLT: Tensor | None = None,
+    max_tokens: int = MAX_TOKENS,
 ) -> ResolvedEffects:
-    """The fall of the logit difference when one layer's write at one token is replaced, for every such cell.
+    """The fall of the logit difference when one layer's write at one token is replaced, for each cell wanted.
 
     `effect[l, t] = diff − diff with a[l, t, :] replaced`, where `a` is the component's write, `diff` is
     logit_true − logit_false after the last token, and all of the model above and after the cell responds to the
     change. This is zero, mean or resample ablation, or (with a donor from another prompt) activation patching: the
     causal tracing of Meng et al. (2022, arXiv:2202.05262) for one state.
 
-    Tokens before t and layers below l are reused from one run without any change. All layers of a token are then
-    computed in one pass over the tokens from t on, in which each layer adds its rows. That costs about a quarter
-    of a forward pass for each cell. One cell of each row is compared with a whole forward pass; where it differs,
-    the model does not support the reuse, and every cell takes a whole forward pass.
+    Tokens before t and layers below l are reused from one run without any change. All cells of a token, in all
+    rows of about the same length, are then computed in one pass over the tokens from t on, which each joins before
+    its layer. A cell so costs (L − l)(T − t) / (L · T) of a forward pass, about a quarter on average. Where a
+    comparison with whole forward passes shows that the model does not support the reuse, every cell takes one.
 
     Args:
         model: A causal language model.
@@ -108,37 +142,30 @@ def resolved_effects(
         batch: The contrasts, on the device of the model's embeddings.
         replacement: Zeros where None; a vector for each layer, [L, H], such as the mean write; or a donor's write
             for each cell, [B, L, T, H].
-        max_tokens: Bounds memory: rows × tokens that go through a layer together. The layers of one contrast are
-            never separated.
+        wanted_BLT: bool, the cells to compute; the others are 0. Every cell where None.
+        max_tokens: Bounds memory: cells × tokens that go through a layer together. The layers of one contrast and
+            token are never separated.
 
     Returns:
         The effects, with the layers as `location.layers`, on the device of the batch.
 
     Raises:
         ArgumentError: A token id has no embedding in the model, a context is longer than its positions, or the
-            replacement has another shape.
+            replacement or the mask has another shape.
     """
     check_inputs(model, batch)
-    layers = len(location.layers)
-    effects_BLT = torch.zeros(len(batch.contrasts), layers, batch.token_ids_BT.shape[1])
-    resolution_B = torch.zeros(len(batch.contrasts))
-    replacement_BLTH = _as_cells(replacement, effects_BLT.shape)
-    # With the longest first, the rows that reach a token are always the first ones.
-    order = batch.last_B.argsort(descending=True, stable=True).tolist()
-    with undisturbed(model, batch.token_ids_BT.device) as model:
-        width_class = width_class_of(model, location)
-        while order:
-            width = int(batch.last_B[order[0]]) + 1
-            count = max(1, max_tokens // (layers * width))
-            alike = [row for row in order[:count] if width_class(int(batch.last_B[row]) + 1) == width_class(width)]
-            rows, order = alike, order[len(alike) :]
-            part = batch.select(rows)
-            part = part._replace(token_ids_BT=part.token_ids_BT[:, :width])
-            effects = _resolved_effects(model, location, part, replacement_BLTH[rows, :, :width])
-            effects_BLT[rows, :, :width] = effects.effects_BLT.to(effects_BLT)
-            resolution_B[rows] = effects.resolution_B.to(resolution_B)
     device = batch.token_ids_BT.device
-    return ResolvedEffects(effects_BLT.where(_is_token_BT(batch)[:, None], 0).to(device), resolution_B.to(device))
+    is_wanted_BLT = _wanted_BLT(wanted_BLT, location, batch)
+    replacement_BLTH = _as_cells(replacement, is_wanted_BLT.shape, device)
+    effects_BLT = torch.zeros(is_wanted_BLT.shape, device=device)
+    resolution_B = torch.zeros(len(effects_BLT), device=device)
+    with undisturbed(model, device) as model:
+        for row_B, part in _parts(model, location, batch, is_wanted_BLT, replacement_BLTH, max_tokens):
+            effects_N, resolution_of_part_B = _part_effects(part, is_measured=wanted_BLT is None)
+            row_N, place_N, token_N = part.cells
+            effects_BLT[row_B[row_N], place_N, token_N] = effects_N.to(effects_BLT)
+            resolution_B[row_B] = resolution_of_part_B.to(resolution_B)
+    return ResolvedEffects(effects_BLT, resolution_B)
 
 
 @torch.inference_mode(False)
@@ -188,18 +215,51 @@ def _writes_NH(model: PreTrainedModel, location: Location, batch: ContrastBatch)
     return [writes[place] for place in range(len(location.modules))]
 
 
-def _resolved_effects(
-    model: PreTrainedModel, location: Location, batch: ContrastBatch, replacement_BLTH: Tensor
-) -> ResolvedEffects:
-    """The effects by reuse, checked at the middle token of the lowest layer; else by whole forward passes."""
-    tokens = range(batch.token_ids_BT.shape[1])
-    middle = len(tokens) // 2
+def _parts(
+    model: PreTrainedModel,
+    location: Location,
+    batch: ContrastBatch,
+    is_wanted_BLT: Tensor,
+    replacement_BLTH: Tensor,
+    max_tokens: int,
+) -> Iterator[tuple[Tensor, _Part]]:
+    """The parts of a batch, each with its rows of the batch. Rows without a wanted cell are in none."""
+    lengths = [len(contrast.token_ids) for contrast in batch.contrasts]
+    width_class = width_class_of(model, location)
+    order = is_wanted_BLT.any(2).any(1).nonzero()[:, 0].tolist()
+    order.sort(key=lambda row: -lengths[row])
+    while order:
+        width = lengths[order[0]]
+        count = max(1, max_tokens // WHOLE_ROWS // width)
+        rows = [row for row in order[:count] if width_class(lengths[row]) == width_class(width)]
+        order = order[len(rows) :]
+        row_B = torch.tensor(rows)
+
+        def replacement_of(cells: Cells, row_B: Tensor = row_B) -> Tensor:
+            return replacement_BLTH[row_B[cells.row_N], cells.place_N, cells.token_N]
+
+        part = batch.select(rows)
+        part = part._replace(token_ids_BT=part.token_ids_BT[:, :width])
+        yield row_B, _Part(model, location, part, Cells.of(is_wanted_BLT[row_B]), replacement_of, max_tokens)
+
+
+def _part_effects(part: _Part, *, is_measured: bool) -> tuple[Tensor, Tensor]:
+    """The effects [N] of a part's cells and their resolution [B], by reuse; else by whole forward passes.
+
+    The effects by reuse are compared with those of whole forward passes: at one cell of each row where the
+    resolution is measured, else at a single cell.
+    """
     try:
-        clean = run_clean(model, location, batch, replacement_BLTH)
-        effects_BL = clean.effects_BL(middle)
-        plain_B = clean.diff_B - _plain_diff_B(model, location.modules[0], batch, replacement_BLTH[:, 0], middle)
-        noise_B = (effects_BL[:, 0] - plain_B).abs()
-        if not noise_B.max() <= clean.rounding:
+        clean = run_clean(part.model, part.location, part.batch)
+        effects_N = clean.diff_B.new_zeros(len(part.cells.row_N))
+        for index_N in passes(part.cells, part.lengths, part.max_tokens):
+            cells = part.cells.select(index_N)
+            effects_N[index_N] = clean.effects_N(cells, part.replacement_of(cells))
+        index_N = most_shared(part.cells, part.lengths, len(part.location.layers))[: None if is_measured else 1]
+        checked = part.cells.select(index_N)
+        plain_N = clean.diff_B[checked.row_N] - _plain_diff_N(part, checked)
+        noise_N = (effects_N[index_N] - plain_N).abs()
+        if not noise_N.max() <= clean.rounding:
             raise ValueError("the effects differ from those of a whole forward pass")
     except torch.OutOfMemoryError:
         raise
@@ -208,50 +268,70 @@ def _resolved_effects(
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         warn_once(
-            f"exact effects of {type(model).__name__} take a whole forward pass for every layer and token, "
+            f"exact effects of {type(part.model).__name__} take a whole forward pass for every layer and token, "
             f"several times as long, since the runs of its layers cannot be shared between cells ({reason})"
         )
-        return _plain_effects(model, location, batch, replacement_BLTH)
-    effects = [effects_BL if token == middle else clean.effects_BL(token) for token in tokens]
-    return ResolvedEffects(torch.stack(effects, 2), (NOISE * noise_B).maximum(clean.spacing_B))
+        return _plain_effects(part)
+    resolution_B = clean.spacing_B
+    if is_measured:
+        measured_B = torch.zeros_like(clean.diff_B)
+        measured_B[checked.row_N] = NOISE * noise_N
+        resolution_B = resolution_B.maximum(measured_B)
+    return effects_N, resolution_B
 
 
-def _plain_effects(
-    model: PreTrainedModel, location: Location, batch: ContrastBatch, replacement_BLTH: Tensor
-) -> ResolvedEffects:
-    """The effects by a whole forward pass for each cell."""
-    with only_last_logits(model, batch.last_B):
-        logits = model(input_ids=batch.token_ids_BT, use_cache=False).logits
-    clean_B, spacing_B = difference_B(logits, batch), logit_spacing_B(logits, batch)
-    effects_LTB = [
-        torch.stack(
-            [
-                clean_B - _plain_diff_B(model, module, batch, replacement_BLTH[:, place], token)
-                for token in range(batch.token_ids_BT.shape[1])
-            ]
+def _plain_effects(part: _Part) -> tuple[Tensor, Tensor]:
+    """The effects of a part's cells by a whole forward pass for each, and their resolution."""
+    batch = part.batch
+    with only_last_logits(part.model, batch.last_B):
+        logits = part.model(input_ids=batch.token_ids_BT, use_cache=False).logits
+    clean_B, cells = difference_B(logits, batch), part.cells
+    effects_N = clean_B.new_zeros(len(cells.row_N))
+    for index_N in torch.arange(len(effects_N)).split(len(batch.contrasts)):
+        chosen = cells.select(index_N)
+        effects_N[index_N] = clean_B[chosen.row_N] - _plain_diff_N(part, chosen)
+    return effects_N, logit_spacing_B(logits, batch)
+
+
+def _plain_diff_N(part: _Part, cells: Cells) -> Tensor:
+    """The logit difference with the write of one cell replaced, by a whole forward pass for each cell."""
+    batch, replacement_NH = part.batch.select(cells.row_N.tolist()), part.replacement_of(cells)
+    modules = {place: part.location.modules[place] for place in cells.place_N.unique().tolist()}
+    places = [*modules]
+
+    def replace(index: int, output: Any) -> Any:
+        index_N = (cells.place_N == places[index]).nonzero()[:, 0]
+        shape = batch.token_ids_BT.shape[0], batch.token_ids_BT.shape[1]
+        return with_writes(output, shape, index_N, cells.token_N[index_N], replacement_NH[index_N])
+
+    with outputs_changed(modules.values(), replace), only_last_logits(part.model, batch.last_B):
+        return difference_B(part.model(input_ids=batch.token_ids_BT, use_cache=False).logits, batch)
+
+
+def _wanted_BLT(wanted_BLT: Tensor | None, location: Location, batch: ContrastBatch) -> Tensor:
+    """The wanted cells, on the CPU, less those that are 0 for certain."""
+    layers = len(location.layers)
+    position_T = torch.arange(batch.token_ids_BT.shape[1])
+    last_B1 = torch.tensor([[len(contrast.token_ids) - 1] for contrast in batch.contrasts])
+    can_be_wanted_BLT = (position_T <= last_B1)[:, None].repeat(1, layers, 1)
+    if location.top_at_last_token:
+        can_be_wanted_BLT[:, -1] = position_T == last_B1
+    if wanted_BLT is None:
+        return can_be_wanted_BLT
+    if wanted_BLT.shape != can_be_wanted_BLT.shape or wanted_BLT.dtype != torch.bool:
+        raise ArgumentError(
+            "wanted_BLT",
+            f"it is {wanted_BLT.dtype} of shape {list(wanted_BLT.shape)}; give booleans of shape "
+            f"{list(can_be_wanted_BLT.shape)}, contrasts × layers × tokens",
         )
-        for place, module in enumerate(location.modules)
-    ]
-    return ResolvedEffects(torch.stack(effects_LTB).permute(2, 0, 1), spacing_B)
+    return can_be_wanted_BLT & wanted_BLT.cpu()
 
 
-def _plain_diff_B(
-    model: PreTrainedModel, module: nn.Module, batch: ContrastBatch, replacement_BTH: Tensor, token: int
-) -> Tensor:
-    """The logit difference of a whole forward pass with one write replaced."""
-    is_replaced_T = torch.arange(batch.token_ids_BT.shape[1]) == token
-    with (
-        outputs_changed([module], lambda _, output: with_writes(output, is_replaced_T, replacement_BTH)),
-        only_last_logits(model, batch.last_B),
-    ):
-        return difference_B(model(input_ids=batch.token_ids_BT, use_cache=False).logits, batch)
-
-
-def _as_cells(replacement: Tensor | None, cells: torch.Size) -> Tensor:
+def _as_cells(replacement: Tensor | None, cells: torch.Size, device: torch.device) -> Tensor:
     """A replacement for each cell, [B, L, T, H], without a copy."""
     rows, layers, tokens = cells
     if replacement is None:
-        return torch.zeros(()).expand(*cells, 1)
+        return torch.zeros((), device=device).expand(*cells, 1)
     if replacement.dim() == 2 and len(replacement) == layers:
         return replacement[None, :, None].expand(rows, -1, tokens, -1)
     if replacement.dim() == 4 and replacement.shape[:3] == cells:

@@ -110,6 +110,12 @@ def difference_B(logits: Tensor, batch: ContrastBatch) -> Tensor:
     return pick(logits_BV, true_B) - pick(logits_BV, false_B)
 
 
+def answer_difference_N(logits_N12: Tensor) -> Tensor:
+    """logit_true − logit_false, in float32 at least, from two logits a row, see `only_answer_logits`."""
+    true_N, false_N = logits_N12[:, 0].to(torch.promote_types(logits_N12.dtype, torch.float32)).unbind(1)
+    return true_N - false_N
+
+
 def logit_spacing_B(logits: Tensor, batch: ContrastBatch) -> Tensor:
     """The spacing of the logits' number format at the larger of the two compared logits, from logits as above."""
     logits_BV = logits.reshape(len(logits), -1)
@@ -181,12 +187,49 @@ def only_last_logits(model: PreTrainedModel, last_B: Tensor) -> Iterator[None]:
     unembedding = model.get_output_embeddings()
     with ExitStack() as stack:
         stack.callback(unembedding.register_forward_pre_hook(keep_last).remove)
-        # Quantised, adapted and offloaded unembeddings keep a forward and backward of their own.
-        is_plain = type(unembedding) is nn.Linear and type(unembedding.weight) is nn.Parameter
-        if is_plain and "forward" not in vars(unembedding):
+        if _is_plain(unembedding):
             unembed = partial(_Unembed.apply, unembedding.weight, unembedding.bias)
             stack.enter_context(calling(unembedding, unembed))
         yield
+
+
+@contextmanager
+def only_answer_logits(model: PreTrainedModel, last_N: Tensor, ids_N2: Tensor) -> Iterator[None]:
+    """Lets only two logits after each row's last token come out of the unembedding, as [N, 1, 2].
+
+    Over many rows, the logits of the whole vocabulary take as long as several blocks.
+
+    Args:
+        model: A causal language model.
+        last_N: The position of each row's last token.
+        ids_N2: The two token ids of each row.
+    """
+
+    def keep_last(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (take_last(args[0], last_N),)
+
+    def keep_two(_: nn.Module, __: Any, logits_N1V: Tensor) -> Tensor:
+        return logits_N1V.gather(2, ids_N2[:, None].to(logits_N1V.device))
+
+    def unembed(hidden_N1H: Tensor) -> Tensor:
+        weight_N2H, bias_V = unembedding.weight[ids_N2.to(unembedding.weight.device)], unembedding.bias
+        logits_N12: Tensor = hidden_N1H @ weight_N2H.mT
+        return logits_N12 if bias_V is None else logits_N12 + bias_V[ids_N2.to(bias_V.device)][:, None]
+
+    unembedding = model.get_output_embeddings()
+    with ExitStack() as stack:
+        stack.callback(unembedding.register_forward_pre_hook(keep_last).remove)
+        if _is_plain(unembedding):
+            stack.enter_context(calling(unembedding, unembed))
+        else:
+            stack.callback(unembedding.register_forward_hook(keep_two).remove)
+        yield
+
+
+def _is_plain(unembedding: nn.Module) -> bool:
+    # Quantised, adapted and offloaded unembeddings keep a forward and backward of their own.
+    is_plain = type(unembedding) is nn.Linear and type(unembedding.weight) is nn.Parameter
+    return is_plain and "forward" not in vars(unembedding)
 
 
 class _Unembed(torch.autograd.Function):

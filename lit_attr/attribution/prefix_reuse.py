@@ -1,12 +1,14 @@
 """One clean run whose parts all cells of the exact effects share: earlier tokens and lower layers.
 
-Axes: B contrasts, R those of them that reach the token in question (the first ones, as the longest come first), L
-chosen layers, T tokens, H width of the residual stream.
+Axes: B contrasts, L chosen layers, T tokens, N cells, each a version of its row in a pass, H width of the residual
+stream.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -14,9 +16,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from lit_attr.attribution.passes import difference_B, logit_spacing_B, only_last_logits
+from lit_attr.attribution.cells import Cells
+from lit_attr.attribution.passes import (
+    answer_difference_N,
+    difference_B,
+    logit_spacing_B,
+    only_answer_logits,
+    only_last_logits,
+)
 from lit_attr.facts.batches import ContrastBatch
-from lit_attr.models.hooks import first_tensor, outputs_changed, replace_first
+from lit_attr.models.hooks import at_last_tokens, first_tensor, outputs_changed, replace_first
 from lit_attr.models.location import Location
 
 # How far two orders of the same sum may differ, in units of the number format's precision. In a model that does
@@ -25,165 +34,180 @@ ROUNDING = 8
 
 
 class _Prefix(DynamicLayer):
-    """Keys and values of the tokens before those of a pass, for any number of versions of each row.
+    """Keys and values of the tokens before those of a pass, for the versions that have reached the layer.
 
-    The keys and values that the pass adds are kept apart in `added`.
+    Attributes:
+        row_N: The row of each version, in the order in which the versions join the pass.
     """
 
-    def __init__(self, keys: Tensor | None = None, values: Tensor | None = None) -> None:
+    def __init__(self, clean: DynamicLayer, token: int, row_N: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.keys, self.values = keys, values
-        self.is_initialized = keys is not None
-        self.added: list[Tensor] = []
+        self.row_N = row_N
+        if token and clean.keys is not None and clean.values is not None:
+            self.keys, self.values = clean.keys[:, :, :token], clean.values[:, :, :token]
+            self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        self.added = [key_states, value_states]
         if self.keys is None or self.values is None:
             return key_states, value_states
-        rows = torch.arange(len(key_states), device=key_states.device) % len(self.keys)
-        return torch.cat([self.keys[rows], key_states], -2), torch.cat([self.values[rows], value_states], -2)
+        row_N = self.row_N[: len(key_states)].to(key_states.device)
+        return torch.cat([self.keys[row_N], key_states], -2), torch.cat([self.values[row_N], value_states], -2)
 
 
 class CleanRun(NamedTuple):
-    """A run without any change, and the outputs of its blocks with one.
+    """A run without any change.
 
     Attributes:
         model: The model.
-        blocks: The block of each chosen layer.
-        batch: The contrasts, the longest first.
+        location: The modules whose outputs are replaced.
+        batch: The contrasts.
         diff_B: The logit difference.
         rounding: How far another order of summation may move it.
         spacing_B: The spacing of the number format at the larger of its two logits.
-        layers: Keys and values of each layer, as `added`.
-        outputs_LBTH: The hidden states after each chosen block.
-        replaced_LBTH: Likewise, where at each token that token's write, and no other, is replaced.
+        caches: Keys and values of each layer of the model.
+        inputs_LBTH: The hidden states before the block of each chosen layer.
     """
 
     model: PreTrainedModel
-    blocks: list[nn.Module]
+    location: Location
     batch: ContrastBatch
     diff_B: Tensor
     rounding: float
     spacing_B: Tensor
-    layers: list[_Prefix]
-    outputs_LBTH: list[Tensor]
-    replaced_LBTH: list[Tensor]
+    caches: list[DynamicLayer]
+    inputs_LBTH: list[Tensor]
 
-    def effects_BL(self, token: int) -> Tensor:
-        """The effects of all layers at one token, from one pass over the tokens from there on.
+    def effects_N(self, cells: Cells, replacement_NH: Tensor) -> Tensor:
+        """The effects of cells at one token, from one pass over the tokens from there on.
 
         The model is called with one row, so that the masks and positions that it makes for its blocks fit any
-        number of rows. Each chosen block appends the rows with its own write replaced to those of lower blocks.
+        number of rows. Before each block, the rows whose write in it is replaced join the pass; the first to join
+        take the place of the row that the model is called with.
+
+        Args:
+            cells: The cells, by layer.
+            replacement_NH: The replacement for each.
         """
-        batch, count = self.batch, len(self.blocks)
-        rows = int((batch.last_B >= token).sum())
+        token, row_N = int(cells.token_N[0]), cells.row_N.to(self.diff_B.device)
+        end = max(len(self.batch.contrasts[row].token_ids) for row in cells.row_N.unique().tolist())
+        counts = cells.place_N.bincount(minlength=len(self.inputs_LBTH))
+        bounds = [*pairwise([0, *counts.cumsum(0).tolist()])]
 
-        def grow(place: int, output: Any) -> Any:
-            added_RTH = self.outputs_LBTH[place][:rows, token:].clone()
-            added_RTH[:, 0] = self.replaced_LBTH[place][:rows, token]
-            return replace_first(output, added_RTH if place == 0 else torch.cat([first_tensor(output), added_RTH]))
+        def join(place: int, hidden_NTH: Tensor) -> Tensor:
+            first, last = bounds[place]
+            clean_BTH = self.inputs_LBTH[place]
+            joining_NTH = clean_BTH[row_N[first:last].to(clean_BTH.device), token:end]
+            return torch.cat([hidden_NTH, joining_NTH]) if first else joining_NTH
 
-        before = [_Prefix(*(states[:rows, :, :token] for states in layer.added)) for layer in self.layers]
-        last_R = batch.last_B[:rows] - token
-        with outputs_changed(self.blocks, grow), only_last_logits(self.model, last_R.repeat(count)):
-            logits = self.model(
-                input_ids=batch.token_ids_BT[:1, token:], past_key_values=Cache(layers=[*before]), use_cache=True
+        def replace(place: int, output: Any) -> Any:
+            first, last = bounds[place]
+            shape = (last, end - token)
+            return with_writes(output, shape, slice(first, last), 0, replacement_NH[first:last])
+
+        batch = self.batch
+        last_N = batch.last_B[row_N] - token
+        ids_N2 = torch.stack([batch.true_token_ids_B, batch.false_token_ids_B], 1)[row_N]
+        places = counts.nonzero()[:, 0].tolist()
+        location, blocks = self.location, blocks_of(self.model, self.location)
+        with ExitStack() as hooks:
+            if location.top_at_last_token:
+                hooks.enter_context(at_last_tokens(location.modules[-1], last_N))
+            hooks.enter_context(_inputs_changed({place: blocks[place] for place in places}, join))
+            modules = [location.modules[place] for place in places]
+            hooks.enter_context(outputs_changed(modules, lambda index, output: replace(places[index], output)))
+            hooks.enter_context(only_answer_logits(self.model, last_N, ids_N2))
+            logits_N12 = self.model(
+                input_ids=batch.token_ids_BT[:1, token:end],
+                past_key_values=Cache(layers=[_Prefix(cache, token, row_N) for cache in self.caches]),
+                use_cache=True,
             ).logits
-        diffs_LR = difference_B(logits, batch.select(list(range(rows)) * count)).reshape(count, rows)
-        effects_BL = self.diff_B.new_zeros(len(self.diff_B), count)
-        effects_BL[:rows] = self.diff_B[:rows, None] - diffs_LR.T
-        return effects_BL
+        return self.diff_B[row_N] - answer_difference_N(logits_N12).to(self.diff_B)
 
 
-def run_clean(
-    model: PreTrainedModel, location: Location, batch: ContrastBatch, replacement_BLTH: Tensor
-) -> CleanRun:
-    """Runs the model, and each chosen block twice more, with the writes at every second token replaced.
-
-    The tokens in between must keep their outputs: a write may reach other tokens in later blocks only.
+def run_clean(model: PreTrainedModel, location: Location, batch: ContrastBatch) -> CleanRun:
+    """Runs the model without any change.
 
     Args:
         model: A causal language model, in eval mode.
         location: The modules whose outputs are replaced.
-        batch: The contrasts, the longest first.
-        replacement_BLTH: The replacement for each cell.
+        batch: The contrasts.
 
     Raises:
         ValueError: The model does not support the reuse.
     """
-    blocks = _blocks(model, location)
-    is_odd_T = torch.arange(batch.token_ids_BT.shape[1]) % 2 == 1
-    replaced_T: list[Tensor] = []
-    outputs_LBTH: list[Tensor] = []
-    replaced_LBTH: list[Tensor] = []
+    inputs_LBTH: list[Tensor] = []
 
-    def replace(place: int, output: Any) -> Any:
-        return with_writes(output, replaced_T[0], replacement_BLTH[:, place]) if replaced_T else output
-
-    def run_again(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if replaced_T:
-            return output
-        clean_BTH = first_tensor(output).clone()
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         _refuse_unlike_rows(args, kwargs, batch.token_ids_BT.shape)
-        versions_BTH = []
-        for is_replaced_T in (~is_odd_T, is_odd_T):
-            replaced_T.append(is_replaced_T)
-            try:
-                versions_BTH.append(first_tensor(block(*args, **kwargs)))
-            finally:
-                replaced_T.clear()
-        even_BTH, odd_BTH = versions_BTH
-        is_odd_T1 = is_odd_T[:, None].to(clean_BTH.device)
-        rounding_H = ROUNDING * _precision(clean_BTH) * clean_BTH.abs().amax((0, 1))
-        if ((torch.where(is_odd_T1, even_BTH, odd_BTH) - clean_BTH).abs() > rounding_H).any():
-            raise ValueError("a write changes the output of its own block at other tokens")
-        outputs_LBTH.append(clean_BTH)
-        replaced_LBTH.append(torch.where(is_odd_T1, odd_BTH, even_BTH))
-        return replace_first(output, clean_BTH)
+        # A copy, since some blocks add to it in place.
+        inputs_LBTH.append((args[0] if args else kwargs["hidden_states"]).clone())
 
-    cache = Cache(layer_class_to_replicate=_Prefix)
+    cache = Cache(layer_class_to_replicate=DynamicLayer)
     with ExitStack() as hooks:
-        hooks.enter_context(outputs_changed(location.modules, replace))
-        for block in blocks:
-            hooks.callback(block.register_forward_hook(run_again, with_kwargs=True).remove)
+        for block in blocks_of(model, location):
+            hooks.callback(block.register_forward_pre_hook(keep, with_kwargs=True).remove)
         hooks.enter_context(only_last_logits(model, batch.last_B))
         logits = model(input_ids=batch.token_ids_BT, past_key_values=cache, use_cache=True).logits
     rounding = 2 * ROUNDING * _precision(logits) * logits.abs().max().item()
-    layers = cast(list[_Prefix], cache.layers)
-    return CleanRun(
-        model,
-        blocks,
-        batch,
-        difference_B(logits, batch),
-        rounding,
-        logit_spacing_B(logits, batch),
-        layers,
-        outputs_LBTH,
-        replaced_LBTH,
-    )
+    caches = cast(list[DynamicLayer], cache.layers)
+    spacing_B = logit_spacing_B(logits, batch)
+    return CleanRun(model, location, batch, difference_B(logits, batch), rounding, spacing_B, caches, inputs_LBTH)
 
 
-def with_writes(output: Any, is_replaced_T: Tensor, replacement_BTH: Tensor) -> Any:
-    """A module's output with the writes at some tokens replaced."""
+def with_writes(
+    output: Any,
+    shape: tuple[int, int],
+    rows: Tensor | slice,
+    tokens: Tensor | int,
+    replacement_NH: Tensor,
+) -> Any:
+    """A module's output with N of its writes replaced.
+
+    Args:
+        output: The output.
+        shape: Its numbers of rows and tokens; some modules have the tokens of all rows in one axis.
+        rows: The rows of the writes.
+        tokens: Their tokens.
+        replacement_NH: Their replacements; of width 1 where all numbers of a write are the same.
+    """
     hidden = first_tensor(output)
-    # Some modules have the tokens of all rows in one axis.
-    write_BTH = hidden.reshape(*replacement_BTH.shape[:2], -1)
-    replaced_BTH = torch.where(is_replaced_T[:, None].to(hidden.device), replacement_BTH.to(hidden), write_BTH)
-    return replace_first(output, replaced_BTH.reshape(hidden.shape))
+    writes_BTH = hidden.reshape(*shape, -1).clone()
+    writes_BTH[rows, tokens] = replacement_NH.to(writes_BTH)
+    return replace_first(output, writes_BTH.reshape(hidden.shape))
 
 
-def _precision(tensor: Tensor) -> float:
-    # Norms and softmaxes compute in float32 also in a float64 model.
-    return max(torch.finfo(tensor.dtype).eps, torch.finfo(torch.float32).eps)
-
-
-def _blocks(model: PreTrainedModel, location: Location) -> list[nn.Module]:
+def blocks_of(model: PreTrainedModel, location: Location) -> list[nn.Module]:
     """The decoder block that contains each module: its path up to the number of the layer."""
     blocks = []
     for layer, path in zip(location.layers, location.paths, strict=True):
         names = path.split(".")
         blocks.append(model.get_submodule(".".join(names[: names.index(str(layer)) + 1])))
     return blocks
+
+
+@contextmanager
+def _inputs_changed(modules: Mapping[int, nn.Module], change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+    """Replaces each module's hidden states by `change(place, hidden_states)`."""
+
+    def changed(
+        place: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (change(place, args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": change(place, kwargs["hidden_states"])}
+
+    with ExitStack() as hooks:
+        for place, module in modules.items():
+            handle = module.register_forward_pre_hook(
+                lambda _, args, kwargs, place=place: changed(place, args, kwargs), with_kwargs=True
+            )
+            hooks.callback(handle.remove)
+        yield
+
+
+def _precision(tensor: Tensor) -> float:
+    # Norms and softmaxes compute in float32 also in a float64 model.
+    return max(torch.finfo(tensor.dtype).eps, torch.finfo(torch.float32).eps)
 
 
 def _refuse_unlike_rows(args: tuple[Any, ...], kwargs: dict[str, Any], shape: torch.Size) -> None:
