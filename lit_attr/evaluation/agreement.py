@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lit_attr.attribution.error_model import FORWARDS_A_GRADIENT, costs_LT
 from lit_attr.evaluation.intervals import (
     correlation_interval,
     moments_of,
@@ -41,6 +42,7 @@ class Compared(NamedTuple):
         roles: The role of each token.
         subject_span: The subject's first token, and the one after its last.
         fact: The id of the contrast's fact. Facts are what the intervals resample.
+        is_exact_LT: The cells whose score is the exact effect, in an adaptive run.
     """
 
     scores_LT: Values
@@ -48,6 +50,7 @@ class Compared(NamedTuple):
     roles: Sequence[str]
     subject_span: Sequence[int]
     fact: int | str
+    is_exact_LT: NDArray[np.bool_] | None = None
 
 
 def agreement_report(
@@ -60,6 +63,8 @@ def agreement_report(
     are among those with the largest effects. `intervals` has the 95% confidence interval of each, by a bootstrap
     over facts. A cell whose effect is rounding noise has no sign and no rank: in the last layer these are all
     cells but those of the last token.
+
+    In an adaptive run `estimated_cells` is the agreement over the cells that are not exact by construction.
 
     Args:
         layers: The layers of the scores, in their order.
@@ -85,6 +90,7 @@ def agreement_report(
         "ablation": "zero",
         "resolution": resolution,
         **of_tokens([np.ones(len(each.roles), dtype=np.bool_) for each in compared], TOP),
+        **_estimated(compared, facts, resolution),
         "without_position_0": of_tokens([np.arange(len(each.roles)) > 0 for each in compared], TOP),
         "by_layer": {
             str(layer): agreement_of(
@@ -100,6 +106,48 @@ def agreement_report(
             for place, role in enumerate(MEAN_ROLES)
         },
     }
+
+
+def _estimated(compared: Sequence[Compared], facts: Facts, resolution: float) -> dict[str, Any]:
+    cells = [
+        (each.scores_LT[~each.is_exact_LT], each.effects_LT[~each.is_exact_LT])
+        for each in compared
+        if each.is_exact_LT is not None
+    ]
+    if len(cells) < len(compared) or not cells:
+        return {}
+    return {"estimated_cells": agreement_of(cells, facts, top=TOP, resolution=resolution)}
+
+
+class ExactCells:
+    """How many cells of an adaptive run are exact, and what they cost.
+
+    Args:
+        layers: The chosen layers.
+        depth: The number of layers of the language model.
+    """
+
+    def __init__(self, layers: Sequence[int], depth: int) -> None:
+        self._layers, self._depth = layers, depth
+        self._contrasts = self._cells = self._exact = 0
+        self._cost = 0.0
+
+    def add(self, is_exact_LT: NDArray[np.bool_]) -> None:
+        """Adds a contrast that the error model has decided about."""
+        self._contrasts += 1
+        self._cells += is_exact_LT.size
+        self._exact += int(is_exact_LT.sum())
+        self._cost += float(costs_LT(self._layers, self._depth, is_exact_LT.shape[1])[is_exact_LT].sum())
+
+    def compute(self) -> dict[str, Any]:
+        """The share of exact cells, and their mean cost in passes of the plain gradient for each contrast."""
+        if not self._contrasts:
+            return {"contrasts": 0, "exact_share": None, "exact_cost": None}
+        return {
+            "contrasts": self._contrasts,
+            "exact_share": self._exact / self._cells,
+            "exact_cost": self._cost / self._contrasts / FORWARDS_A_GRADIENT,
+        }
 
 
 class Facts(NamedTuple):
@@ -206,6 +254,35 @@ def verdict(report: Mapping[str, Any]) -> str:
         line += f"; do not rely on the scores of {_layers(poor)}"
     if unclear := [name for name, part in defined.items() if _is_below(part) is None]:
         line += f"; too few to tell for {_layers(unclear)}"
+    return line
+
+
+def promise_line(adaptive: Mapping[str, Any], agreement: Mapping[str, Any] | None) -> str:
+    """What an adaptive run was asked for, what it reached, and what it paid, in one line."""
+    asked, by_layer = adaptive["min_agreement"], adaptive["min_agreement_by_layer"]
+    line = f"r of at least {asked} asked for"
+    line += "" if by_layer is None else f", {by_layer} in each layer"
+    if adaptive["exact_share"] is None:
+        return f"{line}; every score is an exact effect"
+    line += (
+        f"; {adaptive['exact_share']:.1%} of the cells are exact, which costs about "
+        f"{adaptive['exact_cost']:.1f} passes of the gradient beside the estimates; the pilot of "
+        f"{adaptive['pilot']} expected r = {adaptive['expected']:.3f}"
+    )
+    if agreement is None or agreement["pearson"] is None:
+        return f"{line}; nothing was verified"
+    below = [
+        name
+        for name, part in agreement["by_layer"].items()
+        if by_layer is not None and part["pearson"] is not None and part["pearson"] < by_layer
+    ]
+    is_kept = agreement["pearson"] >= asked and not below
+    line += f"; {'kept' if is_kept else 'not kept'} on the {agreement['contrasts']} verified contrasts"
+    if below:
+        line += f", below {by_layer} in {_layers(below)}"
+    estimated = agreement.get("estimated_cells")
+    if estimated is not None and estimated["pearson"] is not None:
+        line += f"; r = {_with_interval(estimated)} over the estimated cells alone"
     return line
 
 

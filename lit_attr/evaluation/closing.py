@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_attr.evaluation.agreement import verdict
+from lit_attr.evaluation.agreement import promise_line, verdict
 from lit_attr.evaluation.formats import format_lines
 from lit_attr.evaluation.summary import all_exact, has_effects, mean_text, strongest_at, strongest_cells
 from lit_attr.facts.roles import POSITION_0
@@ -40,6 +40,8 @@ def closing_lines(folder: str | Path, *, pictures: bool, resumed: int | None = N
     ]
     if summary["agreement"] is not None:
         lines.append(f"agreement: {verdict(summary['agreement'])}")
+    if summary["adaptive"] is not None:
+        lines.append(f"adaptive: {promise_line(summary['adaptive'], summary['agreement'])}")
     gradient = settings.get("gradient") if settings.get("rule") != "exact" else None
     if gradient:
         lines.append(f"scores are approximate: the gradient is taken {gradient}")

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from lit_attr.errors import UserError
-from lit_attr.evaluation.agreement import Compared, agreement_report
+from lit_attr.evaluation.agreement import Compared, ExactCells, agreement_report
 from lit_attr.evaluation.answers import AnswerCounts
 from lit_attr.evaluation.faithfulness import faithfulness_report
 from lit_attr.evaluation.findings import Chosen, Points, RelationProfiles, RunFindings, key_order
@@ -61,6 +62,7 @@ def summarise(
     chosen = Chosen(heatmap_ids, spread=spread, largest=largest, seed=settings.get("sample_seed", 0))
     # A stranger's data module may have no setting: then a fact may have several contrasts.
     reading = _Reading(settings, exact, chosen, one_contrast_a_fact=step == "divergence")
+    reading.use_error_model(folder.read_error_model())
     for path, batch in folder.read_batches():
         reading.add(path, batch)
     reading.add_waiting_facts()
@@ -77,6 +79,7 @@ def summarise(
             "profile": reading.profile.compute(checked),
             "known_profile": reading.known_profile.compute(is_known),
             "agreement": agreement,
+            "adaptive": reading.adaptive(settings),
         },
         spread=chosen.spread.records(),
         asked_for=chosen.asked_for(),
@@ -183,6 +186,8 @@ class _Reading:
         self.profile, self.known_profile = EffectProfile(*shape), EffectProfile(*shape)
         self._is_empty = True
         self._one_contrast_a_fact = one_contrast_a_fact
+        self._error_model: Mapping[str, Any] | None = None
+        self._exact_cells: ExactCells | None = None
         self._waiting: dict[int | str, list[ContrastMeans]] = {}
         self._exact = exact
         self._chosen = chosen
@@ -222,6 +227,10 @@ class _Reading:
             self._waiting.setdefault(example.id, []).append(means)
         self._chosen.add(batch, example)
         self._check(example, scores_LT, means)
+        is_exact_LT = self._is_exact_LT(example)
+        _, record = self._exact.get((example.id, example.step), (None, None))
+        if self._exact_cells is not None and is_exact_LT is not None and not (record and record.is_pilot):
+            self._exact_cells.add(is_exact_LT)
 
     def _means(self, example: Example, scores_LT: NDArray[np.float64]) -> ContrastMeans:
         means_of = contrast_means(scores_LT, example.roles, example.subject_span)
@@ -245,8 +254,40 @@ class _Reading:
             if record.is_pilot or record.place is not None:
                 self._checked.append((order, CheckedMeans(means, effects_KLR, not record.is_pilot)))
             if not record.is_pilot:
-                compared = Compared(scores_LT, effects_LT, example.roles, example.subject_span, example.id)
+                is_exact_LT = self._is_exact_LT(example)
+                compared = Compared(
+                    scores_LT, effects_LT, example.roles, example.subject_span, example.id, is_exact_LT
+                )
                 self._compared.append((record, compared))
+
+    def _is_exact_LT(self, example: Example) -> NDArray[np.bool_] | None:
+        if example.is_exact is UNSET:
+            return None
+        return np.array(example.is_exact[self._like.component])
+
+    def use_error_model(self, fields: Mapping[str, Any] | None) -> None:
+        """Counts what an adaptive run has computed exactly; None for any other run."""
+        self._error_model = fields
+        if fields is not None:
+            self._exact_cells = ExactCells(fields["layers"], fields["depth"])
+
+    def adaptive(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What an adaptive run was asked for, what its pilot expected, and what it paid; None for others."""
+        asked = settings.get("min_agreement")
+        if asked is None:
+            return None
+        fields = self._error_model or {}
+        paid = self._exact_cells.compute() if self._exact_cells is not None else {"exact_share": None}
+        return {
+            "min_agreement": asked,
+            "min_agreement_by_layer": settings.get("min_agreement_by_layer"),
+            "max_cost": settings.get("max_cost"),
+            # A run all of whose contrasts are the pilot has no error model.
+            "pilot": fields.get("contrasts"),
+            "expected": fields.get("expected"),
+            "expected_by_layer": fields.get("expected_by_layer"),
+            **paid,
+        }
 
     def add_waiting_facts(self) -> None:
         """Adds the facts whose contrasts are gathered until all files are read."""
