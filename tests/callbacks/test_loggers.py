@@ -62,12 +62,27 @@ def test_curves_have_one_point_per_layer(shown: tuple[dict[str, Any], EventAccum
                 assert points[kind][layer].value == pytest.approx(expected, rel=1e-5)
 
 
+def test_curves_of_mean_effects_have_their_intervals(shown: tuple[dict[str, Any], EventAccumulator]):
+    """Exact effects of 16 facts, the default."""
+    summary, events = shown
+    profile, last = summary["profile"], MEAN_ROLES.index("last")
+    assert profile["sampled"][last] == 16
+    for tag, name in (
+        ("mean_effect", "mean_effect"),
+        ("mean_effect_low", "interval_low"),
+        ("mean_magnitude_high", "magnitude_high"),
+    ):
+        values = [point.value for point in events.Scalars(f"{tag}/last")]
+        assert values == pytest.approx([row[last] for row in profile[name]], rel=1e-5)
+
+
 def test_custom_scalars_show_the_curves_with_their_bands(shown: tuple[dict[str, Any], EventAccumulator]):
     _, events = shown
     (event,) = events.Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(make_ndarray(event.tensor_proto).item())
     titles = {category.title: [chart.title for chart in category.chart] for category in layout.category}
-    assert {name: len(charts) for name, charts in titles.items()} == {"mean_score": 8, "mean_score_known": 8}
+    groups = ("mean_score", "mean_score_known", "mean_effect", "mean_magnitude")
+    assert {name: len(charts) for name, charts in titles.items()} == dict.fromkeys(groups, 8)
     for category in layout.category:
         for chart in category.chart:
             (series,) = chart.margin.series

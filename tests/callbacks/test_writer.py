@@ -126,6 +126,7 @@ def test_heatmaps_are_in_the_event_file(tmp_path: Path):
     relations = {tag for tag in others if tag.startswith("relations/")}
     assert others - relations == {
         "profile/role_by_layer",
+        "profile/role_by_layer_magnitude",
         "profile/role_by_layer_known",
         "agreement/exact_effects",
     }

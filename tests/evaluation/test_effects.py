@@ -35,7 +35,7 @@ def ends(found: MeanEffects) -> list[float]:
 def regression_estimate(scores: np.ndarray, effects: np.ndarray, counts: np.ndarray, mean_score: float) -> float:
     mean_effect = effects.sum() / counts.sum()
     residuals = scores - scores.sum() / counts.sum() * counts
-    slope = residuals @ (effects - mean_effect * counts) / (residuals @ residuals)
+    slope = residuals @ (effects - mean_effect * counts) / (residuals @ residuals) if np.ptp(scores) else 0
     return mean_effect + np.clip(slope, 0, 1) * (mean_score - scores.sum() / counts.sum())
 
 
@@ -72,6 +72,15 @@ def test_scores_without_use_leave_the_t_interval_of_the_sample(scores: np.ndarra
     half = t.ppf(0.975, 7) * np.std(effects, ddof=1) / np.sqrt(8) * np.sqrt(1 - 8 / 20)
     mean = effects.mean()
     assert ends(found) == pytest.approx([mean, mean - half, mean + half])
+
+
+def test_one_score_that_differs_has_no_slope_without_it():
+    """The other seven differ by rounding only."""
+    scores = np.array([0.7, *[0.1] * 7])
+    effects = np.array([2.0, *range(7)])
+    found = mean_effects(sums([*scores, *np.full(12, 0.9)]), sample(scores, effects), NOTHING)
+    mean_score = (scores.sum() + 12 * 0.9) / 20
+    assert ends(found) == pytest.approx(by_a_loop(scores, effects, np.ones(8), mean_score, 20))
 
 
 @pytest.mark.parametrize("bias", [0.0, 3.0])

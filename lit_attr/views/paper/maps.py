@@ -56,7 +56,7 @@ def _draw_role_maps(
     run: Run, titles: Sequence[str], estimates: Sequence[Estimate], rows: Sequence[Sequence[str]]
 ) -> Figure:
     columns, lines = min(COLUMNS, len(titles)), math.ceil(len(titles) / COLUMNS)
-    note = f"{run.title}: mean score in logits. n: contrasts. {APART}"
+    note = f"{run.title}: mean {run.quantity} in logits. n: contrasts. {APART}"
     figure = new_figure(2.6 * lines + 0.3, note)
     axes = figure.subplots(lines, columns, squeeze=False)
     # One scale for all panels, in each of which position 0 is the first row.

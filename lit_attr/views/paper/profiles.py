@@ -46,7 +46,7 @@ def draw_profiles(run: Run) -> Figure:
         axis.set_ylabel(name)
     handles = [handle for axis in axes[:, 0] for handle in axis.get_legend_handles_labels()[0]]
     figure.legend(handles=handles, loc="outside upper center", ncols=4)
-    figure.supylabel("mean score (logits)")
+    figure.supylabel(f"mean {run.quantity} in logits")
     return figure
 
 
@@ -68,7 +68,8 @@ def draw_comparison(runs: Sequence[Run], names: Sequence[str]) -> Figure:
             axes[place].set_title(role)
             axes[place].xaxis.set_major_locator(MaxNLocator(4, integer=same, steps=[1, 2, 5, 10]))
     figure.legend(handles=axes[0].get_legend_handles_labels()[0], loc="outside upper center", ncols=2)
-    figure.supylabel("mean score (logits)")
+    quantities = sorted({run.quantity for run in runs})
+    figure.supylabel(f"mean {' or '.join(quantities)} in logits")
     return figure
 
 

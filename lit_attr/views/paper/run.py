@@ -33,6 +33,7 @@ class Run(NamedTuple):
         model: The model's name without its owner.
         title: Model and component, drawable.
         component: The component whose scores are drawn.
+        quantity: What the scores are: exact effects, or estimates of them.
         layers_L: True layer indices.
         means_NLR: Each contrast's mean scores over the tokens of a role, in logits; NaN where there are none.
         facts_N: The number of each contrast's fact; a fact may have several contrasts.
@@ -45,6 +46,7 @@ class Run(NamedTuple):
     model: str
     title: str
     component: str
+    quantity: str
     layers_L: NDArray[np.int64]
     means_NLR: NDArray[np.float32]
     facts_N: NDArray[np.int64]
@@ -116,6 +118,7 @@ def read_run(folder: Path) -> Run:
         model,
         fit(f"{model} {component}", "run"),
         component,
+        "exact effect" if record["rule"] == "exact" else "score (estimate)",
         np.array(record["layers"]),
         np.stack(means),
         np.array(facts),

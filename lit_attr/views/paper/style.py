@@ -72,5 +72,5 @@ def new_figure(height: float, note: str) -> Figure:
     """An empty figure of `height` inches with a note at its foot."""
     # pyplot would keep every figure and may need a display.
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    figure.supxlabel(wrapped(note, int((WIDTH - 0.3) * POINTS)), fontsize=SMALL, x=0.02, ha="left")
+    figure.supxlabel(wrapped(note, int((WIDTH - 0.5) * POINTS)), fontsize=SMALL, x=0.02, ha="left")
     return figure

@@ -32,3 +32,9 @@ def test_maps_show_the_means(run: Path):
     first, second = draw_relations(taken, 5).axes[:2]
     assert first.get_title() == "P17 (n = 1)\n… is in"
     np.testing.assert_allclose(drawn(second)[LAST], [6, -4])
+
+
+def test_maps_say_what_is_averaged(run: Path):
+    for quantity in ("score (estimate)", "exact effect"):
+        note = draw_roles(read_run(run)._replace(quantity=quantity)).get_supxlabel()
+        assert f"mean {quantity} in logits" in note.replace("\n", " ")

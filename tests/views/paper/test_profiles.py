@@ -63,3 +63,12 @@ def test_comparison_has_a_panel_for_position_0_and_for_each_role(run: Path):
         *("last subject", "first subsequent", "further", "last"),
     ]
     np.testing.assert_allclose(axes[0].containers[1].lines[0].get_ydata(), [2.5, 9.5])
+
+
+def test_curves_say_what_is_averaged(run: Path):
+    estimates = read_run(run)
+    exact = estimates._replace(quantity="exact effect")
+    assert draw_profiles(estimates).get_supylabel() == "mean score (estimate) in logits"
+    assert draw_profiles(exact).get_supylabel() == "mean exact effect in logits"
+    both = draw_comparison([estimates, exact], ["one", "other"])
+    assert both.get_supylabel() == "mean exact effect or score (estimate) in logits"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sealed import reseal
 from tiny_runs import LAST, ONE, QUANTILE, START, TWO, example, write_run
 
 from lit_attr.attribution.gradient import AttributionBatch
@@ -28,6 +29,14 @@ def test_means_and_confidence_match_hand_computation(run: Path):
     assert np.isnan(each.mean_LR[:, 2]).all()
     # The standard error of two values a and b is |a - b| / 2.
     np.testing.assert_allclose(each.half_LR[:, LAST], [QUANTILE * 1, QUANTILE * 6], rtol=1e-6)
+
+
+def test_scores_are_estimates_unless_their_rule_is_exact(tmp_path: Path):
+    folder = write_run(tmp_path / "run", [ONE])
+    assert read_run(folder).quantity == "score (estimate)"
+    (path,) = (folder / "batches").iterdir()
+    reseal(path, lambda batch: batch.update(rule="exact"))
+    assert read_run(folder).quantity == "exact effect"
 
 
 def test_means_match_the_summary(batch: AttributionBatch, tmp_path: Path):
