@@ -206,7 +206,7 @@ def test_no_more_tokens_go_through_a_layer_than_allowed(max_tokens: int):
     expected_BLT = exact_effects_BLT(model, location, batch)
     tokens: list[int] = []
     for block in model.transformer.h:
-        block.register_forward_pre_hook(lambda _, args: tokens.append(args[0].shape[0] * args[0].shape[1]))
+        block.ln_1.register_forward_hook(lambda _, __, output: tokens.append(output.shape[0] * output.shape[1]))
     effects_BLT = exact_effects_BLT(model, location, batch, max_tokens=max_tokens)
     assert max(tokens) <= max(max_tokens, 2 * 9)
     torch.testing.assert_close(effects_BLT, expected_BLT, rtol=0, atol=1e-5 * expected_BLT.abs().max().item())
