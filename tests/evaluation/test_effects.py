@@ -75,12 +75,12 @@ def test_scores_without_use_leave_the_t_interval_of_the_sample(scores: np.ndarra
 
 
 def test_one_score_that_differs_has_no_slope_without_it():
-    """The other seven differ by rounding only."""
-    scores = np.array([0.7, *[0.1] * 7])
-    effects = np.array([2.0, *range(7)])
+    """What rounding leaves of the others' variance is no slope."""
+    scores = np.array([1.0, *[0.0] * 12])
+    effects = np.array([0.0, 4.0, 4.5, 3.0, 3.5, 2.5, 4.5, 4.0, 0.0, 4.5, 0.0, 3.5, 1.0])
     found = mean_effects(sums([*scores, *np.full(12, 0.9)]), sample(scores, effects), NOTHING)
-    mean_score = (scores.sum() + 12 * 0.9) / 20
-    assert ends(found) == pytest.approx(by_a_loop(scores, effects, np.ones(8), mean_score, 20))
+    mean_score = (1 + 12 * 0.9) / 25
+    assert ends(found) == pytest.approx(by_a_loop(scores, effects, np.ones(13), mean_score, 25))
 
 
 @pytest.mark.parametrize("bias", [0.0, 3.0])
