@@ -257,7 +257,7 @@ def _part_effects(part: _Part, *, is_measured: bool) -> tuple[Tensor, Tensor]:
             effects_N[index_N] = clean.effects_N(cells, part.replacement_of(cells))
         index_N = most_shared(part.cells, part.lengths, len(part.location.layers))[: None if is_measured else 1]
         checked = part.cells.select(index_N)
-        plain_N = clean.diff_B[checked.row_N] - _plain_diff_N(part, checked)
+        plain_N = clean.diff_B[checked.row_N] - _plain_diff_N(part, checked).to(clean.diff_B)
         noise_N = (effects_N[index_N] - plain_N).abs()
         if not noise_N.max() <= clean.rounding:
             raise ValueError("the effects differ from those of a whole forward pass")

@@ -150,8 +150,10 @@ def run_clean(model: PreTrainedModel, location: Location, batch: ContrastBatch) 
         logits = model(input_ids=batch.token_ids_BT, past_key_values=cache, use_cache=True).logits
     rounding = 2 * ROUNDING * _precision(logits) * logits.abs().max().item()
     caches = cast(list[DynamicLayer], cache.layers)
-    spacing_B = logit_spacing_B(logits, batch)
-    return CleanRun(model, location, batch, difference_B(logits, batch), rounding, spacing_B, caches, inputs_LBTH)
+    # A model spread over several devices has its logits on another one than its input.
+    device = batch.last_B.device
+    diff_B, spacing_B = difference_B(logits, batch).to(device), logit_spacing_B(logits, batch).to(device)
+    return CleanRun(model, location, batch, diff_B, rounding, spacing_B, caches, inputs_LBTH)
 
 
 def with_writes(

@@ -58,13 +58,14 @@ def assert_chosen(found_BLT: Tensor, every_BLT: Tensor, wanted_BLT: Tensor) -> N
 @pytest.mark.parametrize(
     "model_type", ["gpt2", "llama", "gpt_neox", "gemma2", "falcon", "phi", "mixtral", "opt", "bloom"]
 )
-def test_chosen_cells_are_those_of_all(model_type: str, component: str):
+def test_chosen_cells_are_those_of_all(model_type: str, component: str, warnings: list[str]):
     model = tiny_model(model_type, torch.float64)
     location, batch = locate(model, component=component), batch_of()
     every_BLT = exact_effects_BLT(model, location, batch)
     for wanted_BLT in (random_mask(0.2), random_mask(0.5), last_tokens(), layer_alone(0), layer_alone(1)):
         found_BLT = exact_effects_BLT(model, location, batch, wanted_BLT=wanted_BLT)
         assert_chosen(found_BLT, every_BLT, wanted_BLT)
+    assert bool(warnings) == (model_type == "bloom")
 
 
 @pytest.mark.parametrize("model_type", ["llama", "bloom"])
