@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# The cost of one more pass, in tokens that go through all layers. Measured on a CPU core, where most of it is reading
-# the weights once more.
+# The cost of one more pass, in tokens that go through all layers. Measured on a CPU core, where it is mostly that
+# of another read of the weights.
 PASS_TOKENS = 16
 
 
