@@ -126,13 +126,15 @@ class AttributionWriter(BasePredictionWriter):
 
     def read_error_model(self, trainer: pl.Trainer) -> Mapping[str, Any] | None:
         """The error model of the run; None where there is none yet."""
-        self.run_state(trainer)
-        return self.folder.read_error_model()
+        with arguments_of("writer"):
+            self.run_state(trainer)
+            return self.folder.read_error_model()
 
     def keep_error_model(self, trainer: pl.Trainer, fields: Mapping[str, Any]) -> Mapping[str, Any]:
         """Keeps an error model, and returns the one that the run has: the first that was kept."""
+        pilot = [contrast.key for contrast in self.run_state(trainer).pilot]
         with arguments_of("writer"):
-            return self.folder.keep_error_model(fields)
+            return self.folder.keep_error_model({"pilot": pilot, **fields})
 
     def on_predict_batch_start(
         self,

@@ -38,8 +38,8 @@ def read_batch(path: Path) -> BatchRecord:
     """Reads a batch file, with the scores as float64 arrays of layers × tokens.
 
     Raises:
-        UserError: The file has another format or version, lacks a field, or has a shape or a number that its
-            format does not allow.
+        UserError: The file cannot be read, has another format or version, lacks a field, or has a shape or a
+            number that its format does not allow.
     """
     return _read(path, _BATCH_DECODER, BATCH_FORMAT, _check_batch)
 
@@ -62,6 +62,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return _parsed(path.read_bytes(), path)
 
 
+def _content_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: it cannot be read ({error.strerror or error})") from error
+
+
 def _parsed(content: bytes, path: Path) -> dict[str, Any]:
     try:
         value = orjson.loads(content)
@@ -76,9 +83,10 @@ def read_sealed(path: Path, wanted: str) -> dict[str, Any]:
     """Reads a JSON object that :func:`write_sealed` wrote.
 
     Raises:
-        UserError: The file holds something else, has another format or version, or was changed since.
+        UserError: The file cannot be read, holds something else, has another format or version, or was changed
+            since.
     """
-    content = path.read_bytes()
+    content = _content_of(path)
     value = _parsed(content, path)
     check_header(value, path, wanted)
     _check_seal(content, path)
@@ -129,24 +137,25 @@ def write_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    _sync_folder(path.parent)
 
 
 def write_first(path: Path, value: Any) -> None:
     """Writes a sealed file unless it is there already; of several processes, one succeeds."""
-    candidate = path.with_name(f".{path.name}.{os.getpid()}.lit-attr.tmp")
-    with_seal = candidate.with_name(f"{candidate.name}.json")
-    write_sealed(with_seal, value)
+    candidate = path.with_name(f".{path.name}.first.{os.getpid()}.lit-attr.tmp")
+    write_sealed(candidate, value)
     try:
-        os.link(with_seal, path)
+        os.link(candidate, path)
     except FileExistsError:
         pass
+    except OSError:
+        # Some file systems of clouds and memory cards have no links. The last of several processes wins there, all
+        # within the time that they take to write the same file.
+        if not path.exists():
+            candidate.replace(path)
     finally:
-        with_seal.unlink()
+        candidate.unlink(missing_ok=True)
+    _sync_folder(path.parent)
 
 
 def remove_temporary(folder: Path) -> None:
@@ -223,15 +232,28 @@ def check_of_run(
         "rule": record.rule,
         "layers": record.layers,
         "component": ", ".join(sorted(components)),
-        "run": record.run if isinstance(record.run, str) else None,
     }
-    wanted = {**{name: settings[name] for name in found if name in settings}, "run": manifest["run"]}
-    for name, value in wanted.items():
-        if found[name] != value:
-            raise UserError(
-                f"{path}: {name}: it is {briefly(found[name])}, and in the manifest {briefly(value)}: the file is "
-                "of another run; move it away and run again"
-            )
+    for name in found:
+        if name in settings:
+            _check_of_manifest(path, name, found[name], settings[name])
+    check_run(path, record.run, manifest)
+
+
+def check_run(path: Path, run: object, manifest: Mapping[str, Any]) -> None:
+    """Checks the name of the run in a file.
+
+    Raises:
+        UserError: It is not the one in the manifest.
+    """
+    _check_of_manifest(path, "run", run if isinstance(run, str) else None, manifest["run"])
+
+
+def _check_of_manifest(path: Path, name: str, found: object, wanted: object) -> None:
+    if found != wanted:
+        raise UserError(
+            f"{path}: {name}: it is {briefly(found)}, and in manifest.json {briefly(wanted)}: the file is of "
+            "another run; move it away and run again"
+        )
 
 
 def briefly(value: object) -> str:
@@ -258,6 +280,14 @@ def record_fields(record: msgspec.Struct) -> dict[str, Any]:
 
 def _dumped(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY, default=record_fields)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _seal(body: bytes | memoryview) -> bytes:
@@ -301,7 +331,7 @@ _EXACT_DECODER = msgspec.json.Decoder(ExactRecord, dec_hook=_to_array)
 def _read(
     path: Path, decoder: msgspec.json.Decoder[Record], wanted: str, check: Callable[[Record], None]
 ) -> Record:
-    content = path.read_bytes()
+    content = _content_of(path)
     try:
         record = decoder.decode(content)
         check(record)

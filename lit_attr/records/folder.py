@@ -22,6 +22,7 @@ from lit_attr.records.files import (
     check_name,
     check_of_run,
     check_own,
+    check_run,
     file_name,
     read_batch,
     read_exact,
@@ -224,10 +225,12 @@ class RunFolder:
         """The exact effects of some contrasts, once the run's processes have written all of them.
 
         Raises:
-            UserError: Another process of the run is gone, or a file is damaged.
+            UserError: Another process of the run is gone, or a file is damaged or gone.
         """
         paths = [self.exact / file_name(*key) for key in keys]
-        while not all(path.exists() for path in paths):
+        while missing := [path for path in paths if not path.exists()]:
+            if self._lock.is_alone:
+                raise UserError(f"{missing[0]}: this run has written it, and it is gone; run again")
             with self._writing():
                 self._lock.check()
             time.sleep(BETWEEN_LOOKS)
@@ -245,12 +248,13 @@ class RunFolder:
         """The error model; None where there is none.
 
         Raises:
-            UserError: It is damaged, or of another version.
+            UserError: It is damaged, of another version, or of another run.
         """
         if not self.error_model.exists():
             return None
-        with _reading(self.error_model):
-            return read_sealed(self.error_model, ERROR_MODEL_FORMAT)
+        fields = read_sealed(self.error_model, ERROR_MODEL_FORMAT)
+        check_run(self.error_model, fields.get("run"), self.read_manifest())
+        return fields
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes the summary, whole or not at all."""
@@ -284,12 +288,17 @@ class RunFolder:
                 digests[example.id, example.step] = digest_example(example)
                 files[example.id, example.step] = path.name
         exact = {(record.id, record.step): record for _, record in self.read_exact()}
+        pilots = {key for key, record in exact.items() if record.is_pilot}
+        error_model = self.read_error_model()
+        if error_model is not None:
+            # Also where a damaged file of the pilot was moved away: it judges nothing.
+            pilots |= {(identity, step) for identity, step in error_model["pilot"]}
         return RunState(
             done=frozenset(digests),
             refused=frozenset((row.id, row.step) for row in read_refused(self.rejected) if row.step is not None),
             exact={key: record.refused is None for key, record in exact.items()},
-            pilots=frozenset(key for key, record in exact.items() if record.is_pilot),
-            has_error_model=self.read_error_model() is not None,
+            pilots=frozenset(pilots),
+            has_error_model=error_model is not None,
             digests=digests,
             files=files,
             folder=self.path,
@@ -307,8 +316,7 @@ class RunFolder:
         manifest = self.read_manifest() if paths else {}
         found: dict[ContrastKey, Path] = {}
         for path in paths:
-            with _reading(path):
-                record = read_batch(path)
+            record = read_batch(path)
             components = {component for example in record.examples for component in example.scores}
             check_of_run(path, record, components, manifest)
             check_name(path, record.examples[0].id, record.examples[0].step)
@@ -331,8 +339,7 @@ class RunFolder:
         paths = sorted(self.exact.glob("*.json"))
         manifest = self.read_manifest() if paths else {}
         for path in paths:
-            with _reading(path):
-                record = read_exact(path)
+            record = read_exact(path)
             check_of_run(path, record, set(record.effects), manifest)
             # With one contrast a file, no two files can have the same contrast.
             check_name(path, record.id, record.step)
@@ -346,8 +353,7 @@ class RunFolder:
         """
         if not self.manifest.is_file():
             raise UserError(f"{self.path}: there is no manifest.json in it; give the output folder of a run")
-        with _reading(self.manifest):
-            manifest = read_sealed(self.manifest, MANIFEST_FORMAT)
+        manifest = read_sealed(self.manifest, MANIFEST_FORMAT)
         for name, kind in (("model", dict), ("data", dict), ("run", str)):
             if not isinstance(manifest.get(name), kind):
                 raise UserError(f"{self.manifest}: it lacks {name}; give another folder")
@@ -369,7 +375,7 @@ class RunFolder:
 
     def _run_name(self) -> str:
         if self._run is None:
-            self._run = str(read_sealed(self.manifest, MANIFEST_FORMAT)["run"])
+            self._run = str(read_json(self.manifest)["run"])
         return self._run
 
     def _check_own(self) -> None:
@@ -389,11 +395,3 @@ class RunFolder:
             place = (error.filename2 or error.filename) if is_place else None
             reason = f"{place or self.path} cannot be written to ({error.strerror or error}); {RESUME_HINT}"
             raise ArgumentError("output_dir", reason) from error
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path}: it cannot be read ({error.strerror or error})") from error

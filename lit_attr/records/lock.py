@@ -49,6 +49,11 @@ class RunLock:
         """Whether this is the first process of a run, which holds the lock itself."""
         return self._own is None and self._first is not None and self._first.is_locked
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether the run has no other process."""
+        return self._processes == 1
+
     def acquire(self) -> str:
         """Makes this the first process of the only run, and returns the run's name for `join`.
 

@@ -36,7 +36,7 @@ class RunState:
         digests: What each contrast on disk was, whatever its id.
         files: The name of the batch file of each.
         folder: The run's folder. None where nothing is written.
-        pilots: Contrasts of an adaptive run's pilot whose exact effects are on disk.
+        pilots: Contrasts of an adaptive run's pilot that earlier runs have begun or fitted the error model to.
         has_error_model: Whether the run's error model is on disk.
         pilot: The contrasts of the pilot. The data module sets them.
         spares: Contrasts that replace refused ones in the sample, each with its place in the run's random order.
