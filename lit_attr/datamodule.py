@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -27,6 +27,7 @@ from lit_attr.facts.tokenization import build_contrasts, count_spaces
 from lit_attr.models.limits import ModelLimits
 from lit_attr.models.loading import DEMO_MODEL, load_tokenizer
 from lit_attr.records.state import RunState
+from lit_attr.sampling.work import Work, comparisons_work, pilot_keys, pilot_work, scores_work
 from lit_attr.trainers import run_state
 
 MAX_TOKENS_CPU = 1024
@@ -67,21 +68,6 @@ class HasDataRequirements(Protocol):
 
     def data_requirements(self) -> DataRequirements:
         """What the module asks of its data. Needs no weights."""
-
-
-class Work(NamedTuple):
-    """One item of the loader: the contrasts of one batch.
-
-    Attributes:
-        contrasts: The contrasts.
-        comparison: Set where the exact effects of one contrast are computed: which comparison of its process this
-            is, from 1, and of how many.
-        is_pilot: Whether the contrast is of the pilot.
-    """
-
-    contrasts: list[Contrast]
-    comparison: tuple[int, int] | None = None
-    is_pilot: bool = False
 
 
 class CounterfactDataModule(pl.LightningDataModule):
@@ -227,14 +213,24 @@ class CounterfactDataModule(pl.LightningDataModule):
             [contrast.key for contrast in self.contrasts if contrast.is_contrastive],
             self.requirements.sample_seed,
         )
-        pilot = self._pilot(state, order)
-        unscored = self._unscored(state, {work.contrasts[0].key for work in pilot})
-        work = [*pilot, *map(Work, unscored), *self._comparisons(state, order)]
         trainer = self.trainer
+        processes = trainer.world_size if trainer is not None else 1
+        pilot = self._pilot(state, order)
+        done = {contrast.key for contrast in pilot}
+        # Cut from all contrasts, whatever is done.
+        batches = self.in_batches(self.contrasts, self._device)
+        if state is not None:
+            state.check_facts(self.contrasts)
+            done |= state.done | state.refused
+        work = [
+            *(pilot_work(pilot, state, processes) if state is not None else ()),
+            *scores_work(batches, done),
+            *comparisons_work(self.contrasts, order, self.requirements.verify, state, processes),
+        ]
         sampler = RankSampler(
             work,
             rank=trainer.global_rank if trainer is not None else 0,
-            world_size=trainer.world_size if trainer is not None else 1,
+            world_size=processes,
         )
         return DataLoader(
             work,  # type: ignore[arg-type]  # a map-style data set
@@ -310,58 +306,16 @@ class CounterfactDataModule(pl.LightningDataModule):
                 trust_remote_code=requirements.trust_remote_code,
             )
 
-    def _pilot(self, state: RunState | None, order: Sequence[ContrastKey]) -> list[Work]:
-        """The contrasts of the pilot that have no exact effects yet, one a batch."""
+    def _pilot(self, state: RunState | None, order: Sequence[ContrastKey]) -> Sequence[Contrast]:
+        """The contrasts of an adaptive run's pilot, which the state of the run gets as well."""
         count = self.requirements.pilot
-        if not count or state is None or state.has_error_model:
-            # An error model never changes, also when the run is extended.
-            return []
+        if not count or state is None:
+            return ()
         if count > len(order):
             rank_zero_info(f"The pilot is all {len(order)} contrasts: every score is an exact effect.")
-        # An interrupted run that is extended keeps the pilot that it has begun.
-        keys = [key for key in order if key in state.pilots]
-        keys = (keys + [key for key in order if key not in state.pilots and key not in state.refused])[:count]
         contrasts = {contrast.key: contrast for contrast in self.contrasts}
-        state.pilot = [contrasts[key] for key in keys]
-        return self._one_by_one([contrasts[key] for key in keys if key not in state.exact], is_pilot=True)
-
-    def _unscored(self, state: RunState | None, pilot: Collection[ContrastKey]) -> list[list[Contrast]]:
-        """The batches of the contrasts that have no scores yet, without the pilot's."""
-        # Cut from all contrasts, so that a resumed run has the batches of an uninterrupted one, and its numbers to
-        # the bit.
-        batches = self.in_batches(self.contrasts, self._device)
-        if state is not None:
-            state.check_facts(self.contrasts)
-        done = {*pilot, *state.done, *state.refused} if state is not None else pilot
-        return [left for batch in batches if (left := [each for each in batch if each.key not in done])]
-
-    def _comparisons(self, state: RunState | None, order: Sequence[ContrastKey]) -> list[Work]:
-        """The contrasts of the run's sample that have no exact effects yet, one a batch."""
-        verify = self.requirements.verify
-        if not verify:
-            return []
-        contrasts = {contrast.key: contrast for contrast in self.contrasts}
-        refused = set(state.refused) if state is not None else set()
-        exact = dict(state.exact) if state is not None else {}
-        # A contrast that came out not finite is replaced by the next one of the order.
-        pilot = {*state.pilots, *(contrast.key for contrast in state.pilot)} if state is not None else set()
-        usable = [
-            (place, contrasts[key])
-            for place, key in enumerate(order)
-            if key not in refused and exact.get(key) is not False and key not in pilot
-        ]
-        if state is not None:
-            state.spares = usable[verify:]
-        return self._one_by_one([contrast for _, contrast in usable[:verify] if contrast.key not in exact])
-
-    def _one_by_one(self, contrasts: Sequence[Contrast], *, is_pilot: bool = False) -> list[Work]:
-        """One contrast a batch, numbered for each process."""
-        processes = self.trainer.world_size if self.trainer is not None else 1
-        counts = [len(range(rank, len(contrasts), processes)) for rank in range(processes)]
-        return [
-            Work([contrast], (at // processes + 1, counts[at % processes]), is_pilot)
-            for at, contrast in enumerate(contrasts)
-        ]
+        state.pilot = [contrasts[key] for key in pilot_keys(order, count, state)]
+        return state.pilot
 
     @property
     def _device(self) -> torch.device | None:
@@ -386,7 +340,7 @@ class CounterfactDataModule(pl.LightningDataModule):
 
 def _collate(places: Mapping[ContrastKey, int], work: Work) -> ContrastBatch:
     of_contrasts = tuple(places.get(contrast.key) for contrast in work.contrasts)
-    return collate_contrasts(work.contrasts, of_contrasts, work.comparison, work.is_pilot)
+    return collate_contrasts(work.contrasts, of_contrasts, work.comparison, work.is_pilot, work.width)
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, embedded: int | None) -> None:

@@ -77,6 +77,7 @@ def collate_contrasts(
     places: Sequence[int | None] | None = None,
     comparison: tuple[int, int] | None = None,
     is_pilot: bool = False,
+    width: int = 0,
 ) -> ContrastBatch:
     """Makes a batch of contrasts.
 
@@ -85,9 +86,10 @@ def collate_contrasts(
         places: Each one's place in the random order of the run, see `ContrastBatch`.
         comparison: Which comparison of this process the batch is for, see `ContrastBatch`.
         is_pilot: Whether the contrasts are of a pilot, see `ContrastBatch`.
+        width: The least number of tokens to pad to. On some models the last digits of a row depend on it.
     """
     rows = [contrast.token_ids for contrast in contrasts]
-    width = max(map(len, rows))
+    width = max(width, *map(len, rows))
     return ContrastBatch(
         contrasts=tuple(contrasts),
         # A padding token would do as well, but transformers warns of one that comes without a mask.

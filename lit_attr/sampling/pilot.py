@@ -5,12 +5,15 @@ Axes: L chosen layers, T tokens of one contrast.
 
 from __future__ import annotations
 
+from math import isfinite
+
 import lightning.pytorch as pl
+import torch
 
 from lit_attr.attribution.adaptive import attribute_adaptively, attribute_pilot, depth_of, estimate_batch
 from lit_attr.attribution.error_model import FORWARDS_A_GRADIENT, ErrorModel, Estimate, Targets, fit
-from lit_attr.attribution.gradient import AttributionBatch
-from lit_attr.errors import ArgumentError, one_line, warn_about
+from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
+from lit_attr.errors import ArgumentError, UserError, one_line, warn_about
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
 from lit_attr.facts.contrasts import Contrast
 from lit_attr.models.location import input_device
@@ -49,6 +52,8 @@ def check_targets(
         raise ArgumentError("pilot", f"{pilot} is less than {FEWEST}")
     # The features of the error model take a pass of the plain gradient, beside that of another rule.
     passes = 1 if rule == "gradient" else 2
+    if max_cost is not None and not isfinite(max_cost):
+        raise ArgumentError("max_cost", f"{max_cost} is no bound; leave it out")
     if max_cost is not None and not max_cost > passes:
         raise ArgumentError(
             "max_cost", f"{max_cost} leaves nothing for exact effects: the estimates cost {passes}; give more"
@@ -75,11 +80,13 @@ class Adaptive:
         """All exact effects of contrasts of the pilot.
 
         Raises:
-            ArgumentError: The model's exact effects cannot be computed.
+            ArgumentError: The model's exact effects cannot be computed, or it does not fit the batch.
         """
         model, location, component, rule = scorer
         try:
             return attribute_pilot(model, location, batch, component=component, rule=rule)
+        except UserError:
+            raise
         except Exception as error:  # of any kind, the model's own among them: without a pilot there is no promise
             reason = f"this model's exact effects cannot be computed ({one_line(error)}); leave it out"
             raise ArgumentError("min_agreement", reason) from error
@@ -96,6 +103,10 @@ class Adaptive:
             ArgumentError: The batch has no places, no callback keeps the error model, or the pilot is too small.
         """
         model, location, component, rule = scorer
+        if batch.places is not None and not any(contrast.is_contrastive for contrast in batch.contrasts):
+            # The pilot may have been all contrasts of two tokens. What one token does to itself is known.
+            scores = attribute_batch(model, location, batch, component=component, rule=rule)
+            return scores._replace(is_exact_BLT=torch.zeros_like(scores.scores_sum_BLT, dtype=torch.bool))
         if self._error_model is None:
             if batch.places is None:
                 raise ArgumentError("min_agreement", "its pilot needs a CounterfactDataModule; use that")
@@ -109,17 +120,19 @@ class Adaptive:
             raise ArgumentError("min_agreement", "it needs an AttributionWriter among trainer.callbacks; add one")
         kept = owner.read_error_model(trainer)
         if kept is None:
-            pilot = owner.pilot_effects(trainer)
-            if len(pilot) < FEWEST:
+            pilot = [
+                (_estimate(scorer, contrast), effects_LT) for contrast, effects_LT in owner.pilot_effects(trainer)
+            ]
+            known = [(estimate, effects_LT) for estimate, effects_LT in pilot if estimate.is_finite]
+            if len(known) < FEWEST:
                 raise ArgumentError(
                     "min_agreement",
-                    f"{len(pilot)} contrasts of the pilot have finite exact effects, fewer than {FEWEST}; give "
-                    "more facts, or the dtype float32",
+                    f"{len(known)} contrasts of the pilot have finite scores and exact effects, fewer than "
+                    f"{FEWEST}; give more facts, or the dtype float32",
                 )
             depth = depth_of(scorer.model, scorer.location)
-            known = [(_estimate(scorer, contrast), effects_LT) for contrast, effects_LT in pilot]
             fitted = fit(scorer.location.layers, depth, known, self._targets)
-            kept = owner.keep_error_model(trainer, {"contrasts": len(pilot), **fitted.to_json()})
+            kept = owner.keep_error_model(trainer, {"contrasts": len(known), **fitted.to_json()})
             if trainer.is_global_zero:
                 _warn_of_bound(fitted, self._targets)
         return ErrorModel.from_json(kept)
