@@ -26,7 +26,7 @@ from lit_attr.models.loading import DEMO_MODEL, Dtype, Quantization, float32_by_
 from lit_attr.models.location import Layers, Location, input_device, locate
 from lit_attr.sampling.comparisons import FirstSeen, Scorer, compare_or_replace, compare_or_warn
 from lit_attr.sampling.pilot import Adaptive, check_targets
-from lit_attr.settings import DATA_ARGUMENTS, RENAMED, LoadingOptions, check_settings, refuse_loading_options
+from lit_attr.settings import RENAMED, LoadingOptions, arguments_of_passes, check_settings, refuse_loading_options
 from lit_attr.trainers import check_trainer, run_state, warn_of_other_lightning
 
 
@@ -119,14 +119,15 @@ class AttributionModule(pl.LightningModule):
         self.component = component
         self.rule: RuleName = rule
         self.verify, self.sample_seed = verify, sample_seed
-        # What an adaptive run promises, which changes numbers.
-        self._promise = {
+        # What an adaptive run promises, which changes numbers; another one has the same names.
+        promise = {
             "min_agreement": min_agreement,
             "min_agreement_by_layer": min_agreement_by_layer,
             "pilot": pilot,
             "max_cost": max_cost,
         }
-        self.pilot = pilot
+        self._promise = promise if targets is not None else dict.fromkeys(promise)
+        self._pilot = pilot if targets is not None else 0
         self.step: Step = step
         self.dtype_name: Dtype = dtype
         self.quantization: Quantization | None = quantization
@@ -201,7 +202,7 @@ class AttributionModule(pl.LightningModule):
             limits,
             self._sample_size,
             self.sample_seed,
-            self.pilot if self._adaptive is not None else 0,
+            self._pilot,
         )
 
     def setup(self, stage: str) -> None:
@@ -316,12 +317,12 @@ class AttributionModule(pl.LightningModule):
         compare = partial(compare_or_warn, self._scorer)
         if batch.comparison is not None:
             if batch.is_pilot and self._adaptive is not None:
-                with arguments_of("model"):
+                with arguments_of_passes():
                     return self._adaptive.attribute_pilot(self._scorer, batch.to(self.input_device)).to("cpu")
             (contrast,), (place,) = batch.contrasts, batch.places or (None,)
             exact = compare_or_replace(contrast, place, compare, run_state(self._trainer))
             return AttributionBatch.empty(self._location, self.component, self.rule)._replace(exact=exact)
-        with arguments_of("model", RENAMED), arguments_of("data", {"batch": "source"}, only=DATA_ARGUMENTS):
+        with arguments_of_passes():
             scored = self._halving.attribute(batch.to(self.input_device), self._attribute)
         if batch.places is not None or self._first_seen is None:
             return scored
@@ -351,7 +352,7 @@ class AttributionModule(pl.LightningModule):
             "rule": self.rule,
             "integration_steps": self.rule_options.integration_steps if self.rule == "integrated" else None,
             "frozen_attention": self.rule_options.frozen_attention if self.rule == "linearised" else None,
-            **({} if self._adaptive is None else self._promise),
+            **self._promise,
             "sample_seed": self.sample_seed,
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
         }

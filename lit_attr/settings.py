@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from lit_attr.attribution.catalogue import CATALOGUE, RuleOptions
-from lit_attr.errors import ArgumentError, check_choice
+from lit_attr.errors import ArgumentError, arguments_of, check_choice
 from lit_attr.facts.contrasts import Step
 from lit_attr.models.loading import Dtype
 from lit_attr.models.location import Layers, check_layers
@@ -45,8 +47,6 @@ class LoadingOptions:
         return options
 
 
-# Arguments of passes through the model that belong to the data module.
-DATA_ARGUMENTS = ("batch", "source", "max_tokens")
 # Where an argument of a pure function is found among the settings of `AttributionModule`.
 RENAMED = {
     **{name: f"loading.{name}" for name in LoadingOptions.__dataclass_fields__},
@@ -55,6 +55,14 @@ RENAMED = {
     # Errors about a model object are reported under its name.
     "model": "model_name",
 }
+
+
+@contextmanager
+def arguments_of_passes() -> Iterator[None]:
+    """Names the settings of module and data module that arguments of passes through the model come from."""
+    of_data = arguments_of("data", {"batch": "source"}, only=("batch", "source", "max_tokens"))
+    with arguments_of("model", RENAMED), of_data:
+        yield
 
 
 def check_settings(layers: Layers, verify: int, *, rule: str, step: str, dtype: str) -> None:

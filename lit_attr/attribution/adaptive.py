@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lit_attr.attribution.comparison import NOT_FINITE
 from lit_attr.attribution.error_model import ErrorModel, Estimate
 from lit_attr.attribution.exact_effects import resolved_effects
 from lit_attr.attribution.gradient import GRADIENT, AttributionBatch, ExactEffects, Rule, attribute_batch
@@ -100,16 +101,19 @@ def attribute_adaptively(
         rule: The rule of the estimates, from `find_rule`.
 
     Returns:
-        The scores, with `is_exact_BLT`.
+        The scores, with `is_exact_BLT`. A cell whose exact effect is not finite keeps its estimate.
     """
     scores, estimates = estimate_batch(model, location, batch, component=component, rule=rule)
     is_exact_BLT = torch.zeros(scores.scores_sum_BLT.shape, dtype=torch.bool)
-    for row, estimate in enumerate(estimates):
-        # An estimate that is not finite is refused later, by the same name as in a run without an error model.
-        wanted_LT = error_model.wants_LT(estimate)
-        is_exact_BLT[row, :, : wanted_LT.shape[1]] = torch.from_numpy(wanted_LT)
+    is_finite_B = scores.is_finite_B().tolist()
+    for row, (contrast, estimate) in enumerate(zip(batch.contrasts, estimates, strict=True)):
+        # All effects of a token on itself are 0. An estimate that is not finite is refused later, as in a run
+        # without an error model.
+        if contrast.is_contrastive and is_finite_B[row]:
+            wanted_LT = error_model.wants_LT(estimate)
+            is_exact_BLT[row, :, : wanted_LT.shape[1]] = torch.from_numpy(wanted_LT)
     effects_BLT = resolved_effects(model, location, batch, wanted_BLT=is_exact_BLT).effects_BLT
-    return _with_effects(scores, effects_BLT, is_exact_BLT)
+    return _with_effects(scores, effects_BLT, is_exact_BLT & effects_BLT.isfinite().cpu())
 
 
 def attribute_pilot(
@@ -130,31 +134,34 @@ def attribute_pilot(
         rule: The rule of the run, from `find_rule`.
 
     Returns:
-        The exact effects as scores, and in `exact`. A contrast whose effects are not finite keeps its estimates,
-        and has the reason in `exact`.
+        The exact effects as scores, and in `exact`. A contrast whose effects or scores are not finite keeps its
+        estimates, and has the reason in `exact`.
     """
     scores = attribute_batch(model, location, batch, component=component, rule=rule)
     effects_BLT, resolution_B = resolved_effects(model, location, batch)
-    is_finite_B = effects_BLT.isfinite().flatten(1).all(1)
+    is_resolved_B = effects_BLT.isfinite().flatten(1).all(1).cpu()
+    is_finite_B = is_resolved_B & scores.is_finite_B().cpu()
     exact = []
     for row, contrast in enumerate(batch.contrasts):
+        refused = None
+        if not is_finite_B[row]:
+            refused = f"its {'scores or logits' if is_resolved_B[row] else 'exact effects'} {NOT_FINITE}"
         effects_LT = effects_BLT[row, :, : len(contrast.tokens)].to("cpu", torch.float32)
-        is_finite = bool(is_finite_B[row])
         exact.append(
             ExactEffects(
                 contrast,
                 None if batch.places is None else batch.places[row],
                 location.layers,
                 component,
-                effects_LT if is_finite else torch.zeros_like(effects_LT),
-                resolution_B[row].item() if is_finite else 0.0,
+                effects_LT if refused is None else torch.zeros_like(effects_LT),
+                resolution_B[row].item() if refused is None else 0.0,
                 None,
-                None if is_finite else "its exact effects are not finite; the dtype float32 may fix it",
+                refused,
                 is_pilot=True,
             )
         )
     is_token_BT = torch.arange(batch.token_ids_BT.shape[1]) <= batch.last_B.cpu()[:, None]
-    is_exact_BLT = is_token_BT[:, None] & is_finite_B.cpu()[:, None, None]
+    is_exact_BLT = is_token_BT[:, None] & is_finite_B[:, None, None]
     is_exact_BLT = is_exact_BLT.expand(-1, len(location.layers), -1).clone()
     return _with_effects(scores, effects_BLT, is_exact_BLT)._replace(exact=tuple(exact))
 

@@ -50,6 +50,11 @@ class Estimate(NamedTuple):
     share_LT: Values
     roles: Sequence[str]
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all numbers are finite."""
+        return all(bool(np.isfinite(values_LT).all()) for values_LT in self[:4])
+
 
 class Targets(NamedTuple):
     """What an adaptive run promises.
@@ -117,8 +122,11 @@ class ErrorModel(NamedTuple):
     def wants_LT(self, estimate: Estimate) -> Flags:
         """Which cells of a contrast are computed exactly. It depends on the contrast alone."""
         shape = estimate.scores_LT.shape
-        squares_LT = np.exp(features_NK(estimate) @ self.weights_K).reshape(shape)
-        wanted_LT: Flags = squares_LT > self.thresholds_L[:, None] * costs_LT(self.layers, self.depth, shape[1])
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares_LT = np.exp(features_NK(estimate) @ self.weights_K).reshape(shape)
+        bounds_LT = self.thresholds_L[:, None] * costs_LT(self.layers, self.depth, shape[1])
+        # Also where nothing can be predicted, since a norm has overflowed.
+        wanted_LT: Flags = ~(squares_LT <= bounds_LT)
         return wanted_LT
 
 
