@@ -56,6 +56,7 @@ def draw_fact_heatmap(
     subject_span: tuple[int, int],
     title: str,
     subtitle: str,
+    marked_LT: NDArray[np.bool_] | None = None,
 ) -> Image.Image:
     """Draws the scores of one fact, the first token at the top.
 
@@ -70,6 +71,7 @@ def draw_fact_heatmap(
         subject_span: First subject token and the one after the last, as indices into ``tokens``.
         title: Such as ``The capital of Spain is →  Madrid / Paris``; wrapped, never clipped.
         subtitle: Such as ``logit difference +4.70 · MLP gradient × activation``; wrapped as well.
+        marked_LT: The cells that get a dot.
 
     Returns:
         Mode ``RGB``, deterministic; ``np.asarray`` of it is the HWC uint8 array that TensorBoard takes.
@@ -85,7 +87,8 @@ def draw_fact_heatmap(
     if not 0 <= start < stop <= len(tokens):
         raise ValueError(f"subject_span: {subject_span} is not a span of the {len(tokens)} tokens")
     labels = [token_label(token) for token in tokens]
-    return _draw(scores_LT.T, layers, labels, range(start, stop), title, subtitle)
+    marked_TL = None if marked_LT is None else marked_LT.T
+    return _draw(scores_LT.T, layers, labels, range(start, stop), title, subtitle, dotted_NL=marked_TL)
 
 
 def draw_role_heatmap(
@@ -124,7 +127,7 @@ def draw_role_heatmap(
     if np.isinf(means_LR).any():
         raise ValueError("means_LR: a mean must be finite, or NaN where there is none")
     labels = [f"{drawable(role)}\nn={count:,}" for role, count in zip(roles, counts, strict=True)]
-    marked_RL = np.zeros_like(means_LR.T, dtype=np.bool_) if marked_LR is None else marked_LR.T
+    marked_RL = None if marked_LR is None else marked_LR.T
     return _draw(means_LR.T, layers, labels, range(0), title, subtitle, quantity, marked_RL)
 
 
@@ -213,11 +216,11 @@ def _draw(
         values_NL: Finite or NaN.
         layers: True layer indices of the columns.
         labels: Drawable text, one a row, all with as many lines.
-        marked: Rows of the subject, if any; none where the first row is apart.
+        marked: Rows of the subject; none in a map of roles, where there is a gap below the first row.
         title: As given.
         subtitle: As given.
         quantity: What the values are.
-        dotted_NL: The cells that get a dot, in a map of roles. There is a gap below its first row.
+        dotted_NL: The cells that get a dot.
     """
     scale = scale_of(values_NL)
     n_rows, n_layers = values_NL.shape
@@ -227,6 +230,7 @@ def _draw(
     grid, apart = draw_cells(values_NL, scale, cell_w, cell_h), 0
     if dotted_NL is not None:
         mark_cells(grid, dotted_NL, cell_w, cell_h)
+    if not marked:
         grid, apart = _set_apart(grid, cell_h), APART
     bar = colour_bar(scale, grid.height, quantity)
     step = _step(cell_h, label_h)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lit_attr.evaluation.agreement import verdict
+from lit_attr.evaluation.agreement import promise_line, verdict
 from lit_attr.evaluation.findings import RunFindings
 from lit_attr.evaluation.summary import all_exact, has_effects, mean_text, strongest_at, strongest_cells
 from lit_attr.facts.roles import POSITION_0
@@ -25,6 +25,9 @@ def summary_page(findings: RunFindings, manifest: Mapping[str, Any]) -> str:
     summary = findings.summary
     lines = ["## Found", "", *_counts(summary)]
     lines += ["", *_strongest_layers(summary["profile"])]
+    if summary["adaptive"] is not None:
+        promise = _escaped(promise_line(summary["adaptive"], summary["agreement"]))
+        lines += ["", "## Adaptive attribution", "", promise]
     if summary["agreement"] is not None:
         lines += ["", "## Agreement", "", *_agreement(summary["agreement"])]
     lines += ["", "## Strongest facts", "", *_facts(findings.strongest)]

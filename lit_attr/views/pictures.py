@@ -40,14 +40,19 @@ def fact_image(record: Mapping[str, Any], component: str | None = None) -> Image
     known = "known" if record["rank_true"] == 0 else "not known"
     difference = f"{record['logit_diff']:+.2f}".replace("-", "−")
     start, stop = record["subject_span"]
+    subtitle = f"logit difference {compared}: {difference} · {known} · {component_name(component)} "
+    subtitle += _rule_name(record["rule"])
+    exact = record.get("is_exact")
+    if exact is not None:
+        subtitle += " · dots: exact effects"
     return draw_fact_heatmap(
         np.asarray(record["scores"][component]["sum"], dtype=float),
         layers=record["layers"],
         tokens=record["tokens"],
         subject_span=(start, stop),
         title=fact_title(record),
-        subtitle=f"logit difference {compared}: {difference} · {known} · {component_name(component)} "
-        f"{_rule_name(record['rule'])}",
+        subtitle=subtitle,
+        marked_LT=None if exact is None else np.asarray(exact[component], dtype=np.bool_),
     )
 
 

@@ -10,7 +10,16 @@ import pytest
 from agreements import part
 from scipy import stats
 
-from lit_attr.evaluation.agreement import Compared, Facts, agreement_of, agreement_report, pearson, verdict
+from lit_attr.evaluation.agreement import (
+    Compared,
+    ExactCells,
+    Facts,
+    agreement_of,
+    agreement_report,
+    pearson,
+    promise_line,
+    verdict,
+)
 from lit_attr.evaluation.intervals import correlation_interval, moments_of, resample_weights_SF
 from lit_attr.facts.contrasts import Contrast
 from lit_attr.facts.roles import MEAN_ROLES
@@ -206,6 +215,56 @@ def test_the_verdict_names_layers_that_are_poor_beyond_doubt():
     assert "across layers" not in verdict({**report, **part(0.2, 0.1, 0.6)})
     assert "r = 0.20 (no interval) over" in verdict({**report, **part(0.2)})
     assert verdict({**report, **part(None)}).endswith("(zero ablation): r is undefined")
+
+
+ADAPTIVE = {
+    "min_agreement": 0.65,
+    "min_agreement_by_layer": 0.8,
+    "exact_share": 0.125,
+    "exact_cost": 3.875,
+    "pilot": 16,
+    "expected": 0.9625,
+}
+
+
+def test_the_promise_is_compared_with_what_was_asked_for():
+    report: dict[str, Any] = {
+        "contrasts": 64,
+        **part(0.7, 0.6, 0.8),
+        "estimated_cells": part(0.5, 0.25, 0.75),
+        "by_layer": {"0": part(0.85), "1": part(None), "2": part(0.95)},
+    }
+    assert promise_line(ADAPTIVE, report) == (
+        "r of at least 0.65 asked for, 0.8 in each layer; 12.5% of the cells are exact, which costs about 3.9 "
+        "passes of the gradient beside the estimates; the pilot of 16 expected r = 0.963; kept on the 64 verified "
+        "contrasts; r = 0.50 (95% interval 0.25 to 0.75) over the estimated cells alone"
+    )
+    poor = {**report, "by_layer": {"0": part(0.75), "2": part(0.95)}}
+    assert "; not kept on the 64 verified contrasts, below 0.8 in layer 0; r" in promise_line(ADAPTIVE, poor)
+    overall = {**ADAPTIVE, "min_agreement_by_layer": None}
+    assert "; kept on the 64" in promise_line(overall, poor) and "each layer" not in promise_line(overall, poor)
+    assert "; not kept on the 64 verified" in promise_line({**overall, "min_agreement": 0.71}, report)
+    assert promise_line(ADAPTIVE, None).endswith("; nothing was verified")
+
+
+def test_estimated_cells_are_judged_alone():
+    scores_LT, effects_LT = np.array([[1.0, 2.0, 3.0, 4.0]] * 2), np.array([[1.0, 5.0, 2.0, 4.0]] * 2)
+    is_exact_LT = np.array([[True, False, False, True], [False, True, True, True]])
+    roles = ("prefix", "last subject", "further", "last")
+    pair = Compared(scores_LT, effects_LT, roles, (1, 2), 0, is_exact_LT)
+    found = agreement_report([0, 1], [pair])["estimated_cells"]
+    # 2, 3 and 1 against 5, 2 and 1.
+    assert found["pearson"] == pytest.approx(np.corrcoef([2, 3, 1], [5, 2, 1])[0, 1])
+    assert "estimated_cells" not in agreement_report([0, 1], [pair._replace(is_exact_LT=None)])
+
+
+def test_exact_cells_are_counted_with_their_cost():
+    exact = ExactCells([0, 2], depth=4)
+    assert exact.compute() == {"contrasts": 0, "exact_share": None, "exact_cost": None}
+    # Forwards: (4 − 0)(2 − 0)/8 = 1 and (4 − 2)(2 − 1)/8 = 1/4. A gradient takes two.
+    exact.add(np.array([[True, False], [False, True]]))
+    exact.add(np.zeros((2, 2), dtype=bool))
+    assert exact.compute() == {"contrasts": 2, "exact_share": 2 / 8, "exact_cost": 1.25 / 2 / 2}
 
 
 def test_constant_values_have_no_correlation():

@@ -15,7 +15,9 @@ from lit_attr.views.pages import summary_page
 NO_SETTINGS: dict[str, Any] = {"model": {}, "data": {}}
 
 
-def findings(agreement: dict[str, Any] | None = None, **changes: Any) -> RunFindings:
+def findings(
+    agreement: dict[str, Any] | None = None, adaptive: dict[str, Any] | None = None, **changes: Any
+) -> RunFindings:
     profile = ProfileSums([0, 1], "mlp", "gradient")
     profile.add(np.array(ONE["scores"]["mlp"]["sum"]), ONE["roles"], ONE["subject_span"])
     summary = {
@@ -26,6 +28,7 @@ def findings(agreement: dict[str, Any] | None = None, **changes: Any) -> RunFind
         "median_logit_diff": -0.5,
         "profile": profile.compute(),
         "agreement": agreement,
+        "adaptive": adaptive,
     }
     lists = ("spread", "asked_for", "not_found", "largest", "strongest", "failures")
     found: dict[str, Any] = {name: [] for name in lists}
@@ -126,3 +129,10 @@ def test_page_shows_the_agreement_of_each_layer():
     ]
     assert "## Agreement" in lines
     assert "## Agreement" not in summary_page(findings(), NO_SETTINGS)
+
+
+def test_page_says_what_an_adaptive_run_promised_and_kept():
+    asked = {"min_agreement": 0.9, "min_agreement_by_layer": None, "exact_share": None}
+    page = summary_page(findings(adaptive=asked), NO_SETTINGS)
+    assert "## Adaptive attribution\n\nr of at least 0\\.9 asked for; every score is an exact effect" in page
+    assert "## Adaptive" not in summary_page(findings(), NO_SETTINGS)

@@ -54,6 +54,34 @@ def test_fact_image_says_what_was_compared(rank: int, known: str):
     assert same(fact_image({**RECORD, "rank_true": rank}), expected)
 
 
+def test_fact_image_marks_what_is_exact():
+    marked_LT = np.array([[True, False, False, False], [False, False, False, True]])
+    expected = draw_fact_heatmap(
+        np.array(ONE["scores"]["mlp"]["sum"], dtype=float),
+        layers=[2, 5],
+        tokens=ONE["tokens"],
+        subject_span=(0, 2),
+        title="A B is in → X / Y",
+        subtitle="logit difference X − Y: −1.50 · known · MLP gradient × activation · dots: exact effects",
+        marked_LT=marked_LT,
+    )
+    found = fact_image({**RECORD, "rank_true": 0, "is_exact": {"mlp": marked_LT.tolist()}})
+    assert same(found, expected)
+    # The first cell and the last one have dots, a cell between them has none.
+    plain = draw_fact_heatmap(
+        np.array(ONE["scores"]["mlp"]["sum"], dtype=float),
+        layers=[2, 5],
+        tokens=ONE["tokens"],
+        subject_span=(0, 2),
+        title="A B is in → X / Y",
+        subtitle="logit difference X − Y: −1.50 · known · MLP gradient × activation · dots: exact effects",
+    )
+    changed = np.asarray(ImageChops.difference(found, plain)).any(-1)
+    rows, columns = np.nonzero(changed)
+    assert np.ptp(rows) > np.ptp(columns) > 0
+    assert changed.sum() < 2 * 12 * 12
+
+
 def test_fact_image_draws_the_component_asked_for():
     other = {"sum": [[1, 2, 3, 4], [5, 6, 7, 8]]}
     several = {**RECORD, "scores": {"mlp": ONE["scores"]["mlp"], "attention": other}}
