@@ -313,17 +313,17 @@ class AttributionModule(pl.LightningModule):
         Raises:
             UserError: The memory does not suffice for a single row.
         """
-        self.configure_model()
-        compare = partial(compare_or_warn, self._scorer)
+        device, compare = self.input_device, partial(compare_or_warn, self._scorer)
         if batch.comparison is not None:
             if batch.is_pilot and self._adaptive is not None:
                 with arguments_of_passes():
-                    return self._adaptive.attribute_pilot(self._scorer, batch.to(self.input_device)).to("cpu")
+                    scored = self._adaptive.attribute_pilot(self._scorer, batch.to(device), self._trainer)
+                    return scored.to("cpu")
             (contrast,), (place,) = batch.contrasts, batch.places or (None,)
             exact = compare_or_replace(contrast, place, compare, run_state(self._trainer))
             return AttributionBatch.empty(self._location, self.component, self.rule)._replace(exact=exact)
         with arguments_of_passes():
-            scored = self._halving.attribute(batch.to(self.input_device), self._attribute)
+            scored = self._halving.attribute(batch.to(device), self._attribute)
         if batch.places is not None or self._first_seen is None:
             return scored
         exact = self._first_seen.compare(batch.contrasts, compare, run_state(self._trainer))

@@ -14,14 +14,16 @@ from io import BytesIO
 from typing import Any, overload
 
 import numpy as np
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from lit_attr.attribution.catalogue import RuleName, rule_title
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import arguments_of
-from lit_attr.facts.batches import collate_contrasts
+from lit_attr.facts.batches import ContrastBatch, collate_contrasts
 from lit_attr.facts.contrasts import ContrastKey, Step
+from lit_attr.facts.order import random_order
 from lit_attr.facts.rows import Rejected
 from lit_attr.facts.sources import SAMPLE, has_splits
 from lit_attr.models.loading import DEMO_MODEL
@@ -74,7 +76,8 @@ def attribute(
         limit: Keep only the first so many rows.
         max_tokens: Maximum number of tokens in a batch, padding included. Default: 1,024 on a CPU and 4,096
             elsewhere.
-        settings: Other settings of `AttributionModule`, such as `dtype` for a model given by name.
+        settings: Other settings of `AttributionModule`, such as `min_agreement`, or `dtype` for a model given by
+            name.
 
     Raises:
         UserError: The model or a setting cannot be used, or no row can.
@@ -93,8 +96,8 @@ def attribute(
         data.make_contrasts(module.data_requirements())
         records: dict[ContrastKey, Attribution] = {}
         rejected = [*data.rejected]
-        for batch in data.in_batches(data.contrasts, module.input_device):
-            finite, broken = split_finite(module.predict_step(collate_contrasts(batch), 0))
+        for batch in _batches(data, module.input_device):
+            finite, broken = split_finite(module.predict_step(batch, 0))
             rejected += broken
             if finite.contrasts:
                 examples = map(Attribution, records_of(batch_record(finite)))
@@ -105,6 +108,20 @@ def attribute(
         warnings.warn(f"attribute.facts: {words}", stacklevel=2)
     keys = (contrast.key for contrast in data.contrasts)
     return Attributions([records[key] for key in keys if key in records], rejected)
+
+
+def _batches(data: CounterfactDataModule, device: torch.device) -> Iterator[ContrastBatch]:
+    """The pilot's contrasts, one a batch, where the module has a pilot; then all others."""
+    requirements = data.requirements
+    keys = [contrast.key for contrast in data.contrasts if contrast.is_contrastive]
+    places = {key: place for place, key in enumerate(random_order(keys, requirements.sample_seed))}
+    pilot = [each for each in data.contrasts if places.get(each.key, requirements.pilot) < requirements.pilot]
+    for at, contrast in enumerate(pilot):
+        yield collate_contrasts([contrast], [places[contrast.key]], (at + 1, len(pilot)), is_pilot=True)
+    in_pilot = {contrast.key for contrast in pilot}
+    others = [contrast for contrast in data.contrasts if contrast.key not in in_pilot]
+    for batch in data.in_batches(others, device) if others else ():
+        yield collate_contrasts(batch, [places.get(contrast.key) for contrast in batch])
 
 
 class Attribution(dict[str, Any]):

@@ -243,9 +243,34 @@ def test_the_text_of_a_fact_is_escaped():
         assert Page(shown).tags[-1][1]["alt"].startswith(f"The capital of {name} is")
 
 
+def test_adaptive_attributions_of_many_facts_have_a_random_pilot():
+    rows = [*open_rows(SAMPLE)][:80]
+    plain, exact = attribute(facts=rows), attribute(facts=rows, rule="exact")
+    found = attribute(facts=rows, min_agreement=0.95)
+    cells: list[tuple[np.ndarray, ...]] = []
+    for each, estimated, known in zip(found, plain, exact, strict=True):
+        assert each["id"] == estimated["id"] == known["id"]
+        parts = (each["is_exact"]["mlp"], *(one["scores"]["mlp"]["sum"] for one in (each, estimated, known)))
+        cells.append(tuple(np.asarray(part).ravel() for part in parts))
+    is_exact_N, scores_N, estimates_N, effects_N = (np.concatenate(part) for part in zip(*cells, strict=True))
+    np.testing.assert_allclose(scores_N[is_exact_N], effects_N[is_exact_N], atol=1e-5 * np.abs(effects_N).max())
+    np.testing.assert_allclose(scores_N[~is_exact_N], estimates_N[~is_exact_N], rtol=1e-4, atol=1e-6)
+    pilot = [is_exact.all() for is_exact, *_ in cells]
+    assert sum(pilot) == 16 and not all(pilot[:16])
+    assert np.corrcoef(estimates_N, effects_N)[0, 1] < 0.9 < 0.95 <= np.corrcoef(scores_N, effects_N)[0, 1]
+
+
+def test_adaptive_attributions_of_a_few_facts_are_exact():
+    found, exact = attribute(facts=ROWS, min_agreement=0.9), attribute(facts=ROWS, rule="exact")
+    for each, known in zip(found, exact, strict=True):
+        assert np.all(each["is_exact"]["mlp"])
+        np.testing.assert_allclose(each["scores"]["mlp"]["sum"], known["scores"]["mlp"]["sum"], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"min_agreement": 2}, "attribute.min_agreement: 2 is not between 0 and 1, such as 0.95"),
         ({"facts": "none.csv"}, "attribute.facts: there is no file none.csv; check the path"),
         (
             {"facts": [{**ROWS[0], "subject": "x"}]},

@@ -5,14 +5,17 @@ Axes: L chosen layers, T tokens of one contrast.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isfinite
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lit_attr.attribution.adaptive import attribute_adaptively, attribute_pilot, depth_of, estimate_batch
 from lit_attr.attribution.error_model import FORWARDS_A_GRADIENT, ErrorModel, Estimate, Targets, fit
-from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
+from lit_attr.attribution.gradient import AttributionBatch, ExactEffects, attribute_batch
 from lit_attr.errors import ArgumentError, UserError, one_line, warn_about
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
 from lit_attr.facts.contrasts import Contrast
@@ -71,25 +74,38 @@ class Adaptive:
     def __init__(self, targets: Targets) -> None:
         self._targets = targets
         self._error_model: ErrorModel | None = None
+        # Without a Trainer, nobody else keeps them.
+        self._pilot: list[ExactEffects] = []
 
     def forget(self) -> None:
-        """Forgets the error model of an earlier run."""
+        """Forgets the pilot and the error model of an earlier run."""
         self._error_model = None
+        self._pilot = []
 
-    def attribute_pilot(self, scorer: Scorer, batch: ContrastBatch) -> AttributionBatch:
+    def attribute_pilot(
+        self, scorer: Scorer, batch: ContrastBatch, trainer: pl.Trainer | None
+    ) -> AttributionBatch:
         """All exact effects of contrasts of the pilot.
+
+        Args:
+            scorer: What scores are computed with.
+            batch: The contrasts.
+            trainer: The Trainer of the run, one of whose callbacks keeps the effects; None to keep them here.
 
         Raises:
             ArgumentError: The model's exact effects cannot be computed, or it does not fit the batch.
         """
         model, location, component, rule = scorer
         try:
-            return attribute_pilot(model, location, batch, component=component, rule=rule)
+            scored = attribute_pilot(model, location, batch, component=component, rule=rule)
         except UserError:
             raise
         except Exception as error:  # of any kind, the model's own among them: without a pilot there is no promise
             reason = f"this model's exact effects cannot be computed ({one_line(error)}); leave it out"
             raise ArgumentError("min_agreement", reason) from error
+        if trainer is None:
+            self._pilot += [effects for effects in scored.exact if effects.refused is None]
+        return scored
 
     def attribute(self, scorer: Scorer, batch: ContrastBatch, trainer: pl.Trainer | None) -> AttributionBatch:
         """The scores of a batch, exact where the error model asks for it. The first call waits for the pilot.
@@ -115,27 +131,36 @@ class Adaptive:
 
     def _settle(self, scorer: Scorer, trainer: pl.Trainer | None) -> ErrorModel:
         """The error model that the run keeps, or one fitted to the pilot once all its effects are there."""
+        if trainer is None:
+            pilot = [(each.contrast, each.effects_LT.double().numpy()) for each in self._pilot]
+            fitted, _ = self._fit(scorer, pilot)
+            _warn_of_bound(fitted, self._targets)
+            return fitted
         owner: object = owner_of_run(trainer)
-        if trainer is None or not isinstance(owner, OwnsPilot):
+        if not isinstance(owner, OwnsPilot):
             raise ArgumentError("min_agreement", "it needs an AttributionWriter among trainer.callbacks; add one")
         kept = owner.read_error_model(trainer)
         if kept is None:
-            pilot = [
-                (_estimate(scorer, contrast), effects_LT) for contrast, effects_LT in owner.pilot_effects(trainer)
-            ]
-            known = [(estimate, effects_LT) for estimate, effects_LT in pilot if estimate.is_finite]
-            if len(known) < FEWEST:
-                raise ArgumentError(
-                    "min_agreement",
-                    f"{len(known)} contrasts of the pilot have finite scores and exact effects, fewer than "
-                    f"{FEWEST}; give more facts, or the dtype float32",
-                )
-            depth = depth_of(scorer.model, scorer.location)
-            fitted = fit(scorer.location.layers, depth, known, self._targets)
-            kept = owner.keep_error_model(trainer, {"contrasts": len(known), **fitted.to_json()})
+            fitted, contrasts = self._fit(scorer, owner.pilot_effects(trainer))
+            kept = owner.keep_error_model(trainer, {"contrasts": contrasts, **fitted.to_json()})
             if trainer.is_global_zero:
                 _warn_of_bound(fitted, self._targets)
         return ErrorModel.from_json(kept)
+
+    def _fit(
+        self, scorer: Scorer, pilot: Sequence[tuple[Contrast, NDArray[np.float64]]]
+    ) -> tuple[ErrorModel, int]:
+        """Fits an error model to a pilot, and says to how many of its contrasts."""
+        estimated = [(_estimate(scorer, contrast), effects_LT) for contrast, effects_LT in pilot]
+        known = [(estimate, effects_LT) for estimate, effects_LT in estimated if estimate.is_finite]
+        if len(known) < FEWEST:
+            raise ArgumentError(
+                "min_agreement",
+                f"{len(known)} contrasts of the pilot have finite scores and exact effects, fewer than {FEWEST}; "
+                "give more facts, or the dtype float32",
+            )
+        depth = depth_of(scorer.model, scorer.location)
+        return fit(scorer.location.layers, depth, known, self._targets), len(known)
 
 
 def _estimate(scorer: Scorer, contrast: Contrast) -> Estimate:
