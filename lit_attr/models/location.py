@@ -282,14 +282,10 @@ def _only_call(model: nn.Module, recording: Recording, block: nn.Module, layer: 
     if len(calls) != 1:
         raise ArgumentError("layers", f"layer {layer} runs {len(calls)} times in a forward pass; leave it out")
     if not calls[0].hidden_BTH.isfinite().all():
-        broken = broken_weight(model)
-        if broken is not None:
-            raise ArgumentError("model", f"layer {layer} gets numbers that are not finite; {broken}")
-        raise ArgumentError(
-            "model",
-            f"layer {layer} gets numbers that are not finite; the dtype bfloat16 or float32 may fix it, otherwise "
-            "the model's weights are broken",
-        )
+        fix = broken_weight(model) or "the dtype float32 may fix it, otherwise the model's weights are broken"
+        if calls[0].hidden_BTH.dtype == torch.float16:
+            fix = "float16 overflows in this model; set dtype to bfloat16"
+        raise ArgumentError("model", f"layer {layer} gets numbers that are not finite; {fix}")
     return calls[0]
 
 

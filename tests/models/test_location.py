@@ -153,6 +153,18 @@ def test_rejects_a_model_with_nan_activations(random_model: GPT2LMHeadModel):
         locate(random_model, layers=[1])
 
 
+def test_names_bfloat16_where_float16_overflows(random_model: GPT2LMHeadModel):
+    # 30,000 twice is beyond float16's largest number, 65,504.
+    torch.nn.init.constant_(random_model.transformer.wpe.weight, 30_000)
+    torch.nn.init.constant_(random_model.transformer.h[0].mlp.c_proj.bias, 40_000)
+    with pytest.raises(
+        UserError,
+        match=r"^model: layer 1 gets numbers that are not finite; float16 overflows in this model; set dtype to bf",
+    ):
+        locate(random_model.half(), layers=[1])
+    assert locate(random_model.bfloat16(), layers=[1]).layers == (1,)
+
+
 def test_without_the_self_test_the_components_own_module_is_taken():
     bloom = tiny_model("bloom")
     assert locate(bloom, self_test=False).modules == tuple(block.mlp for block in bloom.transformer.h)
