@@ -216,15 +216,14 @@ class CounterfactDataModule(pl.LightningDataModule):
         trainer = self.trainer
         processes = trainer.world_size if trainer is not None else 1
         pilot = self._pilot(state, order)
-        done = {contrast.key for contrast in pilot}
+        done = state.done | state.refused if state is not None else frozenset()
         # Cut from all contrasts, whatever is done.
         batches = self.in_batches(self.contrasts, self._device)
         if state is not None:
             state.check_facts(self.contrasts)
-            done |= state.done | state.refused
         work = [
             *(pilot_work(pilot, state, processes) if state is not None else ()),
-            *scores_work(batches, done),
+            *scores_work(batches, done, {contrast.key for contrast in pilot}),
             *comparisons_work(self.contrasts, order, self.requirements.verify, state, processes),
         ]
         sampler = RankSampler(

@@ -104,12 +104,11 @@ def test_the_pilot_is_exact_and_the_next_contrasts_judge(whole: Path):
 
 
 def test_the_error_model_is_written_before_any_other_score(whole: Path):
-    pilot = pilot_of(whole)
+    names = {f"{identity:08d}-{step}.json" for identity, step in error_model(whole)["pilot"]}
     written = {path.name: path.stat().st_mtime_ns for path in whole.glob("batches/*.json")}
-    of_pilot = {f"{identity:08d}-0.json" for identity in pilot}
     moment = (whole / "error_model.json").stat().st_mtime_ns
-    assert max(written[name] for name in of_pilot) < moment
-    assert moment < min(time for name, time in written.items() if name not in of_pilot)
+    assert max(written[name] for name in names) < moment
+    assert moment < min(time for name, time in written.items() if name not in names)
 
 
 @pytest.mark.parametrize(
@@ -266,8 +265,8 @@ def test_a_pilot_begun_by_an_interrupted_run_is_completed_by_an_extended_one(tmp
 def test_a_file_of_the_pilot_that_was_moved_away_is_written_again(kind: str, tmp_path: Path):
     run(tmp_path, 16, **ADAPTIVE)
     before = files(tmp_path)
-    for identity in sorted(pilot_of(tmp_path))[:2]:
-        (tmp_path / kind / f"{identity:08d}-0.json").unlink()
+    for identity, step in error_model(tmp_path)["pilot"][:2]:
+        (tmp_path / kind / f"{identity:08d}-{step}.json").unlink()
     run(tmp_path, 16, **ADAPTIVE)
     assert files(tmp_path) == before
 

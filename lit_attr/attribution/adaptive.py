@@ -89,6 +89,7 @@ def attribute_adaptively(
     *,
     component: str = "mlp",
     rule: Rule = GRADIENT,
+    rows: Sequence[int] | None = None,
 ) -> AttributionBatch:
     """Scores a batch, with exact effects in place of the estimates that are predicted to be wrong.
 
@@ -99,11 +100,15 @@ def attribute_adaptively(
         error_model: Fitted to a pilot for the same model, location and rule.
         component: The component that `location` was found for; passed on into the result.
         rule: The rule of the estimates, from `find_rule`.
+        rows: The rows to return. The last digits of estimates depend on the batch, so that the others are
+            estimated with them. Default: all.
 
     Returns:
         The scores, with `is_exact_BLT`. A cell whose exact effect is not finite keeps its estimate.
     """
     scores, estimates = estimate_batch(model, location, batch, component=component, rule=rule)
+    if rows is not None:
+        scores, batch, estimates = scores.select(rows), batch.select(rows), tuple(estimates[row] for row in rows)
     is_exact_BLT = torch.zeros(scores.scores_sum_BLT.shape, dtype=torch.bool)
     is_finite_B = scores.is_finite_B().tolist()
     for row, (contrast, estimate) in enumerate(zip(batch.contrasts, estimates, strict=True)):

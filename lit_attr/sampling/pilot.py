@@ -21,7 +21,7 @@ from lit_attr.facts.batches import ContrastBatch, collate_contrasts
 from lit_attr.facts.contrasts import Contrast
 from lit_attr.models.location import input_device
 from lit_attr.sampling.comparisons import Scorer
-from lit_attr.trainers import OwnsPilot, owner_of_run
+from lit_attr.trainers import OwnsPilot, owner_of_run, run_state
 
 # With fewer contrasts no fit can leave out a quarter of them.
 FEWEST = 4
@@ -108,7 +108,9 @@ class Adaptive:
         return scored
 
     def attribute(self, scorer: Scorer, batch: ContrastBatch, trainer: pl.Trainer | None) -> AttributionBatch:
-        """The scores of a batch, exact where the error model asks for it. The first call waits for the pilot.
+        """The scores of a batch without the pilot's contrasts, exact where the error model asks for it.
+
+        The first call waits for the pilot.
 
         Args:
             scorer: What scores are computed with.
@@ -119,15 +121,20 @@ class Adaptive:
             ArgumentError: The batch has no places, no callback keeps the error model, or the pilot is too small.
         """
         model, location, component, rule = scorer
-        if batch.places is not None and not any(contrast.is_contrastive for contrast in batch.contrasts):
+        state = run_state(trainer)
+        pilot = {contrast.key for contrast in state.pilot} if state is not None else set()
+        rows = [row for row, contrast in enumerate(batch.contrasts) if contrast.key not in pilot]
+        if batch.places is not None and not any(batch.contrasts[row].is_contrastive for row in rows):
             # The pilot may have been all contrasts of two tokens. What one token does to itself is known.
-            scores = attribute_batch(model, location, batch, component=component, rule=rule)
+            scores = attribute_batch(model, location, batch, component=component, rule=rule).select(rows)
             return scores._replace(is_exact_BLT=torch.zeros_like(scores.scores_sum_BLT, dtype=torch.bool))
         if self._error_model is None:
             if batch.places is None:
                 raise ArgumentError("min_agreement", "its pilot needs a CounterfactDataModule; use that")
             self._error_model = self._settle(scorer, trainer)
-        return attribute_adaptively(model, location, batch, self._error_model, component=component, rule=rule)
+        return attribute_adaptively(
+            model, location, batch, self._error_model, component=component, rule=rule, rows=rows
+        )
 
     def _settle(self, scorer: Scorer, trainer: pl.Trainer | None) -> ErrorModel:
         """The error model that the run keeps, or one fitted to the pilot once all its effects are there."""

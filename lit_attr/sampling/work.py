@@ -54,18 +54,23 @@ def pilot_work(pilot: Sequence[Contrast], state: RunState, processes: int) -> li
     return _one_by_one([contrast for contrast in pilot if contrast.key not in complete], processes, is_pilot=True)
 
 
-def scores_work(batches: Sequence[Sequence[Contrast]], done: Collection[ContrastKey]) -> list[Work]:
+def scores_work(
+    batches: Sequence[Sequence[Contrast]], done: Collection[ContrastKey], pilot: Collection[ContrastKey]
+) -> list[Work]:
     """The batches of a run with the contrasts that are not done.
 
+    The pilot's contrasts stay in their batches: the last digits of the others depend on the rows and the width
+    that a batch has, and are those of a run without a pilot.
+
     Args:
-        batches: The batches of all contrasts, so that a resumed run has those of an uninterrupted one. With the
-            widths that they have whole, its numbers are the same to the bit.
-        done: The contrasts that are done or belong to the pilot.
+        batches: The batches of all contrasts, so that a resumed run has those of an uninterrupted one.
+        done: The contrasts that are done.
+        pilot: The pilot's contrasts.
     """
     found = []
     for batch in batches:
-        left = [contrast for contrast in batch if contrast.key not in done]
-        if left:
+        left = [contrast for contrast in batch if contrast.key not in done or contrast.key in pilot]
+        if any(contrast.key not in pilot for contrast in left):
             found.append(Work(left, width=max(len(contrast.token_ids) for contrast in batch)))
     return found
 

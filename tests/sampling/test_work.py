@@ -45,9 +45,10 @@ def test_the_pilots_contrasts_lack_scores_or_effects_until_both_are_there(contra
     assert [item.comparison for item in work] == [(1, 2), (1, 2), (2, 2), (2, 2)]
 
 
-def test_batches_keep_the_width_that_they_have_whole(contrasts: list[Contrast]):
+def test_batches_keep_their_width_and_the_pilots_contrasts(contrasts: list[Contrast]):
     longest = contrasts[0]._replace(token_ids=contrasts[0].token_ids * 2)
-    (work,) = scores_work([[longest, *contrasts[1:3]], contrasts[3:4]], {longest.key, contrasts[3].key})
+    done, pilot = {longest.key, contrasts[1].key, contrasts[3].key}, {contrasts[1].key, contrasts[4].key}
+    (work,) = scores_work([[longest, *contrasts[1:3]], contrasts[3:4], contrasts[4:5]], done, pilot)
     assert work.contrasts == contrasts[1:3]
     assert work.width == len(longest.token_ids) > max(len(contrast.token_ids) for contrast in contrasts)
 
