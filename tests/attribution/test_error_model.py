@@ -110,7 +110,7 @@ def test_lowers_the_threshold_of_a_layer_whose_effects_are_small():
 def test_a_bound_of_the_cost_is_kept_and_lowers_what_is_expected():
     pilot = contrasts(16, seed=1)
     free = fit(LAYERS, 3, pilot, Targets(0.99, 0.9))
-    bound = fit(LAYERS, 3, pilot, Targets(0.99, 0.9, max_cost=free.cost / 3 / 2))
+    bound = fit(LAYERS, 3, pilot, Targets(0.99, 0.9, max_cost=free.cost / 2 / 2))
     assert bound.cost <= free.cost / 2 + 1e-9
     assert bound.expected < 0.99 <= free.expected
     assert bound.cost > 0.3 * free.cost

@@ -261,10 +261,10 @@ def test_estimated_cells_are_judged_alone():
 def test_exact_cells_are_counted_with_their_cost():
     exact = ExactCells([0, 2], depth=4)
     assert exact.compute() == {"contrasts": 0, "exact_share": None, "exact_cost": None}
-    # Forwards: (4 − 0)(2 − 0)/8 = 1 and (4 − 2)(2 − 1)/8 = 1/4. A gradient takes three.
+    # Forwards: (4 − 0)(2 − 0)/8 = 1 and (4 − 2)(2 − 1)/8 = 1/4. A gradient takes two.
     exact.add(np.array([[True, False], [False, True]]))
     exact.add(np.zeros((2, 2), dtype=bool))
-    assert exact.compute() == {"contrasts": 2, "exact_share": 2 / 8, "exact_cost": pytest.approx(1.25 / 2 / 3)}
+    assert exact.compute() == {"contrasts": 2, "exact_share": 2 / 8, "exact_cost": 1.25 / 2 / 2}
 
 
 def test_constant_values_have_no_correlation():
