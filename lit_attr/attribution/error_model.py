@@ -26,8 +26,8 @@ FOLDS = 4
 # much in a layer. The agreement over the few cells of one layer in a pilot says less about that of the run.
 MARGIN, MARGIN_BY_LAYER = 0.3, 0.1
 
-# With frozen weights a backward pass computes the gradients of activations alone, in the time of a forward pass. As
-# measured on two models, 1.9 forward passes of exact effects take as long as a pass of the gradient.
+# With frozen weights a backward pass computes the gradients of activations alone, in the time of a forward pass.
+# Measured on two models, 1.9 forward passes of exact effects take as long as a pass of the gradient.
 FORWARDS_A_GRADIENT = 2
 
 Values = NDArray[np.float64]
