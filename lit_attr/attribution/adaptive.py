@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +15,15 @@ from transformers import PreTrainedModel
 
 from lit_attr.attribution.comparison import NOT_FINITE
 from lit_attr.attribution.error_model import ErrorModel, Estimate
-from lit_attr.attribution.exact_effects import resolved_effects
-from lit_attr.attribution.gradient import GRADIENT, AttributionBatch, ExactEffects, Rule, attribute_batch
+from lit_attr.attribution.exact_effects import resolved_effects, token_mask_BT
+from lit_attr.attribution.gradient import (
+    GRADIENT,
+    AttributionBatch,
+    ExactEffects,
+    Rule,
+    attribute_batch,
+    join_parts,
+)
 from lit_attr.attribution.passes import parts_of_one_width
 from lit_attr.attribution.prefix_reuse import blocks_of
 from lit_attr.facts.batches import ContrastBatch
@@ -165,8 +171,7 @@ def attribute_pilot(
                 is_pilot=True,
             )
         )
-    is_token_BT = torch.arange(batch.token_ids_BT.shape[1]) <= batch.last_B.cpu()[:, None]
-    is_exact_BLT = is_token_BT[:, None] & is_finite_B[:, None, None]
+    is_exact_BLT = token_mask_BT(batch)[:, None] & is_finite_B[:, None, None]
     is_exact_BLT = is_exact_BLT.expand(-1, len(location.layers), -1).clone()
     return _with_effects(scores, effects_BLT, is_exact_BLT)._replace(exact=tuple(exact))
 
@@ -189,13 +194,11 @@ def _gradient_and_shares(
         parts = parts_of_one_width(model, location, batch)
         for rows, part in parts:
             with _norms_of(model, location, part) as (writes, streams):
-                scored.append(attribute_batch(model, location, part, component=component).padded(shape[1]))
+                scored.append(attribute_batch(model, location, part, component=component))
             width = part.token_ids_BT.shape[1]
             for place, (write_BT, stream_BT) in enumerate(zip(writes, streams, strict=True)):
                 share_BLT[rows, place, :width] = (write_BT / stream_BT.to(write_BT.device)).cpu()
-    places = [row for rows, _ in parts for row in rows]
-    joined = reduce(AttributionBatch.join, scored)
-    return joined.select([places.index(row) for row in range(len(places))]), share_BLT
+    return join_parts(scored, [rows for rows, _ in parts], shape[1]), share_BLT
 
 
 @contextmanager

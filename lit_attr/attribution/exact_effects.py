@@ -200,7 +200,7 @@ def mean_writes_LH(model: PreTrainedModel, location: Location, batches: Iterable
 
 def _writes_NH(model: PreTrainedModel, location: Location, batch: ContrastBatch) -> list[Tensor]:
     """Each layer's writes at the N tokens of a batch, without padding."""
-    is_token_BT = _is_token_BT(batch)
+    is_token_BT = token_mask_BT(batch)
     writes: dict[int, Tensor] = {}
 
     def keep(place: int, output: Any) -> None:
@@ -313,7 +313,7 @@ def _wanted_BLT(wanted_BLT: Tensor | None, location: Location, batch: ContrastBa
     layers = len(location.layers)
     position_T = torch.arange(batch.token_ids_BT.shape[1])
     last_B1 = torch.tensor([[len(contrast.token_ids) - 1] for contrast in batch.contrasts])
-    can_be_wanted_BLT = (position_T <= last_B1)[:, None].repeat(1, layers, 1)
+    can_be_wanted_BLT = token_mask_BT(batch)[:, None].repeat(1, layers, 1)
     if location.top_at_last_token:
         can_be_wanted_BLT[:, -1] = position_T == last_B1
     if wanted_BLT is None:
@@ -343,6 +343,6 @@ def _as_cells(replacement: Tensor | None, cells: torch.Size, device: torch.devic
     )
 
 
-def _is_token_BT(batch: ContrastBatch) -> Tensor:
+def token_mask_BT(batch: ContrastBatch) -> Tensor:
     """Which positions are not padding. On the CPU, from where it can index tensors on any device."""
     return torch.arange(batch.token_ids_BT.shape[1]) <= batch.last_B.cpu()[:, None]

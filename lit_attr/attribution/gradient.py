@@ -242,9 +242,19 @@ def attribute_batch(
         scored = [_scored(model, location, part, component, rule) for _, part in parts]
     if len(parts) == 1 and parts[0][1] is batch:
         return scored[0]
-    tokens = batch.token_ids_BT.shape[1]
+    return join_parts(scored, [rows for rows, _ in parts], batch.token_ids_BT.shape[1])
+
+
+def join_parts(scored: Sequence[AttributionBatch], rows: Sequence[Sequence[int]], tokens: int) -> AttributionBatch:
+    """The scores of a whole batch from those of its parts, in the order of its rows.
+
+    Args:
+        scored: The scores of each part.
+        rows: The rows of the batch that each part has.
+        tokens: The width of the batch.
+    """
     joined = reduce(AttributionBatch.join, (each.padded(tokens) for each in scored))
-    places = [row for rows, _ in parts for row in rows]
+    places = [row for part in rows for row in part]
     return joined.select([places.index(row) for row in range(len(places))])
 
 
