@@ -18,8 +18,7 @@ from lit_attr.errors import ArgumentError, arguments_of
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
 from lit_attr.facts.buckets import RankSampler, in_batches
 from lit_attr.facts.cells import printable
-from lit_attr.facts.contrasts import Contrast, ContrastKey, Step
-from lit_attr.facts.order import random_order
+from lit_attr.facts.contrasts import Contrast, ContrastKey, Step, random_order
 from lit_attr.facts.rows import AUTO, FactTable, Rejected, read_facts
 from lit_attr.facts.sources import SAMPLE, open_rows
 from lit_attr.facts.templates import parse_template

@@ -22,8 +22,7 @@ from lit_attr.attribution.catalogue import RuleName, rule_title
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import arguments_of
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
-from lit_attr.facts.contrasts import ContrastKey, Step
-from lit_attr.facts.order import random_order
+from lit_attr.facts.contrasts import ContrastKey, Step, random_order
 from lit_attr.facts.rows import Rejected
 from lit_attr.facts.sources import SAMPLE, has_splits
 from lit_attr.models.loading import DEMO_MODEL

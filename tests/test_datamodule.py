@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 from lit_attr.datamodule import CounterfactDataModule, DataRequirements
 from lit_attr.errors import UserError
 from lit_attr.facts.batches import ContrastBatch
-from lit_attr.facts.order import random_order
+from lit_attr.facts.contrasts import random_order
 from lit_attr.models.loading import DEMO_MODEL
 from lit_attr.module import AttributionModule
 from lit_attr.records.state import RunState

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_attr.evaluation.profile import CheckedMeans, ContrastMeans, EffectProfile, ProfileSums
-from lit_attr.facts.order import order_key
+from lit_attr.facts.contrasts import order_key
 from lit_attr.records.reading import record_of
 from lit_attr.records.schema import BatchRecord, Example
 

@@ -27,8 +27,7 @@ from lit_attr.evaluation.profile import (
     ProfileSums,
     contrast_means,
 )
-from lit_attr.facts.contrasts import ContrastKey
-from lit_attr.facts.order import order_key
+from lit_attr.facts.contrasts import ContrastKey, order_key
 from lit_attr.facts.roles import POSITION_0
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.schema import FORMAT_VERSION, SUMMARY_FORMAT, BatchRecord, ExactRecord, Example

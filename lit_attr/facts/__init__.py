@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from lit_attr.facts.batches import ContrastBatch, collate_contrasts
     from lit_attr.facts.buckets import RankSampler, bucket_by_length, in_batches
     from lit_attr.facts.collator import ContrastCollator
-    from lit_attr.facts.contrasts import Contrast, ContrastKey, Step
-    from lit_attr.facts.order import order_key, random_order
+    from lit_attr.facts.contrasts import Contrast, ContrastKey, Step, order_key, random_order
     from lit_attr.facts.roles import MEAN_ROLES, POSITION_0, ROLES, Role, mean_mask_RT, role_mask_RT, roles_of
     from lit_attr.facts.rows import Fact, FactTable, Rejected, parse_fact, read_facts
     from lit_attr.facts.sources import SAMPLE, open_rows
@@ -55,8 +54,7 @@ _NAMES = {
     "batches": ("ContrastBatch", "collate_contrasts"),
     "buckets": ("RankSampler", "bucket_by_length", "in_batches"),
     "collator": ("ContrastCollator",),
-    "contrasts": ("Contrast", "ContrastKey", "Step"),
-    "order": ("order_key", "random_order"),
+    "contrasts": ("Contrast", "ContrastKey", "Step", "order_key", "random_order"),
     "roles": ("MEAN_ROLES", "POSITION_0", "ROLES", "Role", "mean_mask_RT", "role_mask_RT", "roles_of"),
     "rows": ("Fact", "FactTable", "Rejected", "parse_fact", "read_facts"),
     "sources": ("SAMPLE", "open_rows"),

@@ -23,8 +23,7 @@ from lit_attr.callbacks.writer import AttributionWriter
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import UserError
 from lit_attr.facts.batches import collate_contrasts
-from lit_attr.facts.contrasts import Contrast
-from lit_attr.facts.order import random_order
+from lit_attr.facts.contrasts import Contrast, random_order
 from lit_attr.facts.sources import SAMPLE, open_rows
 from lit_attr.models.loading import DEMO_MODEL
 from lit_attr.module import AttributionModule

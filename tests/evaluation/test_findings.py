@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from lit_attr.evaluation.summary import summarise
-from lit_attr.facts.order import order_key, random_order
+from lit_attr.facts.contrasts import order_key, random_order
 from lit_attr.facts.roles import MEAN_ROLES
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.schema import ComponentScores, Example

@@ -28,8 +28,7 @@ from lit_attr.evaluation.summary import (
     summarise,
 )
 from lit_attr.facts.batches import collate_contrasts
-from lit_attr.facts.contrasts import Contrast
-from lit_attr.facts.order import random_order
+from lit_attr.facts.contrasts import Contrast, random_order
 from lit_attr.facts.roles import MEAN_ROLES
 from lit_attr.facts.rows import Rejected
 from lit_attr.models.location import locate

@@ -1,10 +1,10 @@
-"""The random order of contrasts."""
+"""Contrasts: their random order."""
 
 from __future__ import annotations
 
 import hashlib
 
-from lit_attr.facts.order import order_key, random_order
+from lit_attr.facts.contrasts import order_key, random_order
 
 KEYS = [(row if row % 3 else f"row {row}", row % 2) for row in range(200)]
 
