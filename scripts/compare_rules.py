@@ -19,7 +19,7 @@ from jsonargparse import auto_cli
 from measured_runs import draw_rows, file_name, folder_of_runs, predict, print_command, print_table
 
 from lit_attr.attribution.catalogue import RuleName
-from lit_attr.evaluation.agreement import Compared, agreement_report
+from lit_attr.evaluation.validity.agreement import Compared, agreement_report
 from lit_attr.facts.contrasts import ContrastKey
 from lit_attr.facts.sources import SAMPLE
 from lit_attr.models.loading import DEMO_MODEL, load_model, load_tokenizer

@@ -23,7 +23,7 @@ from lit_attr.attribution.adaptive import depth_of, estimate_batch
 from lit_attr.attribution.catalogue import RuleName, find_rule
 from lit_attr.attribution.error_model import FORWARDS_A_GRADIENT, Estimate, Targets, costs_LT, fit
 from lit_attr.attribution.gradient import Rule
-from lit_attr.evaluation.agreement import pearson
+from lit_attr.evaluation.validity.agreement import pearson
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.contrasts import Contrast, ContrastKey
 from lit_attr.facts.rows import read_facts

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_attr.evaluation.agreement import promise_line, verdict
 from lit_attr.evaluation.formats import format_lines
 from lit_attr.evaluation.summary import all_exact, has_effects, mean_text, strongest_at, strongest_cells
+from lit_attr.evaluation.validity.agreement import promise_line, verdict
 from lit_attr.facts.roles import POSITION_0
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.rejected import read_refused

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_attr.errors import ArgumentError
-from lit_attr.evaluation.agreement import pearson
+from lit_attr.evaluation.validity.agreement import pearson
 from lit_attr.facts.contrasts import ContrastKey
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.schema import Example

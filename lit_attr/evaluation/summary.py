@@ -15,9 +15,7 @@ from msgspec import UNSET
 from numpy.typing import NDArray
 
 from lit_attr.errors import UserError
-from lit_attr.evaluation.agreement import Compared, ExactCells, agreement_report
 from lit_attr.evaluation.answers import AnswerCounts
-from lit_attr.evaluation.faithfulness import faithfulness_report
 from lit_attr.evaluation.findings import Chosen, Points, RelationProfiles, RunFindings, key_order
 from lit_attr.evaluation.profile import (
     KINDS,
@@ -27,6 +25,8 @@ from lit_attr.evaluation.profile import (
     ProfileSums,
     contrast_means,
 )
+from lit_attr.evaluation.validity.agreement import Compared, ExactCells, agreement_report
+from lit_attr.evaluation.validity.faithfulness import faithfulness_report
 from lit_attr.facts.contrasts import ContrastKey, order_key
 from lit_attr.facts.roles import POSITION_0
 from lit_attr.records.folder import RunFolder

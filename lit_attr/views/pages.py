@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lit_attr.evaluation.agreement import promise_line, verdict
 from lit_attr.evaluation.findings import RunFindings
 from lit_attr.evaluation.summary import all_exact, has_effects, mean_text, strongest_at, strongest_cells
+from lit_attr.evaluation.validity.agreement import promise_line, verdict
 from lit_attr.facts.roles import POSITION_0
 from lit_attr.text import cut
 

@@ -10,10 +10,10 @@ from PIL import Image
 
 from lit_attr.attribution.catalogue import rule_title
 from lit_attr.errors import ArgumentError
-from lit_attr.evaluation.agreement import verdict
 from lit_attr.evaluation.effects import FEWEST_FACTS
 from lit_attr.evaluation.findings import Points
 from lit_attr.evaluation.summary import all_exact, has_effects
+from lit_attr.evaluation.validity.agreement import verdict
 from lit_attr.text import cut
 from lit_attr.views.cells import Quantity
 from lit_attr.views.heatmaps import draw_fact_heatmap, draw_role_heatmap

@@ -15,9 +15,7 @@ from transformers import PreTrainedModel
 
 from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
 from lit_attr.errors import UserError
-from lit_attr.evaluation.agreement import Compared, agreement_report
 from lit_attr.evaluation.effects import Sample, Sums, mean_effects
-from lit_attr.evaluation.faithfulness import faithfulness_report
 from lit_attr.evaluation.summary import (
     MOST_POINTS,
     all_exact,
@@ -27,6 +25,8 @@ from lit_attr.evaluation.summary import (
     strongest_cells,
     summarise,
 )
+from lit_attr.evaluation.validity.agreement import Compared, agreement_report
+from lit_attr.evaluation.validity.faithfulness import faithfulness_report
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.contrasts import Contrast, random_order
 from lit_attr.facts.roles import MEAN_ROLES

@@ -11,8 +11,8 @@ from PIL import ImageChops
 from tiny_runs import ONE
 
 from lit_attr.errors import ArgumentError
-from lit_attr.evaluation.agreement import verdict
 from lit_attr.evaluation.findings import Points
+from lit_attr.evaluation.validity.agreement import verdict
 from lit_attr.facts.roles import MEAN_ROLES
 from lit_attr.views.cells import Quantity
 from lit_attr.views.heatmaps import draw_fact_heatmap, draw_role_heatmap

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from lit_attr.attribution.comparison import compare_exactly
 from lit_attr.attribution.gradient import attribute_batch
-from lit_attr.evaluation.faithfulness import faithfulness_report
+from lit_attr.evaluation.validity.faithfulness import faithfulness_report
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.contrasts import Contrast
 from lit_attr.models.location import locate

@@ -10,7 +10,7 @@ import pytest
 from agreements import part
 from scipy import stats
 
-from lit_attr.evaluation.agreement import (
+from lit_attr.evaluation.validity.agreement import (
     Compared,
     ExactCells,
     Facts,
@@ -20,7 +20,7 @@ from lit_attr.evaluation.agreement import (
     promise_line,
     verdict,
 )
-from lit_attr.evaluation.intervals import correlation_interval, moments_of, resample_weights_SF
+from lit_attr.evaluation.validity.intervals import correlation_interval, moments_of, resample_weights_SF
 from lit_attr.facts.contrasts import Contrast
 from lit_attr.facts.roles import MEAN_ROLES
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lit_attr.attribution.error_model import FORWARDS_A_GRADIENT, costs_LT
-from lit_attr.evaluation.intervals import (
+from lit_attr.evaluation.validity.intervals import (
     correlation_interval,
     moments_of,
     ratio_interval,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lit_attr.evaluation.intervals import (
+from lit_attr.evaluation.validity.intervals import (
     correlation_interval,
     moments_of,
     ratio_interval,

@@ -14,7 +14,7 @@ from lit_attr.attribution import comparison
 from lit_attr.attribution.comparison import compare_exactly
 from lit_attr.attribution.exact_effects import ResolvedEffects, resolved_effects
 from lit_attr.datamodule import CounterfactDataModule
-from lit_attr.evaluation.agreement import Compared, agreement_report
+from lit_attr.evaluation.validity.agreement import Compared, agreement_report
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.contrasts import Contrast
 from lit_attr.facts.roles import MEAN_ROLES

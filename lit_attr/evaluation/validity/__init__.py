@@ -1,0 +1,1 @@
+"""How right the scores are, judged by exact effects: agreement, its intervals, faithfulness."""
