@@ -89,7 +89,7 @@ def read_sealed(path: Path, wanted: str) -> dict[str, Any]:
     content = _content_of(path)
     value = _parsed(content, path)
     check_header(value, path, wanted)
-    _check_seal(content, path)
+    check_seal(content, path)
     return value
 
 
@@ -298,7 +298,12 @@ def _seal(body: bytes | memoryview) -> bytes:
 _SEAL_BYTES = len(_seal(b""))
 
 
-def _check_seal(content: bytes, path: Path) -> None:
+def check_seal(content: bytes, path: Path) -> None:
+    """Checks that the bytes of a file are those that :func:`write_sealed` wrote.
+
+    Raises:
+        UserError: They were changed since.
+    """
     body, seal = memoryview(content)[:-_SEAL_BYTES], content[-_SEAL_BYTES:]
     if _seal(body) != seal:
         raise UserError(
@@ -341,7 +346,7 @@ def _read(
         raise UserError(f"{path}: not a whole file of {wanted} ({error}); move it away and run again") from error
     except msgspec.DecodeError as error:
         raise UserError(f"{path}: not JSON ({error}); move it away and run again") from error
-    _check_seal(content, path)
+    check_seal(content, path)
     # Whoever writes the record again seals it again.
     record.digest = msgspec.UNSET
     return record
