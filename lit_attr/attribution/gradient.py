@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import reduce
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -30,10 +30,14 @@ from lit_attr.attribution.passes import (
     only_last_logits,
     parts_of_one_width,
 )
+from lit_attr.errors import ArgumentError
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.facts.contrasts import Contrast
 from lit_attr.models.hooks import at_last_tokens, frozen, recorded, undisturbed
 from lit_attr.models.location import Location
+
+if TYPE_CHECKING:
+    from lit_attr.attribution.neurons import NeuronScores, NeuronWatch, TopNeurons
 
 
 class ExactEffects(NamedTuple):
@@ -81,6 +85,7 @@ class AttributionBatch(NamedTuple):
         rank_true_B: int64, how many tokens are more likely than the true one.
         exact: Exact effects of contrasts in the run's sample; empty where none are in the batch.
         is_exact_BLT: bool, the cells whose signed score is the exact effect; None where all are the rule's.
+        neurons: The hidden units with the largest scores; None where they are not looked for.
     """
 
     contrasts: tuple[Contrast, ...]
@@ -96,6 +101,7 @@ class AttributionBatch(NamedTuple):
     rank_true_B: Tensor
     exact: tuple[ExactEffects, ...] = ()
     is_exact_BLT: Tensor | None = None
+    neurons: NeuronScores | None = None
 
     @classmethod
     def empty(cls, location: Location, component: str, rule: RuleName) -> AttributionBatch:
@@ -113,7 +119,7 @@ class AttributionBatch(NamedTuple):
 
     def is_finite_B(self) -> Tensor:
         """Which contrasts have no number that is infinite or NaN: bool."""
-        numbers = (value for value in self if isinstance(value, Tensor))
+        numbers = [*(value for value in self if isinstance(value, Tensor)), *(self.neurons or ())]
         return torch.stack([value.reshape(len(value), -1).isfinite().all(1) for value in numbers]).all(0)
 
     def to(self, device: torch.device | str) -> AttributionBatch:
@@ -143,12 +149,16 @@ class AttributionBatch(NamedTuple):
             for (name, value), others in pairs
             if isinstance(value, Tensor)
         }
-        return self._replace(contrasts=self.contrasts + other.contrasts, exact=self.exact + other.exact, **joined)
+        neurons = None if self.neurons is None else self.neurons.join(cast("NeuronScores", other.neurons))
+        return self._replace(
+            contrasts=self.contrasts + other.contrasts, exact=self.exact + other.exact, neurons=neurons, **joined
+        )
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> AttributionBatch:
         values = self._asdict().items()
         mapped: dict[str, Any] = {name: function(value) for name, value in values if isinstance(value, Tensor)}
-        return self._replace(**mapped)
+        neurons = None if self.neurons is None else self.neurons.map(function)
+        return self._replace(neurons=neurons, **mapped)
 
 
 # A layer's signed scores, and their norms where the rule has them.
@@ -183,14 +193,26 @@ class Gradient(Rule):
     name: ClassVar[RuleName] = "gradient"
 
     def scores(
-        self, model: PreTrainedModel, location: Location, batch: ContrastBatch
+        self, model: PreTrainedModel, location: Location, batch: ContrastBatch, neurons: NeuronWatch | None = None
     ) -> tuple[Sequence[LayerScores], Answers]:
-        """Each layer's products of activation and gradient, summed over the width, and their norms."""
+        """Each layer's products of activation and gradient, summed over the width, and their norms.
+
+        Args:
+            model: The model, in eval mode, without parameter gradients, and `held`.
+            location: The modules whose outputs are scored.
+            batch: The contrasts, on the device of the model's embeddings.
+            neurons: What looks for neurons in the same pass.
+        """
         with last_tokens_only(model, location, batch):
-            with recorded(location.modules) as activations:
+            with (
+                recorded(location.modules) as activations,
+                nullcontext() if neurons is None else neurons.recorded(),
+            ):
                 logits_BV = last_logits_BV(model, batch)
+            leaves = [] if neurons is None else neurons.leaves
             # Rows do not interact in the model, so the gradient of the sum contains each row's own gradient.
-            gradients = gradients_of(model, batch, difference_B(logits_BV, batch).sum(), activations)
+            difference = difference_B(logits_BV, batch).sum()
+            gradients = gradients_of(model, batch, difference, [*activations, *leaves])[: len(activations)]
             shape = batch.token_ids_BT.shape
             pairs = zip(activations, gradients, strict=True)
             scores = [products_BT(activation, gradient, shape) for activation, gradient in pairs]
@@ -198,6 +220,21 @@ class Gradient(Rule):
 
 
 GRADIENT = Gradient()
+
+
+def with_neurons(rule: Rule) -> Gradient:
+    """The rule, if it scores neurons: it takes one gradient of the model's own forward pass.
+
+    Raises:
+        ArgumentError: It does not.
+    """
+    if not isinstance(rule, Gradient):
+        raise ArgumentError(
+            "top_neurons",
+            f"the rule {rule.name} takes no gradient at hidden units; leave it out or choose gradient, "
+            "frozen-norm or linearised",
+        )
+    return rule
 
 
 @torch.inference_mode(False)
@@ -209,6 +246,7 @@ def attribute_batch(
     *,
     component: str = "mlp",
     rule: Rule = GRADIENT,
+    top_neurons: TopNeurons | None = None,
 ) -> AttributionBatch:
     """Scores a batch for all chosen layers, by default with gradient × activation of the logit difference.
 
@@ -227,9 +265,11 @@ def attribute_batch(
         batch: The contrasts, on the device of the model's embeddings.
         component: The component that `location` was found for; passed on into the result.
         rule: How scores are computed, from `find_rule`.
+        top_neurons: Which hidden units to look for in the same pass, from `find_neurons` for this rule.
 
     Raises:
-        ArgumentError: A token id has no embedding in the model, or a context is longer than its positions.
+        ArgumentError: A token id has no embedding in the model, a context is longer than its positions, or the
+            rule takes no gradient at hidden units.
     """
     check_inputs(model, batch)
     # A Trainer makes inference tensors by default, and those cannot be saved for a backward pass.
@@ -239,7 +279,7 @@ def attribute_batch(
         stack.enter_context(frozen(model))
         stack.enter_context(rule.held())
         parts = parts_of_one_width(model, location, batch)
-        scored = [_scored(model, location, part, component, rule) for _, part in parts]
+        scored = [_scored(model, location, part, component, rule, top_neurons) for _, part in parts]
     if len(parts) == 1 and parts[0][1] is batch:
         return scored[0]
     return join_parts(scored, [rows for rows, _ in parts], batch.token_ids_BT.shape[1])
@@ -259,9 +299,18 @@ def join_parts(scored: Sequence[AttributionBatch], rows: Sequence[Sequence[int]]
 
 
 def _scored(
-    model: PreTrainedModel, location: Location, batch: ContrastBatch, component: str, rule: Rule
+    model: PreTrainedModel,
+    location: Location,
+    batch: ContrastBatch,
+    component: str,
+    rule: Rule,
+    top_neurons: TopNeurons | None,
 ) -> AttributionBatch:
-    scores, answers = rule.scores(model, location, batch)
+    watch = None if top_neurons is None else top_neurons.watch(batch)
+    if watch is None:
+        scores, answers = rule.scores(model, location, batch)
+    else:
+        scores, answers = with_neurons(rule).scores(model, location, batch, watch)
     signed, norms = zip(*scores, strict=True)
     device = answers.logit_true_B.device
     # A model spread over several devices leaves each layer's scores on the layer's device.
@@ -269,7 +318,8 @@ def _scored(
         torch.stack([each_BT.to(device) for each_BT in part], 1) for part in (signed, norms) if part[0] is not None
     ]
     l2_BLT = stacked[1] if len(stacked) > 1 else None
-    return AttributionBatch(batch.contrasts, location.layers, component, rule.name, stacked[0], l2_BLT, *answers)
+    scored = AttributionBatch(batch.contrasts, location.layers, component, rule.name, stacked[0], l2_BLT, *answers)
+    return scored if watch is None else scored._replace(neurons=watch.scores().map(lambda each: each.to(device)))
 
 
 @contextmanager
