@@ -24,8 +24,9 @@ from lit_attr.attribution.gradient import (
     attribute_batch,
     join_parts,
 )
-from lit_attr.attribution.passes import parts_of_one_width
-from lit_attr.attribution.prefix_reuse import blocks_of
+from lit_attr.attribution.passes import is_out_of_memory, parts_of_one_width
+from lit_attr.attribution.prefix_reuse import CleanRun, blocks_of, recorded_run
+from lit_attr.errors import UserError
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.models.hooks import first_tensor, outputs_changed, undisturbed
 from lit_attr.models.location import Location
@@ -37,10 +38,13 @@ class Estimated(NamedTuple):
     Attributes:
         scores: The rule's scores.
         estimates: Of each contrast, without padding.
+        clean: What exact effects can share with the pass; None where the model does not support that, or the batch
+            took several passes.
     """
 
     scores: AttributionBatch
     estimates: tuple[Estimate, ...]
+    clean: CleanRun | None
 
 
 def depth_of(model: PreTrainedModel, location: Location) -> int:
@@ -69,7 +73,7 @@ def estimate_batch(
         component: The component that `location` was found for; passed on into the result.
         rule: The rule of the scores, from `find_rule`.
     """
-    gradient, share_BLT = _gradient_and_shares(model, location, batch, component)
+    gradient, share_BLT, clean = _gradient_pass(model, location, batch, component)
     scores = gradient
     if rule.name != GRADIENT.name:
         scores = attribute_batch(model, location, batch, component=component, rule=rule)
@@ -84,7 +88,7 @@ def estimate_batch(
             array_BLT[row, :, : len(contrast.tokens)] for array_BLT in arrays
         )
         estimates.append(Estimate(scores_LT, gradient_LT, norms_LT, share_LT, contrast.roles))
-    return Estimated(scores, tuple(estimates))
+    return Estimated(scores, tuple(estimates), clean)
 
 
 def attribute_adaptively(
@@ -112,9 +116,10 @@ def attribute_adaptively(
     Returns:
         The scores, with `is_exact_BLT`. A cell whose exact effect is not finite keeps its estimate.
     """
-    scores, estimates = estimate_batch(model, location, batch, component=component, rule=rule)
+    scores, estimates, clean = estimate_batch(model, location, batch, component=component, rule=rule)
     if rows is not None:
         scores, batch, estimates = scores.select(rows), batch.select(rows), tuple(estimates[row] for row in rows)
+        clean = None if clean is None else clean.select(rows, batch.token_ids_BT.shape[1])
     is_exact_BLT = torch.zeros(scores.scores_sum_BLT.shape, dtype=torch.bool)
     is_finite_B = scores.is_finite_B().tolist()
     for row, (contrast, estimate) in enumerate(zip(batch.contrasts, estimates, strict=True)):
@@ -123,7 +128,7 @@ def attribute_adaptively(
         if contrast.is_contrastive and is_finite_B[row]:
             wanted_LT = error_model.wants_LT(estimate)
             is_exact_BLT[row, :, : wanted_LT.shape[1]] = torch.from_numpy(wanted_LT)
-    effects_BLT = resolved_effects(model, location, batch, wanted_BLT=is_exact_BLT).effects_BLT
+    effects_BLT = resolved_effects(model, location, batch, wanted_BLT=is_exact_BLT, clean=clean).effects_BLT
     return _with_effects(scores, effects_BLT, is_exact_BLT & effects_BLT.isfinite().cpu())
 
 
@@ -183,22 +188,42 @@ def _with_effects(scores: AttributionBatch, effects_BLT: Tensor, is_exact_BLT: T
     return scores._replace(scores_sum_BLT=mixed_BLT, is_exact_BLT=is_exact_BLT)
 
 
-def _gradient_and_shares(
+def _gradient_pass(
     model: PreTrainedModel, location: Location, batch: ContrastBatch, component: str
-) -> tuple[AttributionBatch, Tensor]:
-    """Gradient × activation, and ‖write‖ / ‖output of the block‖ at each cell, on the CPU."""
+) -> tuple[AttributionBatch, Tensor, CleanRun | None]:
+    """Gradient × activation; ‖write‖ / ‖output of the block‖ at each cell, on the CPU; and the run to share."""
     shape = batch.token_ids_BT.shape
     share_BLT = torch.zeros(shape[0], len(location.layers), shape[1])
-    scored = []
+    scored, clean = [], None
     with undisturbed(model, batch.token_ids_BT.device) as model:
         parts = parts_of_one_width(model, location, batch)
         for rows, part in parts:
             with _norms_of(model, location, part) as (writes, streams):
-                scored.append(attribute_batch(model, location, part, component=component))
+                scores, clean = _recorded_pass(model, location, part, component)
+                scored.append(scores)
             width = part.token_ids_BT.shape[1]
             for place, (write_BT, stream_BT) in enumerate(zip(writes, streams, strict=True)):
                 share_BLT[rows, place, :width] = (write_BT / stream_BT.to(write_BT.device)).cpu()
-    return join_parts(scored, [rows for rows, _ in parts], shape[1]), share_BLT
+    if len(parts) > 1:
+        clean = None
+    return join_parts(scored, [rows for rows, _ in parts], shape[1]), share_BLT, clean
+
+
+def _recorded_pass(
+    model: PreTrainedModel, location: Location, batch: ContrastBatch, component: str
+) -> tuple[AttributionBatch, CleanRun | None]:
+    """Gradient × activation, and the run to share; None where the model does not support that."""
+    try:
+        with recorded_run(model, location, batch) as finished:
+            scores = attribute_batch(model, location, batch, component=component)
+    except Exception as error:  # of any kind, since the cache reaches the model's own code
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise
+        return attribute_batch(model, location, batch, component=component), None
+    try:
+        return scores, finished()
+    except ValueError:
+        return scores, None
 
 
 @contextmanager

@@ -22,13 +22,14 @@ from lit_attr.attribution.passes import (
     answers_of,
     check_inputs,
     difference_B,
+    is_out_of_memory,
     last_logits_BV,
     logit_spacing_B,
     only_last_logits,
     parts_of_one_width,
     width_class_of,
 )
-from lit_attr.attribution.prefix_reuse import run_clean, with_writes
+from lit_attr.attribution.prefix_reuse import CleanRun, run_clean, with_writes
 from lit_attr.errors import ArgumentError, warn_once
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.models.hooks import first_tensor, outputs_changed, undisturbed
@@ -68,6 +69,7 @@ class _Part(NamedTuple):
         cells: The cells to compute, by row.
         replacement_of: The replacements for cells, [N, H] or [N, 1].
         max_tokens: Cells × tokens that go through a layer together.
+        clean: A run of the rows without any change; None where it is still to be run.
     """
 
     model: PreTrainedModel
@@ -76,6 +78,7 @@ class _Part(NamedTuple):
     cells: Cells
     replacement_of: Callable[[Cells], Tensor]
     max_tokens: int
+    clean: CleanRun | None
 
     @property
     def lengths(self) -> list[int]:
@@ -122,6 +125,7 @@ def resolved_effects(
     replacement: Tensor | None = None,
     *,
     wanted_BLT: Tensor | None = None,
+    clean: CleanRun | None = None,
     max_tokens: int = MAX_TOKENS,
 ) -> ResolvedEffects:
     """The fall of the logit difference when one layer's write at one token is replaced, for each cell wanted.
@@ -143,6 +147,7 @@ def resolved_effects(
         replacement: Zeros where None; a vector for each layer, [L, H], such as the mean write; or a donor's write
             for each cell, [B, L, T, H].
         wanted_BLT: bool, the cells to compute; the others are 0. Every cell where None.
+        clean: A run of the same batch without any change, from `recorded_run`. Default: it is run here.
         max_tokens: Bounds memory: cells × tokens that go through a layer together. The layers of one contrast and
             token are never separated.
 
@@ -160,7 +165,7 @@ def resolved_effects(
     effects_BLT = torch.zeros(is_wanted_BLT.shape, device=device)
     resolution_B = torch.zeros(len(effects_BLT), device=device)
     with undisturbed(model, device) as model:
-        for row_B, part in _parts(model, location, batch, is_wanted_BLT, replacement_BLTH, max_tokens):
+        for row_B, part in _parts(model, location, batch, is_wanted_BLT, replacement_BLTH, max_tokens, clean):
             effects_N, resolution_of_part_B = _part_effects(part, is_measured=wanted_BLT is None)
             row_N, place_N, token_N = part.cells
             effects_BLT[row_B[row_N], place_N, token_N] = effects_N.to(effects_BLT)
@@ -222,6 +227,7 @@ def _parts(
     is_wanted_BLT: Tensor,
     replacement_BLTH: Tensor,
     max_tokens: int,
+    clean: CleanRun | None,
 ) -> Iterator[tuple[Tensor, _Part]]:
     """The parts of a batch, each with its rows of the batch. Rows without a wanted cell are in none."""
     lengths = [len(contrast.token_ids) for contrast in batch.contrasts]
@@ -240,7 +246,9 @@ def _parts(
 
         part = batch.select(rows)
         part = part._replace(token_ids_BT=part.token_ids_BT[:, :width])
-        yield row_B, _Part(model, location, part, Cells.of(is_wanted_BLT[row_B]), replacement_of, max_tokens)
+        cells = Cells.of(is_wanted_BLT[row_B])
+        run = None if clean is None else clean.select(rows, width)
+        yield row_B, _Part(model, location, part, cells, replacement_of, max_tokens, run)
 
 
 def _part_effects(part: _Part, *, is_measured: bool) -> tuple[Tensor, Tensor]:
@@ -250,7 +258,7 @@ def _part_effects(part: _Part, *, is_measured: bool) -> tuple[Tensor, Tensor]:
     resolution is measured, else at a single cell.
     """
     try:
-        clean = run_clean(part.model, part.location, part.batch)
+        clean = part.clean or run_clean(part.model, part.location, part.batch)
         effects_N = clean.diff_B.new_zeros(len(part.cells.row_N))
         for index_N in passes(part.cells, part.lengths, part.max_tokens):
             cells = part.cells.select(index_N)
@@ -261,10 +269,8 @@ def _part_effects(part: _Part, *, is_measured: bool) -> tuple[Tensor, Tensor]:
         noise_N = (effects_N[index_N] - plain_N).abs()
         if not noise_N.max() <= clean.rounding:
             raise ValueError("the effects differ from those of a whole forward pass")
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # an error of the model itself is raised again by a whole forward pass
-        if "allocate memory" in str(error):  # a CPU has no error type of its own for this
+        if is_out_of_memory(error):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         warn_once(

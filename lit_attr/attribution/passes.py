@@ -36,6 +36,12 @@ class Answers(NamedTuple):
     rank_true_B: Tensor
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory has run out, on any device."""
+    # A CPU has no error type of its own for this.
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
 def check_inputs(model: PreTrainedModel, batch: ContrastBatch) -> None:
     """Refuses a batch that the model cannot take.
 

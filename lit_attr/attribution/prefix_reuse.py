@@ -6,7 +6,7 @@ stream.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
@@ -77,6 +77,33 @@ class CleanRun(NamedTuple):
     caches: list[DynamicLayer]
     inputs_LBTH: list[Tensor]
 
+    def select(self, rows: Sequence[int], width: int) -> CleanRun:
+        """The run of some of the rows, over fewer tokens.
+
+        Args:
+            rows: The rows.
+            width: The number of tokens of the longest.
+        """
+        row_B = torch.tensor(rows, device=self.diff_B.device)
+
+        def of_rows(values: Tensor, axis: int) -> Tensor:
+            return values.index_select(0, row_B.to(values.device)).narrow(axis, 0, width)
+
+        caches = []
+        for clean in self.caches:
+            layer = DynamicLayer()
+            if clean.keys is not None and clean.values is not None:
+                layer.keys, layer.values = of_rows(clean.keys, 2), of_rows(clean.values, 2)
+            caches.append(layer)
+        batch = self.batch.select(rows)
+        return self._replace(
+            batch=batch._replace(token_ids_BT=batch.token_ids_BT[:, :width]),
+            diff_B=self.diff_B[row_B],
+            spacing_B=self.spacing_B[row_B],
+            caches=caches,
+            inputs_LBTH=[of_rows(hidden_BTH, 1) for hidden_BTH in self.inputs_LBTH],
+        )
+
     def effects_N(self, cells: Cells, replacement_NH: Tensor) -> Tensor:
         """The effects of cells at one token, from one pass over the tokens from there on.
 
@@ -135,25 +162,65 @@ def run_clean(model: PreTrainedModel, location: Location, batch: ContrastBatch) 
     Raises:
         ValueError: The model does not support the reuse.
     """
+    with recorded_run(model, location, batch) as finished, only_last_logits(model, batch.last_B):
+        model(input_ids=batch.token_ids_BT, use_cache=True)
+    return finished()
+
+
+@contextmanager
+def recorded_run(
+    model: PreTrainedModel, location: Location, batch: ContrastBatch
+) -> Iterator[Callable[[], CleanRun]]:
+    """Keeps of the one pass that is run within, over a batch, what exact effects can share.
+
+    Args:
+        model: A causal language model, in eval mode.
+        location: The modules whose outputs are replaced.
+        batch: The contrasts. Their pass returns the logits after the last tokens alone.
+
+    Yields:
+        A function that returns the clean run, once the pass is over. It raises ValueError where the model does not
+        support the reuse.
+    """
     inputs_LBTH: list[Tensor] = []
-
-    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        _refuse_unlike_rows(args, kwargs, batch.token_ids_BT.shape)
-        # A copy, since some blocks add to it in place.
-        inputs_LBTH.append((args[0] if args else kwargs["hidden_states"]).clone())
-
+    found: list[Tensor] = []
+    problems: list[ValueError] = []
     cache = Cache(layer_class_to_replicate=DynamicLayer)
+
+    def with_cache(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**kwargs, "past_key_values": cache, "use_cache": True}
+
+    def keep_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            _refuse_unlike_rows(args, kwargs, batch.token_ids_BT.shape)
+        except ValueError as problem:
+            problems.append(problem)
+        # A copy, since some blocks add to it in place.
+        inputs_LBTH.append((args[0] if args else kwargs["hidden_states"]).detach().clone())
+
+    def keep_logits(_: nn.Module, __: Any, output: Any) -> None:
+        found.append(output.logits.detach())
+
+    def finished() -> CleanRun:
+        if problems:
+            raise problems[0]
+        (logits,) = found
+        caches = cast(list[DynamicLayer], cache.layers)
+        for layer in caches:
+            if layer.keys is not None and layer.values is not None:
+                layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
+        rounding = 2 * ROUNDING * _precision(logits) * logits.abs().max().item()
+        # A model spread over several devices has its logits on another one than its input.
+        device = batch.last_B.device
+        diff_B, spacing_B = difference_B(logits, batch).to(device), logit_spacing_B(logits, batch).to(device)
+        return CleanRun(model, location, batch, diff_B, rounding, spacing_B, caches, inputs_LBTH)
+
     with ExitStack() as hooks:
         for block in blocks_of(model, location):
-            hooks.callback(block.register_forward_pre_hook(keep, with_kwargs=True).remove)
-        hooks.enter_context(only_last_logits(model, batch.last_B))
-        logits = model(input_ids=batch.token_ids_BT, past_key_values=cache, use_cache=True).logits
-    rounding = 2 * ROUNDING * _precision(logits) * logits.abs().max().item()
-    caches = cast(list[DynamicLayer], cache.layers)
-    # A model spread over several devices has its logits on another one than its input.
-    device = batch.last_B.device
-    diff_B, spacing_B = difference_B(logits, batch).to(device), logit_spacing_B(logits, batch).to(device)
-    return CleanRun(model, location, batch, diff_B, rounding, spacing_B, caches, inputs_LBTH)
+            hooks.callback(block.register_forward_pre_hook(keep_input, with_kwargs=True).remove)
+        hooks.callback(model.register_forward_pre_hook(with_cache, with_kwargs=True).remove)
+        hooks.callback(model.register_forward_hook(keep_logits).remove)
+        yield finished
 
 
 def with_writes(

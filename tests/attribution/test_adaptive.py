@@ -7,14 +7,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from architectures import random_contrasts, tiny_model
+from architectures import CONFIGS, random_contrasts, tiny_model
 from whole_forwards import expected_effects
 
 from lit_attr.attribution import adaptive
 from lit_attr.attribution.adaptive import attribute_adaptively, attribute_pilot, depth_of, estimate_batch
 from lit_attr.attribution.catalogue import RuleName, find_rule
 from lit_attr.attribution.error_model import ErrorModel, Targets, fit
-from lit_attr.attribution.exact_effects import ResolvedEffects
+from lit_attr.attribution.exact_effects import ResolvedEffects, exact_effects_BLT, resolved_effects
 from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
 from lit_attr.models.location import Location, locate
@@ -62,6 +62,42 @@ def test_cells_are_exact_where_asked_for_and_the_rules_elsewhere(architecture: s
         assert torch.equal(found.scores_l2_BLT, plain.scores_l2_BLT)
     for name_of_answer in ("logit_true_B", "logit_false_B", "rank_true_B"):
         assert torch.equal(found._asdict()[name_of_answer], plain._asdict()[name_of_answer])
+
+
+@pytest.mark.parametrize("architecture", sorted({*CONFIGS} - {"gpt2", "llama", "gemma2", "gpt_neox"}))
+def test_estimates_of_a_recorded_pass_are_the_plain_ones_to_the_bit(architecture: str):
+    model = tiny_model(architecture)
+    location, batch = locate(model), batch_of()
+    plain = attribute_batch(model, location, batch)
+    found = estimate_batch(model, location, batch)
+    assert torch.equal(found.scores.scores_sum_BLT, plain.scores_sum_BLT)
+    assert torch.equal(found.scores.logit_true_B, plain.logit_true_B)
+    wanted_BLT = plain.scores_l2_BLT > plain.scores_l2_BLT.median()
+    shared_BLT = exact_effects_BLT(model, location, batch, wanted_BLT=wanted_BLT)
+    effects = resolved_effects(model, location, batch, wanted_BLT=wanted_BLT, clean=found.clean)
+    size = shared_BLT.abs().max().item()
+    torch.testing.assert_close(effects.effects_BLT, shared_BLT, rtol=0, atol=1e-5 * size)
+    assert found.clean is not None
+
+
+def test_a_model_without_a_cache_is_estimated_and_computed_as_any_other():
+    model = tiny_model("gpt2")
+    location, batch = locate(model), batch_of()
+    plain = attribute_batch(model, location, batch)
+    asked = error_model(location, 2, plain.scores_l2_BLT[plain.scores_l2_BLT > 0].median().item())
+    expected = attribute_adaptively(model, location, batch, asked)
+
+    class WithoutCache(type(model)):
+        def forward(self, *args: object, past_key_values: object = None, **kwargs: object) -> object:
+            if past_key_values is not None:
+                raise TypeError("this model has no cache")
+            return super().forward(*args, **kwargs)
+
+    model.__class__ = WithoutCache
+    assert estimate_batch(model, location, batch).clean is None
+    found = attribute_adaptively(model, location, batch, asked)
+    assert torch.equal(found.is_exact_BLT, expected.is_exact_BLT)
+    torch.testing.assert_close(found.scores_sum_BLT, expected.scores_sum_BLT, rtol=1e-4, atol=1e-6)
 
 
 def test_a_contrast_has_the_same_exact_cells_alone():
