@@ -1,46 +1,30 @@
-"""The plugin: the routes of the Attributions tab, which read runs under the log folder and write nothing."""
+"""The plugin: its tab, its static files, and the routes that read runs under the log folder and write nothing."""
 
 from __future__ import annotations
 
 import gzip
-import logging
-import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import orjson
 from tensorboard.plugins.base_plugin import FrontendMetadata, TBContext, TBPlugin
 from werkzeug.wrappers import Request, Response
 
 from lit_attr.errors import UserError
-from lit_attr.views.tab.facts import fact_page
-from lit_attr.views.tab.index import RunIndex
-from lit_attr.views.tab.overviews import overview_page, run_page
-from lit_attr.views.tab.pairs import pair_page
-from lit_attr.views.tab.queries import (
-    PAGED,
-    TABLE,
-    RequestError,
-    TableQuery,
-    check_names,
-    key_of,
-    page_of,
-    table_query,
-)
+from lit_attr.views.tab.queries import RequestError
 from lit_attr.views.tab.runs import LogFolder
-from lit_attr.views.tab.tables import component_of, table_csv, table_page
 
-logger = logging.getLogger("lit_attr")
+if TYPE_CHECKING:
+    from lit_attr.views.tab.answers import Answers
 
 NAME = "attributions"
 STATIC = Path(__file__).parent / "static"
 TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
 WORTH_PACKING = 2_000  # bytes
+A_DAY = "private, max-age=86400"
 
-Answer = Callable[[Mapping[str, str]], Any]
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
@@ -55,12 +39,9 @@ class AttributionsPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard has no 
 
     def __init__(self, context: TBContext) -> None:
         self._folder = LogFolder(context.logdir)
-        self._indexes: dict[Path, RunIndex] = {}
-        self._kept: dict[tuple[Any, ...], Any] = {}
-        self._lock, self._summing = threading.Lock(), threading.Lock()
 
     def is_active(self) -> bool:
-        """Whether there is a run, or the event files of one, whose records the tab can name."""
+        """Whether there is a run, or the event files of one whose records the tab can name."""
         return bool(self._folder.runs()) or self._folder.has_records_above()
 
     def frontend_metadata(self) -> FrontendMetadata:
@@ -69,88 +50,24 @@ class AttributionsPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard has no 
 
     def get_plugin_apps(self) -> dict[str, App]:
         """The routes."""
-        files = {f"/static/{path.name}": path for path in sorted(STATIC.iterdir()) if path.suffix in TYPES}
-        run = {"run"}
-        answers: dict[str, tuple[Answer, Collection[str]]] = {
-            "/runs": (self._runs, ()),
-            "/run": (self._run, run),
-            "/facts": (self._facts, run | PAGED),
-            "/fact": (self._fact, run | TABLE | {"id", "step"}),
-            "/overview": (self._overview, run | {"component"}),
-            "/pair": (self._pair, run | {"component", "other"}),
-        }
+        files = [path for path in sorted(STATIC.iterdir()) if path.suffix in TYPES]
         return {
-            **{route: _app(partial(_file, path)) for route, path in files.items()},
+            **{f"/static/{path.name}": _app(partial(_file, path)) for path in files},
             "/plotly.js": _app(_plotly),
-            "/facts.csv": _app(partial(self._csv, run | TABLE)),
-            **{route: _app(partial(_json, *each)) for route, each in answers.items()},
+            "/records/*": _app(self._records),
         }
 
-    def _runs(self, given: Mapping[str, str]) -> dict[str, Any]:
-        names = [*self._folder.runs()]
-        return {"runs": names, "advice": None if names else self._folder.advice()}
+    @cached_property
+    def _answers(self) -> Answers:
+        # Imported here: with what it reads records with, it would double the time that TensorBoard takes to start.
+        from lit_attr.views.tab.answers import Answers
 
-    def _run(self, given: Mapping[str, str]) -> dict[str, Any]:
-        index = self._index(given, "run")
-        index.refresh()
-        return run_page(index)
+        return Answers(self._folder)
 
-    def _facts(self, given: Mapping[str, str]) -> dict[str, Any]:
-        return table_page(self._read_index(given), table_query(given), *page_of(given))
-
-    def _fact(self, given: Mapping[str, str]) -> dict[str, Any]:
-        key = key_of(given)
-        return fact_page(self._read_index(given), table_query(given), key)
-
-    def _overview(self, given: Mapping[str, str]) -> dict[str, Any]:
-        index = self._read_index(given)
-        component = component_of(index, table_query(given))
-        return self._keep(
-            ("overview", index.folder.path, component), index.version, partial(overview_page, index, component)
-        )
-
-    def _pair(self, given: Mapping[str, str]) -> dict[str, Any]:
-        first, second = self._read_index(given), self._read_index(given, "other")
-        component = component_of(first, table_query(given))
-        component_of(second, table_query({"component": component}))
-        return self._keep(
-            ("pair", first.folder.path, second.folder.path, component),
-            (first.version, second.version),
-            partial(pair_page, first, second, component),
-        )
-
-    def _csv(self, allowed: Collection[str], request: Request) -> Response:
-        given = check_names(request.args.to_dict(flat=False), allowed)
-        query: TableQuery = table_query(given)
-        response = _packed(request, table_csv(self._read_index(given), query).encode(), "text/csv; charset=utf-8")
-        response.headers["Content-Disposition"] = 'attachment; filename="facts.csv"'
-        return response
-
-    def _index(self, given: Mapping[str, str], name: str) -> RunIndex:
-        """The index of a run, perhaps not read yet. Only runs that were found are there to be named."""
-        runs = self._folder.runs()
-        path = runs.get(given.get(name, ""))
-        if path is None:
-            raise RequestError(f"{name}: there is no such run; refresh the page", 404)
-        with self._lock:
-            if path not in self._indexes:
-                self._indexes[path] = RunIndex(path)
-            return self._indexes[path]
-
-    def _read_index(self, given: Mapping[str, str], name: str = "run") -> RunIndex:
-        index = self._index(given, name)
-        if not index.version:
-            index.refresh()
-        return index
-
-    def _keep(self, name: tuple[Any, ...], version: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What takes seconds to make, until the records change; made once where several ask."""
-        with self._summing:
-            kept = self._kept.get(name)
-            if kept is None or kept[0] != version:
-                kept = self._kept[name] = (version, make())
-            found: dict[str, Any] = kept[1]
-            return found
+    def _records(self, request: Request) -> Response:
+        name = request.path.rpartition("/records/")[2]
+        content, kind = self._answers.answer(name, request.args.to_dict(flat=False))
+        return _packed(request, content, kind)
 
 
 def _app(answer: Callable[[Request], Response]) -> App:
@@ -169,14 +86,10 @@ def _app(answer: Callable[[Request], Response]) -> App:
         except OSError as error:
             # A file of a run that is moved or replaced meanwhile.
             return _line(f"a file of the run cannot be read ({error.strerror}); refresh the page", 404)
+        except ImportError as error:
+            return _line(f"{error}; install lit-attr again", 501)
 
     return app
-
-
-def _json(answer: Answer, allowed: Collection[str], request: Request) -> Response:
-    given = check_names(request.args.to_dict(flat=False), allowed)
-    content = orjson.dumps(answer(given), option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
-    return _packed(request, content, "application/json")
 
 
 def _file(path: Path, request: Request) -> Response:
@@ -186,11 +99,9 @@ def _file(path: Path, request: Request) -> Response:
 def _plotly(request: Request) -> Response:
     content = _packed_plotly()
     if content is None:
-        raise RequestError("plotly is not installed, which draws the pictures; pip install plotly", 404)
-    response = Response(content, content_type=TYPES[".js"])
-    response.headers["Content-Encoding"] = "gzip"
-    response.headers["Cache-Control"] = "private, max-age=86400"
-    return _safe(response)
+        raise RequestError("plotly, which draws the pictures, is not installed; pip install plotly", 404)
+    # Every browser that knows ES modules unpacks it.
+    return _response(content, TYPES[".js"], {"Content-Encoding": "gzip", "Cache-Control": A_DAY})
 
 
 @cache
@@ -205,19 +116,15 @@ def _packed_plotly() -> bytes | None:
 
 
 def _packed(request: Request, content: bytes, kind: str) -> Response:
-    is_packed = len(content) > WORTH_PACKING and "gzip" in request.headers.get("Accept-Encoding", "")
-    response = Response(gzip.compress(content, 1) if is_packed else content, content_type=kind)
-    if is_packed:
-        response.headers["Content-Encoding"] = "gzip"
-    response.headers["Cache-Control"] = "no-cache"
-    return _safe(response)
+    if len(content) <= WORTH_PACKING or "gzip" not in request.headers.get("Accept-Encoding", ""):
+        return _response(content, kind, {"Cache-Control": "no-cache"})
+    return _response(gzip.compress(content, 1), kind, {"Cache-Control": "no-cache", "Content-Encoding": "gzip"})
 
 
 def _line(text: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
-    response = Response(text, status=status, content_type="text/plain; charset=utf-8", headers=dict(headers or {}))
-    return _safe(response)
+    return _response(text.encode(errors="backslashreplace"), "text/plain; charset=utf-8", headers or {}, status)
 
 
-def _safe(response: Response) -> Response:
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    return response
+def _response(content: bytes, kind: str, headers: Mapping[str, str], status: int = 200) -> Response:
+    every = {"X-Content-Type-Options": "nosniff"}
+    return Response(content, status=status, content_type=kind, headers={**every, **headers})

@@ -3,7 +3,7 @@
 export const ROOT = new URL("../", import.meta.url);
 
 export function address(route, parameters) {
-  const url = new URL(route, ROOT);
+  const url = new URL(`records/${route}`, ROOT);
   for (const [name, value] of Object.entries(parameters)) {
     if (value !== null && value !== undefined && value !== "") url.searchParams.set(name, value);
   }

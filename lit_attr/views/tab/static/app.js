@@ -22,7 +22,7 @@ const page = { runs: [], run: null, shown: 0 };
 export async function render() {
   document.documentElement.lang = "en";
   document.head.append(h("link", { rel: "stylesheet", href: new URL("tab.css", import.meta.url) }));
-  document.body.append(h("header", { id: "top" }), h("main", { id: "view", tabindex: "-1" }));
+  document.body.append(h("header", { id: "top" }), h("main", { id: "view", tabindex: "-1" }), h("div", { id: "busy", role: "status" }, "Reading the records …"));
   onTheme((theme) => {
     document.documentElement.dataset.theme = theme;
     redrawAll();

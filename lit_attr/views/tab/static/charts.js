@@ -5,6 +5,7 @@ import { h, shortened, visible } from "./dom.js";
 
 const GAP = 0.35; // of a row, below the row of position 0
 const LABEL = 18; // characters
+const EMPTY = "#e2e2e2"; // cells without a value, and the lines between cells, as in the PNG files
 
 // Plotly reads tags and entities in labels; text from data is to be shown as it is written.
 export function plain(text) {
@@ -32,7 +33,7 @@ export function heatmap(panel) {
     dy: 1,
     text: texts.slice(from, to),
     hovertemplate: "%{text}<extra></extra>",
-    hoverongaps: false,
+    hoverongaps: true,
     zmin: isMagnitude ? 0 : -scale,
     zmax: scale,
     colorscale: isMagnitude ? magnitudeScale(colours) : colours,
@@ -41,7 +42,7 @@ export function heatmap(panel) {
     xgap: layers.length > 60 ? 0 : 1,
     ygap: 1,
     showscale: withScale,
-    colorbar: { title: { text: "logits", side: "right" }, thickness: 12, len: 1, outlinewidth: 0 },
+    colorbar: { title: { text: "logits", side: "top" }, thickness: 12, len: 1, outlinewidth: 0 },
   });
   const rest = values.length > 1 ? [trace(1, values.length, showScale)] : [];
   return [trace(0, 1, showScale && !rest.length), ...rest];
@@ -105,6 +106,12 @@ export function panelTitle(text, domain) {
     showarrow: false,
     font: { size: 13 },
   };
+}
+
+// The ground of maps: grey where there is no value, and the page between position 0 and the other rows.
+export function mapGround() {
+  const gap = { type: "rect", xref: "paper", x0: 0, x1: 1, y0: 0.5, y1: 0.5 + GAP, layer: "below", line: { width: 0 } };
+  return { plot_bgcolor: EMPTY, shapes: [{ ...gap, fillcolor: "--page" }] };
 }
 
 // Draws a figure into a frame of its own. `table` gives the rows of its CSV; `click` gets the clicked point.
@@ -191,5 +198,6 @@ function themed(layout) {
     dragmode: false,
     ...layout,
     ...axes,
+    shapes: (layout.shapes ?? []).map((shape) => ({ ...shape, fillcolor: colour(shape.fillcolor) })),
   };
 }

@@ -1,7 +1,7 @@
 // One fact: its tokens by layers, with exact effects beside the scores where there are any.
 
 import { get } from "./api.js";
-import { dots, figure, heatmap, layerAxis, panelTitle, plain, rowAxis, tokenLabels } from "./charts.js";
+import { dots, figure, heatmap, layerAxis, mapGround, panelTitle, plain, rowAxis, tokenLabels } from "./charts.js";
 import { h, note, number, percent, probability, score, visible } from "./dom.js";
 import { parameters } from "./facts.js";
 import { change } from "./state.js";
@@ -9,9 +9,15 @@ import { change } from "./state.js";
 const ROW = 26; // pixels
 
 export async function factView(state, run) {
-  if (!state.id) return note("Choose a fact in the table: its heatmap is drawn here.", "empty");
-  const fact = await get("fact", { ...parameters(state), id: state.id, step: state.step });
+  const key = state.id ? { id: state.id, step: state.step } : await firstOf(state);
+  if (!key) return note("No fact is among those of the table: clear its filters, or wait for the run's first batch.", "empty");
+  const fact = await get("fact", { ...parameters(state), ...key });
   return h("section", { class: "fact" }, walk(fact), heading(fact), numbers(fact), picture(fact, run), neurons(fact));
+}
+
+async function firstOf(state) {
+  const { rows } = await get("facts", { ...parameters(state), size: 1 });
+  return rows.length ? { id: JSON.stringify(rows[0].id), step: rows[0].step } : null;
 }
 
 function walk(fact) {
@@ -115,6 +121,7 @@ export function panelled({ name, fact, panels, scale, colours, hover, marked = n
   const texts = transposed(layers.map((_, layer) => fact.tokens.map((__, token) => hover(layer, token))));
   const traces = [];
   const layout = {
+    ...mapGround(),
     yaxis: rowAxis(tokenLabels(fact.tokens).map((label, at) => (isSubject(fact, at) ? `<b><u>${label}</u></b>` : label))),
     annotations: [],
   };

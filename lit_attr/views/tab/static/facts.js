@@ -4,10 +4,11 @@ import { address, get } from "./api.js";
 import { h, number, note, percent, probability, score, select } from "./dom.js";
 import { change, FILTERS } from "./state.js";
 
+const RELATION = "relation";
 const COLUMNS = [
   ["id", "id", "The fact's id", "right"],
   [null, "prompt → true / false", "What the model is asked, and the two answers", ""],
-  [null, "relation", "Wikidata property", ""],
+  [null, RELATION, "Wikidata property", ""],
   ["logit_diff", "logit diff.", "Logit of the true answer less that of the false one", "right"],
   ["prob_true", "p(true)", "Probability of the true answer's token", "right"],
   ["rank_true", "rank", "How many tokens are more likely than the true one; 0: a known fact", "right"],
@@ -100,7 +101,9 @@ function table(state, found, run) {
       : "No fact is done yet. Refresh the page once the run has written its first batch.";
     return note(reason, "empty");
   }
-  const columns = state.role ? [...COLUMNS, ["cell", "in this cell", "Mean score over its tokens of the role", "right"]] : COLUMNS;
+  const hasRelations = run.relations.length > 0;
+  const cell = ["cell", "in this cell", "Mean score over its tokens of the role", "right"];
+  const columns = [...COLUMNS, ...(state.role ? [cell] : [])].filter(([, name]) => hasRelations || name !== RELATION);
   const head = columns.map(([sort, name, title, kind]) => heading(state, sort, name, title, kind));
   return h(
     "div",
@@ -109,7 +112,7 @@ function table(state, found, run) {
       "table",
       { class: "list", id: "facts" },
       h("thead", {}, h("tr", {}, head)),
-      h("tbody", {}, found.rows.map((row) => factRow(row, Boolean(state.role)))),
+      h("tbody", {}, found.rows.map((row) => factRow(row, Boolean(state.role), hasRelations))),
     ),
     pager(found),
   );
@@ -133,7 +136,7 @@ export function openFact(row) {
   change({ view: "fact", id: JSON.stringify(row.id), step: row.step || null });
 }
 
-function factRow(row, hasCell) {
+function factRow(row, hasCell, hasRelations) {
   const open = () => openFact(row);
   return h(
     "tr",
@@ -154,7 +157,7 @@ function factRow(row, hasCell) {
       h("span", { class: "soft" }, " / "),
       h("bdi", { class: "false" }, row.target_false.trim()),
     ),
-    h("td", { class: "soft" }, row.relation),
+    hasRelations ? h("td", { class: "soft" }, row.relation) : null,
     h("td", { class: `right ${row.logit_diff > 0 ? "" : "negative"}` }, number(row.logit_diff, 2, true)),
     h("td", { class: "right" }, probability(row.prob_true)),
     h("td", { class: "right" }, row.rank_true === 0 ? h("b", { title: "known" }, "0") : row.rank_true.toLocaleString("en")),

@@ -1,6 +1,6 @@
 // Role × layer maps: position 0 apart, dots where the interval excludes 0.
 
-import { dots, figure, heatmap, layerAxis, plain, rowAxis } from "./charts.js";
+import { dots, figure, heatmap, layerAxis, mapGround, plain, rowAxis } from "./charts.js";
 import { h, score } from "./dom.js";
 
 export const MEASURES = {
@@ -33,7 +33,7 @@ export function roleLabels(profile) {
 export function hoverText(profile, measure, layer, role) {
   const [title, low, high] = MEASURES[measure];
   const mean = profile[measure][layer][role];
-  if (mean === null) return `<b>${plain(profile.roles[role])}</b>, layer ${profile.layers[layer]}<br>too few facts`;
+  if (mean === null) return `<b>${plain(profile.roles[role])}</b>, layer ${profile.layers[layer]}<br>too few facts with exact effects`;
   const ends = profile[low][layer][role] === null ? null : [profile[low][layer][role], profile[high][layer][role]];
   return [
     `<b>${plain(profile.roles[role])}</b>, layer ${profile.layers[layer]}`,
@@ -56,7 +56,7 @@ export function roleMap({ name, profile, measure, colours, click }) {
     );
     traces.push(dots(marked));
   }
-  const layout = { xaxis: layerAxis(layers), yaxis: rowAxis(roleLabels(profile)) };
+  const layout = { ...mapGround(), xaxis: layerAxis(layers), yaxis: rowAxis(roleLabels(profile)) };
   const table = () => [
     ["role", "layer", "facts", "with_exact_effects", measure, "low", "high"],
     ...roles.flatMap((role, at) =>

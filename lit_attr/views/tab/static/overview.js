@@ -88,7 +88,18 @@ function curves(profile, measure) {
     ["role", "layer", measure, "low", "high"],
     ...profile.roles.flatMap((role, at) => profile.layers.map((layer, place) => [role, layer, profile[measure][place][at], profile[low][place][at], profile[high][place][at]])),
   ];
-  return h("div", {}, figure({ name: `curves ${measure}`, height: 340, traces, layout, table }), h("p", { class: "soft" }, "Bands: 95% intervals. A click in the legend shows or hides a role, a double click shows it alone."));
+  const missing = profile.roles.filter((_, at) => profile[measure].every((row) => row[at] === null));
+  const notes = [
+    "Bands: 95% intervals. A click in the legend shows or hides a role, a double click shows it alone.",
+    missing.length ? `Too few facts with exact effects: ${missing.join(", ")}.` : "",
+  ];
+  return h("div", {}, figure({ name: `curves ${measure}`, height: 340, traces, layout, table }), h("p", { class: "soft" }, notes.filter((each) => each).join(" ")));
+}
+
+// How many of the largest cells are compared differs between the parts, and is in the name.
+function overlap(part) {
+  const name = Object.keys(part).find((each) => each.endsWith("_overlap"));
+  return name ? part[name] : null;
 }
 
 function agreement({ summary }) {
@@ -111,7 +122,7 @@ function agreement({ summary }) {
       showlegend: false,
     },
   ];
-  const layout = { xaxis: { title: { text: "layer" } }, yaxis: { title: { text: "r with exact effects" }, range: [Math.min(0, ...r.map((value) => value ?? 0)) - 0.05, 1.05] } };
+  const layout = { xaxis: { title: { text: "layer" }, range: [Math.min(...names) - 0.5, Math.max(...names) + 0.5], zeroline: false }, yaxis: { title: { text: "r with exact effects" }, range: [Math.min(0, ...r.map((value) => value ?? 0)) - 0.05, 1.05] } };
   const table = () => [["layer", "pearson", "low", "high"], ...names.map((name, at) => [name, r[at], ...(ends[at] ?? ["", ""])])];
   const parts = [["all cells", found], ["without position 0", found.without_position_0], ...(found.estimated_cells ? [["estimated cells alone", found.estimated_cells]] : []), ...Object.entries(found.by_role)];
   const rows = parts.map(([name, part]) =>
@@ -121,10 +132,10 @@ function agreement({ summary }) {
       h("th", { scope: "row" }, name),
       h("td", { class: "right" }, number(part.pearson)),
       h("td", {}, part.pearson === null ? "" : interval(part.intervals.pearson, 2)),
-      ["spearman", "same_sign", "top_overlap"].map((figureName) => h("td", { class: "right" }, figureName in part ? number(part[figureName]) : "")),
+      [part.spearman, part.same_sign, overlap(part)].map((value) => h("td", { class: "right" }, number(value))),
     ),
   );
-  const head = ["cells", "r", "95% interval", "rank correlation", "same sign", "top overlap"].map((name) => h("th", { scope: "col" }, name));
+  const head = ["cells", "r", "95% interval", "rank correlation", "same sign", "largest cells found"].map((name, at) => h("th", { scope: "col", class: at && at !== 2 ? "right" : "" }, name));
   return h(
     "div",
     {},

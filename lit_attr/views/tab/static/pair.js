@@ -1,7 +1,7 @@
 // Two runs over the same facts: figures of the comparison, both role maps, answers that changed, a fact side by side.
 
 import { get } from "./api.js";
-import { figure, heatmap, layerAxis, panelTitle, plain, rowAxis } from "./charts.js";
+import { figure, heatmap, layerAxis, mapGround, panelTitle, plain, rowAxis } from "./charts.js";
 import { h, note, number, percent, score, select, visible } from "./dom.js";
 import { difference, heading, panelled } from "./fact.js";
 import { hasEffects, hoverText, MEASURES, scaleOf, transposed } from "./maps.js";
@@ -90,7 +90,7 @@ function maps(state, run, first, second) {
     layers.map((__, layer) => [`first: ${hoverText(one, measure, layer, role)}`, `second: ${hoverText(two, measure, layer, role)}`, `difference ${score(changes[role][layer])}`].join("<br><br>")),
   );
   const traces = [];
-  const layout = { yaxis: rowAxis(one.roles.map(plain)), annotations: [] };
+  const layout = { ...mapGround(), yaxis: rowAxis(one.roles.map(plain)), annotations: [] };
   [[state.run, ones], [state.other, twos], ["second − first", changes]].forEach(([title, values], at) => {
     const axis = at ? String(at + 1) : "";
     const domain = [at / 3 + (at ? 0.012 : 0), (at + 1) / 3 - (at < 2 ? 0.012 : 0)];
@@ -117,7 +117,7 @@ function changed(rows) {
       h("td", { class: "right" }, row.rank_true.map((rank) => rank.toLocaleString("en")).join(" → ")),
     ),
   );
-  const head = ["prompt → true / false", "logit diff. first", "second", "rank"].map((name) => h("th", { scope: "col" }, name));
+  const head = ["prompt → true / false", "logit diff. first", "second", "rank"].map((name, at) => h("th", { scope: "col", class: at ? "right" : "" }, name));
   return h("div", {}, h("h2", {}, "Answers that changed"), h("table", { class: "list", id: "changed" }, h("thead", {}, h("tr", {}, head)), h("tbody", {}, body)));
 }
 
@@ -125,6 +125,6 @@ function byLayer({ all, by_layer }) {
   const rows = [["all", all], ...Object.entries(by_layer)].map(([name, row]) =>
     h("tr", {}, h("th", { scope: "row" }, name), h("td", { class: "right" }, number(row.pearson, 4)), h("td", { class: "right" }, number(row.norm_ratio, 3)), h("td", { class: "right" }, percent(row.largest_error))),
   );
-  const head = ["layer", "r", "norm ratio", "largest error"].map((name) => h("th", { scope: "col" }, name));
+  const head = ["layer", "r", "norm ratio", "largest error"].map((name, at) => h("th", { scope: "col", class: at ? "right" : "" }, name));
   return h("div", {}, h("h2", {}, "Scores by layer"), h("table", { class: "list narrow", id: "layers" }, h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows)));
 }
