@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from lit_attr.errors import UserError
 from lit_attr.evaluation.answers import AnswerCounts
 from lit_attr.evaluation.findings import Chosen, Points, RelationProfiles, RunFindings, key_order
+from lit_attr.evaluation.neurons import NeuronCounts
 from lit_attr.evaluation.profile import (
     KINDS,
     CheckedMeans,
@@ -79,6 +80,7 @@ def summarise(
             "known_profile": reading.known_profile.compute(is_known),
             "agreement": agreement,
             "adaptive": reading.adaptive(settings),
+            "neurons": reading.neurons.compute(),
         },
         spread=chosen.spread.records(),
         asked_for=chosen.asked_for(),
@@ -180,6 +182,7 @@ class _Reading:
         self.answers = AnswerCounts()
         self.differences: list[float] = []
         self.relations = RelationProfiles()
+        self.neurons = NeuronCounts()
         # A run of which every contrast is refused has no batch file; its settings know the layers.
         shape = settings.get("layers", []), settings.get("component", ""), settings.get("rule", "")
         self.profile, self.known_profile = EffectProfile(*shape), EffectProfile(*shape)
@@ -218,6 +221,7 @@ class _Reading:
     def _add(self, batch: BatchRecord, example: Example, scores_LT: NDArray[np.float64]) -> None:
         self.answers.add(example.logit_diff, example.rank_true)
         self.differences.append(example.logit_diff)
+        self.neurons.add(example)
         means = self._means(example, scores_LT)
         if self._one_contrast_a_fact:
             self._add_fact([means])
