@@ -36,7 +36,7 @@ from lit_attr.views.curves import (
     profile_curves,
 )
 from lit_attr.views.labels import shortened
-from lit_attr.views.pages import summary_page
+from lit_attr.views.pages import neurons_page, summary_page
 from lit_attr.views.pictures import agreement_image, fact_image, magnitude_image, profile_image
 
 MAX_RELATION = 60  # characters
@@ -144,6 +144,8 @@ class RunDisplay:
         for logger in loggers:
             if is_tensorboard(logger):
                 logger.experiment.add_text("summary", summary_page(findings, manifest))
+                if summary["neurons"] is not None:
+                    logger.experiment.add_text("neurons", neurons_page(summary["neurons"]))
                 logger.experiment.add_custom_scalars(custom_scalar_layout(summary["profile"]["roles"], groups))
                 logger.log_hyperparams(*hyperparameters(summary, manifest))
 

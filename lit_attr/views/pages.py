@@ -1,4 +1,4 @@
-"""The page of text that TensorBoard shows of a finished run, in Markdown."""
+"""The pages of text that TensorBoard shows of a finished run, in Markdown."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lit_attr.facts.roles import POSITION_0
 from lit_attr.text import cut
 
 MAX_CELL = 1_000  # characters
+LARGEST_RELATIONS = 6
 MARKDOWN = r"\`*_{}[]()#+-.!|~"
 
 
@@ -35,6 +36,34 @@ def summary_page(findings: RunFindings, manifest: Mapping[str, Any]) -> str:
     for group in ("model", "data"):
         given = ((name, value) for name, value in manifest[group].items() if value is not None)
         lines += ["", f"## Settings: {group}", "", *_table(("setting", "value"), given)]
+    return "\n".join(lines)
+
+
+def neurons_page(neurons: Mapping[str, Any]) -> str:
+    """The page on the neurons of known facts: of the relations with the most of them.
+
+    Args:
+        neurons: What the summary has of them.
+    """
+    relations = sorted(neurons["relations"], key=lambda each: -each["known"])[:LARGEST_RELATIONS]
+    lines = [
+        "Neurons by how often they are among those with the largest scores of a contrast, over known contrasts "
+        f"alone ({neurons['known']}). Mean scores, in logits, are over the contrasts that list the neuron.",
+    ]
+    for relation in relations:
+        name = _escaped(relation["relation"]) or "no relation"
+        lines += ["", f"## {name}: {relation['known']} known contrasts", ""]
+        rows = (
+            (
+                each["layer"],
+                each["neuron"],
+                f"{each['share']:.0%}",
+                "-" if each["other_share"] is None else f"{each['other_share']:.0%}",
+                f"{each['mean_score']:+.3f}",
+            )
+            for each in relation["neurons"]
+        )
+        lines += _table(("layer", "neuron", "contrasts", "contrasts of other relations", "mean score"), rows)
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from tiny_runs import ONE
 
 from lit_attr.evaluation.findings import RunFindings
 from lit_attr.evaluation.profile import ProfileSums
-from lit_attr.views.pages import summary_page
+from lit_attr.views.pages import neurons_page, summary_page
 
 NO_SETTINGS: dict[str, Any] = {"model": {}, "data": {}}
 
@@ -136,3 +136,22 @@ def test_page_says_what_an_adaptive_run_promised_and_kept():
     page = summary_page(findings(adaptive=asked), NO_SETTINGS)
     assert "## Adaptive attribution\n\nr of at least 0\\.9 asked for; every score is an exact effect" in page
     assert "## Adaptive" not in summary_page(findings(), NO_SETTINGS)
+
+
+def test_the_page_of_neurons_has_a_table_for_each_of_the_largest_relations():
+    neuron = {"layer": 3, "neuron": 70, "contrasts": 3, "share": 0.75, "other_share": 0.125, "mean_score": -0.5}
+    relations = [
+        {"relation": f"P{number}", "known": number, "neurons": [neuron] if number == 7 else []}
+        for number in range(8)
+    ]
+    relations.append({"relation": "", "known": 9, "neurons": [{**neuron, "other_share": None}]})
+    lines = neurons_page({"known": 37, "relations": relations}).splitlines()
+    assert "(37)" in lines[0]
+    heads = [line for line in lines if line.startswith("##")]
+    assert heads == [
+        "## no relation: 9 known contrasts",
+        *(f"## P{number}: {number} known contrasts" for number in (7, 6, 5, 4, 3)),
+    ]
+    first, second = (line for line in lines if line.startswith("| 3 |"))
+    assert first == r"| 3 | 70 | 75% | \- | \-0\.500 |"
+    assert second == r"| 3 | 70 | 75% | 12% | \-0\.500 |"
