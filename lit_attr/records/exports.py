@@ -16,6 +16,7 @@ from lit_attr.records.reading import load_attributions
 Target = Literal["parquet", "csv", "inseq"]
 Per = Literal["example", "layer"]
 OUTPUTS: dict[Target, str] = {"parquet": "attributions.parquet", "csv": "attributions.csv", "inseq": "inseq"}
+NEURONS = "neurons.csv"
 
 
 def export(
@@ -25,6 +26,7 @@ def export(
     per: Per | None = None,
     *,
     escape_formulas: bool = False,
+    neurons: bool = False,
 ) -> Path:
     """Writes a run's records in a form that other programs read. Nothing is overwritten.
 
@@ -41,6 +43,8 @@ def export(
         output: The file, or the folder for Inseq's files. Default: one in the run's folder.
         per: With `inseq`, what a file holds. Default: `example`.
         escape_formulas: With `csv`, put a `'` before each text that a spreadsheet would run as a formula.
+        neurons: With `csv`, write a row a contrast and neuron instead, of a run with `top_neurons`; `parquet` has
+            them in its column `neurons` in any case.
 
     Returns:
         Where the export is.
@@ -55,11 +59,15 @@ def export(
         raise ArgumentError("per", f"it is for inseq, not {to}; leave it out")
     if escape_formulas and to != "csv":
         raise ArgumentError("escape_formulas", f"it is for csv, not {to}; leave it out")
+    if neurons and to != "csv":
+        raise ArgumentError("neurons", f"it is for csv, not {to}; leave it out")
     folder = Path(folder)
     check_path("folder", folder)
-    place = folder / OUTPUTS[to] if output is None else Path(output)
+    place = folder / (NEURONS if neurons else OUTPUTS[to]) if output is None else Path(output)
     # Nothing is created for a folder that is not a run's.
-    next(read_contrasts(folder))
+    first = next(read_contrasts(folder))
+    if neurons and "neurons" not in first:
+        raise ArgumentError("neurons", f"{folder} has none; leave it out, or run again with top_neurons")
     with whole(place) as part:
         # pyarrow takes a fifth of a second to import, and torch two; reading needs neither.
         if to == "inseq":
@@ -70,6 +78,10 @@ def export(
             from lit_attr.records.tables import write_parquet
 
             write_parquet(folder, part)
+        elif neurons:
+            from lit_attr.records.tables import write_neurons
+
+            write_neurons(folder, part, escape_formulas=escape_formulas)
         else:
             from lit_attr.records.tables import write_csv
 

@@ -16,6 +16,7 @@ ROW_GROUP = 1_024  # contrasts, as many as are in memory
 # Columns of the long form: the contrast, the place in it, and, after the scores, what the model answered.
 CONTRAST = ("id", "relation_id", "step", "rule")
 PLACE = ("component", "layer", "position", "token", "role")
+NEURON = ("layer", "neuron", "position", "token", "role")
 # What a formula begins with in spreadsheets, and what makes them look at the character after it.
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 OUTCOME = ("logit_diff", "rank_true")
@@ -60,6 +61,26 @@ def write_csv(folder: Path, path: Path, *, escape_formulas: bool = False) -> Non
                     for position, (token, *numbers) in enumerate(zip(tokens, *columns, strict=True)):
                         texts = escaped([*contrast, component, layer, position, *token])
                         writer.writerow([*texts, *numbers, *outcome])
+
+
+def write_neurons(folder: Path, path: Path, *, escape_formulas: bool = False) -> None:
+    """Writes a row a contrast and neuron, in the order of the records.
+
+    Args:
+        folder: The folder of a run with neurons.
+        path: The file to create.
+        escape_formulas: Put a `'` before each text that a spreadsheet would run as a formula.
+    """
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        escaped = _escaped if escape_formulas else list
+        writer.writerow([*CONTRAST, *NEURON, "score", *OUTCOME])
+        for record in read_contrasts(folder):
+            contrast, outcome = ([record[name] for name in names] for names in (CONTRAST, OUTCOME))
+            for each in record["neurons"]:
+                place = each["token"]
+                texts = [each["layer"], each["neuron"], place, record["tokens"][place], record["roles"][place]]
+                writer.writerow([*escaped([*contrast, *texts]), each["score"], *outcome])
 
 
 def _escaped(cells: list[object]) -> list[object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sealed import write_batch
 
+from lit_attr.errors import UserError
 from lit_attr.records import tables
 from lit_attr.records.exports import export
 from lit_attr.records.reading import load_attributions, with_lists
@@ -105,3 +108,65 @@ def test_ids_of_both_kinds_are_texts_in_parquet(changed: Callable[..., Path], tm
     table = pq.read_table(export(folder, "parquet", tmp_path / "run.parquet"))
     assert table["id"].to_pylist() == [str(record["id"]) for record in load_attributions(folder)]
     assert {"7", "seven"} < set(table["id"].to_pylist())
+
+
+def test_neurons_have_a_row_each(changed: Callable[..., Path], tmp_path: Path):
+    listed = [
+        {"layer": 2, "token": 1, "neuron": 40, "score": -1.5},
+        {"layer": 0, "token": 0, "neuron": 3, "score": 1},
+    ]
+    folder = changed({"neurons": listed}, {"neurons": []}, {"neurons": listed[1:]}, {"neurons": listed[:1]})
+    # Four of the six contrasts that `changed` writes have neurons.
+    for path in sorted(folder.glob("batches/*.json")):
+        if "neurons" not in json.loads(path.read_bytes())["examples"][0]:
+            path.unlink()
+    path = export(folder, "csv", neurons=True)
+    assert path == folder / "neurons.csv"
+    frame = pd.read_csv(path, keep_default_na=False)
+    assert [*frame] == [
+        *("id", "relation_id", "step", "rule", "layer", "neuron", "position", "token", "role"),
+        *("score", "logit_diff", "rank_true"),
+    ]
+    rows = [(record, each) for record in load_attributions(folder) for each in record["neurons"]]
+    assert len(frame) == len(rows) == 4
+    for row, (record, each) in zip(frame.to_dict("records"), rows, strict=True):
+        assert (row["id"], row["layer"], row["neuron"], row["score"]) == (
+            record["id"],
+            each["layer"],
+            each["neuron"],
+            each["score"],
+        )
+        assert (row["position"], row["token"], row["role"]) == (
+            each["token"],
+            record["tokens"][each["token"]],
+            record["roles"][each["token"]],
+        )
+    table = pq.read_table(export(folder, "parquet")).to_pylist()
+    assert [row["neurons"] for row in table] == [record["neurons"] for record in load_attributions(folder)]
+
+
+def test_a_neurons_token_can_be_escaped(changed: Callable[..., Path], tmp_path: Path):
+    folder = changed()
+    for path in folder.glob("batches/*.json"):
+        batch = json.loads(path.read_bytes())
+        (example,) = batch["examples"]
+        example["tokens"][0] = "=1"
+        example["neurons"] = [{"layer": 0, "token": 0, "neuron": 3, "score": 1.0}]
+        path.unlink()
+        write_batch(folder, batch)
+    texts = [
+        {*pd.read_csv(export(folder, "csv", tmp_path / name, neurons=True, escape_formulas=escaped))["token"]}
+        for name, escaped in (("as it is", False), ("escaped", True))
+    ]
+    assert texts == [{"=1"}, {"'=1"}]
+
+
+def test_only_csv_and_runs_with_neurons_have_a_table_of_them(changed: Callable[..., Path]):
+    folder = changed()
+    with pytest.raises(UserError, match="^neurons: it is for csv, not parquet; leave it out$"):
+        export(folder, "parquet", neurons=True)
+    with pytest.raises(
+        UserError, match=rf"^neurons: {folder} has none; leave it out, or run again with top_neurons$"
+    ):
+        export(folder, "csv", neurons=True)
+    assert not (folder / "neurons.csv").exists()
