@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from lit_attr.facts.batches import ContrastBatch, collate_contrasts
     from lit_attr.facts.buckets import RankSampler, bucket_by_length, in_batches
     from lit_attr.facts.collator import ContrastCollator
-    from lit_attr.facts.contrasts import Contrast, ContrastKey, Step, order_key, random_order
+    from lit_attr.facts.contrasts import Contrast, ContrastKey, Donor, Step, order_key, random_order
+    from lit_attr.facts.donors import with_donors
     from lit_attr.facts.roles import MEAN_ROLES, POSITION_0, ROLES, Role, mean_mask_RT, role_mask_RT, roles_of
     from lit_attr.facts.rows import Fact, FactTable, Rejected, parse_fact, read_facts
     from lit_attr.facts.sources import SAMPLE, open_rows
@@ -28,6 +29,7 @@ __all__ = [
     "ContrastBatch",
     "ContrastCollator",
     "ContrastKey",
+    "Donor",
     "Fact",
     "FactTable",
     "RankSampler",
@@ -48,13 +50,15 @@ __all__ = [
     "read_facts",
     "role_mask_RT",
     "roles_of",
+    "with_donors",
 ]
 
 _NAMES = {
     "batches": ("ContrastBatch", "collate_contrasts"),
     "buckets": ("RankSampler", "bucket_by_length", "in_batches"),
     "collator": ("ContrastCollator",),
-    "contrasts": ("Contrast", "ContrastKey", "Step", "order_key", "random_order"),
+    "contrasts": ("Contrast", "ContrastKey", "Donor", "Step", "order_key", "random_order"),
+    "donors": ("with_donors",),
     "roles": ("MEAN_ROLES", "POSITION_0", "ROLES", "Role", "mean_mask_RT", "role_mask_RT", "roles_of"),
     "rows": ("Fact", "FactTable", "Rejected", "parse_fact", "read_facts"),
     "sources": ("SAMPLE", "open_rows"),

@@ -30,6 +30,8 @@ class ContrastBatch(NamedTuple):
         comparison: Set on a batch of one contrast whose exact effects are asked for: `(k, n)` for the k-th of n
             comparisons of this process, from 1.
         is_pilot: Whether the contrasts are those of an adaptive run's pilot.
+        donor_token_ids_BT: int64, the tokens of each contrast's donor, which are as many as its own, padded alike.
+            None where a contrast has no donor.
     """
 
     contrasts: tuple[Contrast, ...]
@@ -40,6 +42,7 @@ class ContrastBatch(NamedTuple):
     places: tuple[int | None, ...] | None = None
     comparison: tuple[int, int] | None = None
     is_pilot: bool = False
+    donor_token_ids_BT: Tensor | None = None
 
     def to(self, device: torch.device | str) -> ContrastBatch:
         """The same batch on another device."""
@@ -69,6 +72,7 @@ class ContrastBatch(NamedTuple):
             last_B=function(self.last_B),
             true_token_ids_B=function(self.true_token_ids_B),
             false_token_ids_B=function(self.false_token_ids_B),
+            donor_token_ids_BT=None if self.donor_token_ids_BT is None else function(self.donor_token_ids_BT),
         )
 
 
@@ -89,15 +93,21 @@ def collate_contrasts(
         width: The least number of tokens to pad to. On some models the last digits of a row depend on it.
     """
     rows = [contrast.token_ids for contrast in contrasts]
+    donors = [contrast.donor.token_ids for contrast in contrasts if contrast.donor is not None]
     width = max(width, *map(len, rows))
     return ContrastBatch(
         contrasts=tuple(contrasts),
-        # A padding token would do as well, but transformers warns of one that comes without a mask.
-        token_ids_BT=torch.tensor([row + row[-1:] * (width - len(row)) for row in rows]),
+        token_ids_BT=_padded(rows, width),
         last_B=torch.tensor([len(row) - 1 for row in rows]),
         true_token_ids_B=torch.tensor([contrast.true_token_id for contrast in contrasts]),
         false_token_ids_B=torch.tensor([contrast.false_token_id for contrast in contrasts]),
         places=None if places is None else tuple(places),
         comparison=comparison,
         is_pilot=is_pilot,
+        donor_token_ids_BT=_padded(donors, width) if len(donors) == len(rows) else None,
     )
+
+
+def _padded(rows: Sequence[tuple[int, ...]], width: int) -> Tensor:
+    # A padding token would do as well, but transformers warns of one that comes without a mask.
+    return torch.tensor([row + row[-1:] * (width - len(row)) for row in rows])

@@ -98,19 +98,30 @@ def row_id(row: Mapping[str, Any], default: int | str) -> int | str:
         RowError: The id is neither a whole number nor text, or too long.
     """
     for column in ID_COLUMNS:
-        value = plain(row.get(column))
-        if is_empty(value):
-            continue
-        number = whole_number(value, column)
-        if number is not None:
-            # JSON readers hold whole numbers in 64 bits.
-            return number if abs(number) < 2**63 else str(number)
-        if not isinstance(value, str):
-            raise RowError(f"{column!r} is {type(value).__name__}, not a whole number or text")
-        text = checked_text(value, column, MAX_ID_CHARACTERS)
-        digits = text.isascii() and text.isdigit() and len(text) < 19 and str(int(text)) == text
-        return int(text) if digits else text
+        found = id_in(row, column)
+        if found is not None:
+            return found
     return default
+
+
+def id_in(row: Mapping[str, Any], column: str) -> int | str | None:
+    """The id in a cell, None where the cell is empty. Digits written as text become a number.
+
+    Raises:
+        RowError: The cell is neither a whole number nor text, or too long.
+    """
+    value = plain(row.get(column))
+    if is_empty(value):
+        return None
+    number = whole_number(value, column)
+    if number is not None:
+        # JSON readers hold whole numbers in 64 bits.
+        return number if abs(number) < 2**63 else str(number)
+    if not isinstance(value, str):
+        raise RowError(f"{column!r} is {type(value).__name__}, not a whole number or text")
+    text = checked_text(value, column, MAX_ID_CHARACTERS)
+    digits = text.isascii() and text.isdigit() and len(text) < 19 and str(int(text)) == text
+    return int(text) if digits else text
 
 
 def shown_id(row: Mapping[str, Any], row_number: int) -> int | str:

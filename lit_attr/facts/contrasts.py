@@ -14,6 +14,19 @@ Step = Literal["divergence", "all"]
 ContrastKey = tuple[int | str, int]
 
 
+class Donor(NamedTuple):
+    """What stands in the place of a contrast's context under resample ablation, token by token.
+
+    Attributes:
+        id: The id of the fact that gives the prompt.
+        token_ids: That fact's prompt, then the answer tokens that the contrast's own context has after its prompt.
+            As many as the contrast has.
+    """
+
+    id: int | str
+    token_ids: tuple[int, ...]
+
+
 class Contrast(NamedTuple):
     """A context, and the two tokens whose logits are compared after its last token.
 
@@ -30,6 +43,7 @@ class Contrast(NamedTuple):
         false_token_id: The false answer's token at the step.
         true_token: Its text; its name in the vocabulary where the two tokens differ only within a character.
         false_token: Likewise.
+        donor: The donor; None where the run needs none.
     """
 
     fact: Fact
@@ -42,6 +56,12 @@ class Contrast(NamedTuple):
     false_token_id: int
     true_token: str
     false_token: str
+    donor: Donor | None = None
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """The tokens of the prompt: the context without the answer tokens before the step."""
+        return self.token_ids[: len(self.token_ids) - self.step]
 
     @property
     def is_contrastive(self) -> bool:

@@ -11,6 +11,7 @@ from lit_attr.errors import ArgumentError, RowError, shown
 from lit_attr.facts.cells import (
     ID_COLUMNS,
     checked_text,
+    id_in,
     is_empty,
     relation_id_of,
     required_text,
@@ -46,6 +47,7 @@ class Fact(NamedTuple):
         relation_id: Wikidata property such as `P36`, or empty.
         spaces_added: Whether a space was put before the true and the false answer that the row does not have.
             Beside a special token of the tokenizer it is taken out again, and the fact of a contrast has none.
+        relation: The row's `relation`, with `{}` for the subject, or empty.
     """
 
     row: int
@@ -57,6 +59,7 @@ class Fact(NamedTuple):
     target_false: str
     relation_id: str
     spaces_added: tuple[bool, bool] = (False, False)
+    relation: str = ""
 
 
 class Rejected(NamedTuple):
@@ -82,11 +85,16 @@ class FactTable(NamedTuple):
         facts: The rows that are facts, in the order of the source.
         rejected: The rows that are not.
         spaces_added: How many facts had an answer without its leading space.
+        pool: Every fact of the source by id, whatever its relation and beyond any limit: the possible donors.
+            Empty where donors are not asked for. Of several facts with one id it has the first.
+        donor_ids: The id of the donor that the row of a fact names, by the fact's id.
     """
 
     facts: list[Fact]
     rejected: list[Rejected]
     spaces_added: int
+    pool: dict[int | str, Fact]
+    donor_ids: dict[int | str, int | str]
 
 
 def parse_fact(
@@ -119,10 +127,12 @@ def parse_fact(
         raise RowError(f"the true and the false answer are both {shown(true)}")
     content = prompt, subject, start, true, false, relation_id_of(flat)
     spaces_added = space_before_true, space_before_false
+    # A template of one's own may leave out a relation that is not text.
+    relation = flat["relation"] if isinstance(flat.get("relation"), str) else ""
     if row_number is None:
         own = row_id(flat, hashlib.sha256(repr(content).encode()).hexdigest()[:16])
-        return Fact(-1, own, *content, spaces_added)
-    return Fact(row_number, row_id(flat, row_number), *content, spaces_added)
+        return Fact(-1, own, *content, spaces_added, relation)
+    return Fact(row_number, row_id(flat, row_number), *content, spaces_added, relation)
 
 
 def read_facts(
@@ -134,6 +144,8 @@ def read_facts(
     template: Template | None = None,
     numbered: bool = True,
     answer_separator: str = AUTO,
+    with_donors: bool = False,
+    donor_column: str | None = None,
 ) -> FactTable:
     """Validates rows; each becomes a fact, or is rejected with a reason.
 
@@ -145,35 +157,56 @@ def read_facts(
         template: Makes the prompts from the rows' columns, by our names or theirs.
         numbered: Whether the id of a row without one is its number; otherwise it is a hash of the fact.
         answer_separator: What to put before an answer, see :func:`continuation`.
+        with_donors: Whether to read all rows of the source, whatever `relation_ids` and `limit` keep, and to have
+            those that are facts in the table's `pool`.
+        donor_column: The rows' column, by our name or theirs, with the id of the row that is a row's donor. With
+            `with_donors`, a row in which it is empty is rejected.
 
     Raises:
-        ArgumentError: No row has a column that every fact or the template needs, no row is left, or the separator
-            has characters that no text has.
+        ArgumentError: No row has a column that every fact or the template needs, or the column of donors, no row
+            is left, or the separator has characters that no text has.
     """
-    table = FactTable([], [], 0)
+    table = FactTable([], [], 0, {}, {})
     seen_columns: set[str] = set()
     seen_ids: set[int | str] = set()
     _check_separator(answer_separator)
     for row_number, row in enumerate(rows):
-        if limit is not None and len(table.facts) + len(table.rejected) >= limit:
+        is_kept = limit is None or len(table.facts) + len(table.rejected) < limit
+        if not is_kept and not with_donors:
             break
         flat: Mapping[str, Any] = {}
         try:
             flat = _flat(row, columns or {})
             seen_columns.update(flat)
             if relation_ids is not None and relation_id_of(flat) not in relation_ids:
+                is_kept = False
+            if not is_kept and not with_donors:
                 continue
             fact = parse_fact(flat, row_number if numbered else None, template, answer_separator)
+            if with_donors:
+                table.pool.setdefault(fact.id, fact)
+            if not is_kept:
+                continue
             if fact.id in seen_ids:
                 raise RowError(
                     f"an earlier row has the id {shown(fact.id) if isinstance(fact.id, str) else fact.id}"
                 )
+            if with_donors and donor_column is not None:
+                # What is nested is made flat without the columns beside it.
+                cells = {**row, **flat}
+                seen_columns.update(cells)
+                donor_id = id_in(cells, donor_column)
+                if donor_id is None:
+                    raise RowError(f"{donor_column!r} is empty, so that it names no donor")
+                table.donor_ids[fact.id] = donor_id
         except RowError as error:
+            if not is_kept:
+                continue
             table.rejected.append(Rejected(row_number, shown_id(flat, row_number), str(error)))
             continue
         seen_ids.add(fact.id)
         table.facts.append(fact)
-    _require_columns(seen_columns, columns or {}, template)
+    _require_columns(seen_columns, columns or {}, template, donor_column if with_donors else None)
     if not table.facts and not table.rejected:
         wanted = f" with relation_id in {sorted(relation_ids)}" if relation_ids is not None else ""
         raise ArgumentError("rows", f"there are no rows{wanted}; give a source that has some")
@@ -296,7 +329,9 @@ def _rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, 
     return {**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}}
 
 
-def _require_columns(present: set[str], columns: Mapping[str, str], template: Template | None) -> None:
+def _require_columns(
+    present: set[str], columns: Mapping[str, str], template: Template | None, donor_column: str | None
+) -> None:
     if not present:
         return
     listed = f"the columns are {_listed(present)}"
@@ -308,6 +343,8 @@ def _require_columns(present: set[str], columns: Mapping[str, str], template: Te
     for column in template.columns if template is not None else ():
         if column != "prompt" and column not in present:
             raise ArgumentError("template", f"there is no column {column!r}; {listed}")
+    if donor_column is not None and donor_column not in present:
+        raise ArgumentError("donor_column", f"there is no column {shown(donor_column)}; {listed}")
     missing = sorted({"subject", "target_true", "target_false"} - present)
     if (template is None or "prompt" in template.columns) and not {"prompt", "relation"} & present:
         missing.append("prompt")

@@ -7,7 +7,7 @@ import torch
 from toys import WORDS, word_tokenizer
 
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
-from lit_attr.facts.contrasts import Contrast
+from lit_attr.facts.contrasts import Contrast, Donor
 from lit_attr.facts.rows import read_facts
 from lit_attr.facts.tokenization import build_contrasts
 
@@ -73,6 +73,32 @@ def test_a_part_of_a_batch_is_as_wide_as_the_whole(contrasts: list[Contrast]):
     assert torch.equal(torch.cat([first.token_ids_BT, second.token_ids_BT]), batch.token_ids_BT)
     assert same(batch.select([1]), collate_contrasts(contrasts[1:2]))
     assert batch.select([0]).token_ids_BT.shape == (1, 6)
+
+
+def test_donors_travel_with_their_contrasts(contrasts: list[Contrast]):
+    prompts = ("The capital of Rica is", "The City of New York is", "The capital of Paris is")
+    given = [
+        contrast._replace(donor=Donor(f"donor {row}", tuple(ids(prompt))))
+        for row, (contrast, prompt) in enumerate(zip(contrasts, prompts, strict=True))
+    ]
+    batch = collate_contrasts(given, width=7)
+    # As wide as the contrasts.
+    padding = (" is is", " is", " is is")
+    assert batch.donor_token_ids_BT.tolist() == [
+        ids(each + more) for each, more in zip(prompts, padding, strict=True)
+    ]
+    assert batch.token_ids_BT.shape == batch.donor_token_ids_BT.shape
+    assert [each.donor.id for each in batch.select([2, 0]).contrasts] == ["donor 2", "donor 0"]
+    assert torch.equal(batch.select([2, 0]).donor_token_ids_BT, batch.donor_token_ids_BT[[2, 0]])
+    halves = torch.cat([half.donor_token_ids_BT for half in batch.split()])
+    assert torch.equal(halves, batch.donor_token_ids_BT)
+    assert batch.to("meta").donor_token_ids_BT.device.type == "meta"
+    clone = batch.clone()
+    clone.donor_token_ids_BT.zero_()
+    assert batch.donor_token_ids_BT.any()
+    for without in (contrasts, [given[0], contrasts[1]]):
+        batch = collate_contrasts(without)
+        assert batch.donor_token_ids_BT is batch.select([0]).to("cpu").clone().donor_token_ids_BT is None
 
 
 def test_a_clone_shares_no_memory(contrasts: list[Contrast]):

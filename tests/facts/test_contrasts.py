@@ -1,4 +1,4 @@
-"""Contrasts: their random order."""
+"""The prompt of a contrast, and the random order of contrasts."""
 
 from __future__ import annotations
 
