@@ -1,6 +1,6 @@
 """Attributions as records. The only module of this package that needs torch.
 
-Axes: B contrasts, L layers, T tokens of one contrast.
+Axes: B contrasts, L layers, T tokens of one contrast, K neurons.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_attr.attribution.faithfulness import PERCENT, RANKINGS, Curves
 from lit_attr.attribution.gradient import AttributionBatch, ExactEffects
+from lit_attr.attribution.neurons import NeuronScores
 from lit_attr.facts.contrasts import Contrast
 from lit_attr.facts.rows import Rejected
 from lit_attr.records.schema import (
@@ -23,6 +24,7 @@ from lit_attr.records.schema import (
     CurvesRecord,
     ExactRecord,
     Example,
+    Neuron,
     Rankings,
 )
 
@@ -52,6 +54,10 @@ def batch_record(batch: AttributionBatch) -> BatchRecord:
             UNSET if l2_BLT is None else np.ascontiguousarray(l2_BLT[row, :, :width]),
         )
         example = _example(contrast, *answer, {batch.component: scores})
+        if contrast.donor is not None:
+            example.donor_id = contrast.donor.id
+        if batch.neurons is not None:
+            example.neurons = _neurons(batch.neurons, row)
         if batch.is_exact_BLT is not None:
             example.is_exact = {batch.component: batch.is_exact_BLT[row, :, :width].tolist()}
         examples.append(example)
@@ -140,6 +146,12 @@ def _example(
         rank_true=rank_true,
         scores=scores,
     )
+
+
+def _neurons(neurons: NeuronScores, row: int) -> list[Neuron]:
+    places = zip(*(each_BK[row].tolist() for each_BK in neurons), strict=True)
+    # Where a contrast has fewer neurons than asked for, the last places are empty.
+    return [Neuron(layer, token, neuron, score) for layer, token, neuron, score in places if layer >= 0]
 
 
 def _curves_record(curves: Curves) -> CurvesRecord:

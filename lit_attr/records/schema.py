@@ -78,12 +78,14 @@ class ComponentScores(Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class Neuron(Struct, forbid_unknown_fields=True):
-    """A hidden unit of an MLP at one token."""
+    """A hidden unit of an MLP, the input of its down projection, at one token."""
 
     layer: Annotated[Index, Meta(description="The layer of the MLP.")]
     token: Annotated[Index, Meta(description="The position of the token, from 0.")]
     neuron: Annotated[Index, Meta(description="The index of the hidden unit.")]
-    score: Annotated[float, Meta(description="In logits.")]
+    score: Annotated[
+        float, Meta(description="Its activation times the gradient of the logit difference there. In logits.")
+    ]
 
 
 class Example(Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -135,11 +137,17 @@ class Example(Struct, forbid_unknown_fields=True, omit_defaults=True):
         | UnsetType
     ) = UNSET
     donor_id: (
-        Annotated[int | str, Meta(description="Reserved: the fact whose writes replace the ablated ones.")]
+        Annotated[int | str, Meta(description="The id of the fact whose writes replace those of this one.")]
         | UnsetType
     ) = UNSET
     neurons: (
-        Annotated[list[Neuron], Meta(description="Reserved: the neurons with the largest scores.")] | UnsetType
+        Annotated[
+            list[Neuron],
+            Meta(
+                description="The neurons with the largest scores of either sign, the largest first, if asked for."
+            ),
+        ]
+        | UnsetType
     ) = UNSET
 
 

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec import UNSET
 
 from lit_attr.attribution.faithfulness import PERCENT, RANKINGS, Curves
 from lit_attr.attribution.gradient import AttributionBatch, ExactEffects
+from lit_attr.attribution.neurons import NeuronScores
+from lit_attr.facts.contrasts import Donor
 from lit_attr.facts.rows import Rejected
 from lit_attr.records.encoding import batch_record, exact_record, split_finite
 from lit_attr.records.files import write_json
@@ -37,6 +40,13 @@ def test_a_record_is_as_the_format_says(batch: AttributionBatch, tmp_path: Path)
         assert list(example["scores"]) == ["mlp"]
         for kind, scores_BLT in (("sum", batch.scores_sum_BLT), ("l2", batch.scores_l2_BLT)):
             assert torch.equal(torch.tensor(example["scores"]["mlp"][kind]), scores_BLT[row, :, :width])
+
+
+def test_the_donor_is_in_the_record_by_its_id(batch: AttributionBatch):
+    first, second = batch.contrasts
+    given = first._replace(donor=Donor("other", first.token_ids))
+    examples = batch_record(batch._replace(contrasts=(given, second))).examples
+    assert [example.donor_id for example in examples] == ["other", UNSET]
 
 
 def test_a_rule_without_norms_has_no_l2(batch: AttributionBatch, tmp_path: Path):
@@ -93,3 +103,23 @@ def test_only_finite_numbers_are_recorded(batch: AttributionBatch):
     finite, rejected = split_finite(batch)
     assert not finite.contrasts
     assert len(rejected) == 2
+
+
+def test_neurons_are_as_the_format_says(batch: AttributionBatch, tmp_path: Path):
+    neurons = NeuronScores(
+        torch.tensor([[2, 0], [1, -1]]),
+        torch.tensor([[4, 0], [3, -1]]),
+        torch.tensor([[127, 3], [9, -1]]),
+        torch.tensor([[-0.5, 0.25], [1.5, 0.0]]),
+    )
+    write_json(tmp_path / "record.json", batch_record(batch._replace(neurons=neurons)))
+    examples = json.loads((tmp_path / "record.json").read_text())["examples"]
+    assert [list(example) for example in examples] == [[*FIELDS.split(), "neurons"]] * 2
+    # An empty place is left out.
+    assert [example["neurons"] for example in examples] == [
+        [
+            {"layer": 2, "token": 4, "neuron": 127, "score": -0.5},
+            {"layer": 0, "token": 0, "neuron": 3, "score": 0.25},
+        ],
+        [{"layer": 1, "token": 3, "neuron": 9, "score": 1.5}],
+    ]
