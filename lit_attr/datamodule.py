@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -14,11 +14,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from lit_attr.errors import ArgumentError, arguments_of
+from lit_attr.errors import ArgumentError, arguments_of, warn_about
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
 from lit_attr.facts.buckets import RankSampler, in_batches
 from lit_attr.facts.cells import printable
 from lit_attr.facts.contrasts import Contrast, ContrastKey, Step, random_order
+from lit_attr.facts.donors import possible_donors, with_donors, with_named_donors
 from lit_attr.facts.rows import AUTO, FactTable, Rejected, read_facts
 from lit_attr.facts.sources import SAMPLE, open_rows
 from lit_attr.facts.templates import parse_template
@@ -33,6 +34,8 @@ MAX_TOKENS_CPU = 1024
 MAX_TOKENS_GPU = 4096
 # The logits of a row, over the whole vocabulary, take about as much memory as this many of its tokens.
 TOKENS_PER_ROW = 6
+# The ablation that takes donors.
+RESAMPLE = "resample"
 
 
 class DataRequirements(NamedTuple):
@@ -48,6 +51,8 @@ class DataRequirements(NamedTuple):
         verify: How many contrasts of the run's random order get exact effects.
         sample_seed: Seed of that order.
         pilot: How many contrasts of the order are the pilot of an adaptive run, before those.
+        ablation: By what exact effects replace a write: `zero`, `mean`, or `resample`, for which each contrast
+            gets a donor. The choice of donors depends on `sample_seed`.
     """
 
     step: Step | None = None
@@ -59,6 +64,7 @@ class DataRequirements(NamedTuple):
     verify: int = 0
     sample_seed: int = 0
     pilot: int = 0
+    ablation: str = "zero"
 
 
 @runtime_checkable
@@ -104,6 +110,9 @@ class CounterfactDataModule(pl.LightningDataModule):
             text, or nothing (empty). Default: `auto`, a space, except where the characters at the seam need none
             (Chinese, Japanese, Thai, Lao, Khmer, Burmese; beside a special token; after an opening bracket).
         revision: Branch, tag or commit of a hub data set. Default: its main branch.
+        donor_column: For resample ablation, the column with the id of the row whose writes replace those of a row.
+            It may be any row of the source with as many tokens before, in and after its subject. Default: a row
+            with the same relation and template and another true answer, see `with_donors`.
     """
 
     def __init__(
@@ -123,6 +132,7 @@ class CounterfactDataModule(pl.LightningDataModule):
         add_bos_token: bool | None = None,
         answer_separator: str = AUTO,
         revision: str | None = None,
+        donor_column: str | None = None,
     ) -> None:
         super().__init__()
         # With fewer batches than processes some processes have none, which is no error.
@@ -152,10 +162,12 @@ class CounterfactDataModule(pl.LightningDataModule):
         self.add_bos_token = add_bos_token
         self.answer_separator = answer_separator
         self.revision = revision
+        self.donor_column = donor_column
         self.contrasts: list[Contrast] = []
         self.rejected: list[Rejected] = []
         self.requirements = DataRequirements()
-        self._table: FactTable | None = None
+        # With the possible donors, or without.
+        self._tables: dict[bool, FactTable] = {}
         self._made_for: DataRequirements | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -182,25 +194,35 @@ class CounterfactDataModule(pl.LightningDataModule):
         Raises:
             ArgumentError: The source or the tokenizer cannot be used, or no row can.
         """
-        if self._table is None:
+        has_donors = requirements.ablation == RESAMPLE
+        if has_donors not in self._tables:
             with arguments_of("data", {"rows": "source"}):
-                self._table = self._read_facts()
+                self._tables[has_donors] = self._read_facts(has_donors)
         if requirements == self._made_for:
             return
+        table = self._tables[has_donors]
         tokenizer = self._load_tokenizer(requirements)
         self.requirements = requirements
+        build = partial(
+            build_contrasts,
+            tokenizer=tokenizer,
+            step=self.step or requirements.step or "divergence",
+            add_bos_token=self.add_bos_token,
+            max_tokens=requirements.limits.positions,
+        )
         with arguments_of("data"):
-            self.contrasts, rejected = build_contrasts(
-                self._table.facts,
-                tokenizer,
-                step=self.step or requirements.step or "divergence",
-                add_bos_token=self.add_bos_token,
-                max_tokens=requirements.limits.positions,
-            )
+            self.contrasts, rejected = build(table.facts)
             _check_vocabulary(tokenizer, requirements.limits.vocabulary)
-            self.rejected = sorted(self._table.rejected + rejected)
+            if has_donors:
+                others, _ = build(possible_donors(table))
+                self.contrasts, without = self._with_donors(table, others)
+                rejected += without
+            elif self.donor_column is not None:
+                reason = f"{requirements.ablation} ablation takes no donors, so it is ignored"
+                warn_about("donor_column", f"{reason}; {RESAMPLE} ablation takes them")
+            self.rejected = sorted(table.rejected + rejected)
             self._check_rejected(self.rejected)
-        spaces = count_spaces(self._table.facts, self.contrasts)
+        spaces = count_spaces(table.facts, self.contrasts)
         if spaces:
             rank_zero_info(f"A leading space was added to the answers of {spaces} facts.")
         self._made_for = requirements
@@ -263,6 +285,7 @@ class CounterfactDataModule(pl.LightningDataModule):
             "template": self.template,
             "add_bos_token": self.add_bos_token,
             "answer_separator": self.answer_separator,
+            "donor_column": self.donor_column if self.requirements.ablation == RESAMPLE else None,
             "batch_size": max_rows,
             "max_tokens": max_tokens,
             "contrasts": len(self.contrasts),
@@ -274,10 +297,19 @@ class CounterfactDataModule(pl.LightningDataModule):
         digest = hashlib.sha256()
         for contrast in self.contrasts[:count]:
             compared = contrast.true_token_id, contrast.false_token_id
-            digest.update(repr((contrast.fact, contrast.step, contrast.token_ids, compared)).encode())
+            # The relation matters for the choice of the donor alone, and the donor is part of the hash.
+            fact = contrast.fact._replace(relation="")
+            digest.update(repr((fact, contrast.step, contrast.token_ids, compared)).encode())
+            if contrast.donor is not None:
+                digest.update(repr(contrast.donor).encode())
         return digest.hexdigest()[:16]
 
-    def _read_facts(self) -> FactTable:
+    def _read_facts(self, has_donors: bool) -> FactTable:
+        if self._tables and isinstance(self.source, Iterator):
+            reason = (
+                "its rows can be read once, and a run with another ablation has read them; give a list of them"
+            )
+            raise ArgumentError("source", reason)
         return read_facts(
             open_rows(self.source, split=self.split, revision=self.revision),
             relation_ids=self.relation_ids,
@@ -285,7 +317,15 @@ class CounterfactDataModule(pl.LightningDataModule):
             columns=self.columns,
             template=self._template,
             answer_separator=self.answer_separator,
+            with_donors=has_donors,
+            donor_column=self.donor_column,
         )
+
+    def _with_donors(self, table: FactTable, others: Sequence[Contrast]) -> tuple[list[Contrast], list[Rejected]]:
+        """Gives the contrasts their donors, which may be among `others`, the rows that the run leaves out."""
+        if self.donor_column is not None:
+            return with_named_donors(self.contrasts, others, table.donor_ids)
+        return with_donors(self.contrasts, others, seed=self.requirements.sample_seed)
 
     def _load_tokenizer(self, requirements: DataRequirements) -> PreTrainedTokenizerBase:
         tokenizer = self.tokenizer or requirements.tokenizer

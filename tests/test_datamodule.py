@@ -186,6 +186,120 @@ def test_identity_follows_the_content_not_the_file(tmp_path: Path):
     assert identities[2]["contrasts"] == 3
 
 
+PAIRS = [
+    {**ROWS[0], "relation": "The capital of {} is", "id": f"row {at}", "prompt": f"The capital of {country} is"}
+    | {"subject": country, "target_true": true, "target_false": false, "donor": donor}
+    for at, (country, true, false, donor) in enumerate(
+        (
+            ("Spain", "Madrid", "Rome", "row 3"),
+            ("New York City", "Orleans", "Rome", "row 0"),
+            ("Rica", "Paris", "York", "row 2"),
+            ("Costa", "Rome", "Madrid", "row 9"),
+        )
+    )
+]
+RESAMPLE = DataRequirements(ablation="resample")
+
+
+def prepared(
+    rows: Any = PAIRS, requirements: DataRequirements = RESAMPLE, **settings: Any
+) -> CounterfactDataModule:
+    data = CounterfactDataModule(rows, word_tokenizer(), **settings)
+    data.make_contrasts(requirements)
+    return data
+
+
+def test_contrasts_have_donors_where_the_ablation_asks_for_them():
+    """`word_tokenizer` gives each word of these prompts one token."""
+    data = prepared()
+    donors = {contrast.fact.id: contrast.donor.id for contrast in data.contrasts}
+    assert donors == {"row 0": "row 3", "row 2": donors["row 2"], "row 3": "row 0"}
+    (rejected,) = data.rejected
+    assert (rejected.row, rejected.id, rejected.step) == (1, "row 1", None)
+    assert rejected.reason.startswith(
+        "no donor: no other row with its relation and template has 3, 3 and 1 tokens"
+    )
+    for batch in data.predict_dataloader():
+        assert batch.donor_token_ids_BT.tolist() == [[*each.donor.token_ids] for each in batch.contrasts]
+    for ablation in ("zero", "mean"):
+        plain = prepared(requirements=DataRequirements(ablation=ablation))
+        assert [contrast.donor for contrast in plain.contrasts] == [None] * 4
+        assert next(iter(plain.predict_dataloader())).donor_token_ids_BT is None
+
+
+def test_strict_stops_at_the_first_row_without_a_donor():
+    with pytest.raises(
+        UserError, match=r"^data.source: row 1 \(id 'row 1'\): no donor: .*; fix the row, or set stri"
+    ):
+        prepared(strict=True)
+
+
+def test_the_pilot_and_the_sample_have_the_donors_of_their_contrasts():
+    data = CounterfactDataModule(PAIRS, word_tokenizer())
+    batches = batches_of(data, RunState(), verify=1, pilot=1, ablation="resample")
+    assert [batch.comparison for batch in batches] == [(1, 1), None, (1, 1)]
+    assert all(contrast.donor is not None for batch in batches for contrast in batch.contrasts)
+    assert {contrast.fact.id for batch in batches for contrast in batch.contrasts} == {"row 0", "row 2", "row 3"}
+
+
+def test_a_larger_limit_changes_no_donor():
+    """An earlier run can be extended: the rows that it has are the same ones."""
+    whole = prepared()
+    for limit in (1, 2, 3):
+        data = prepared(limit=limit)
+        assert data.contrasts == whole.contrasts[: len(data.contrasts)]
+        assert data.content() == whole.content(len(data.contrasts))
+        assert data.rejected == [each for each in whole.rejected if each.row < limit]
+
+
+def test_the_column_of_donors_names_them():
+    data = prepared(donor_column="donor")
+    assert {contrast.fact.id: contrast.donor.id for contrast in data.contrasts} == {
+        "row 0": "row 3",
+        "row 2": "row 2",
+    }
+    assert [(each.id, each.reason.split(";")[0]) for each in data.rejected] == [
+        ("row 1", "its donor 'row 0' has 3, 1 and 1 tokens before, in and after the subject"),
+        ("row 3", "its donor has the id 'row 9', which no usable row has"),
+    ]
+    with pytest.raises(
+        UserError, match="^data.donor_column: there is no column 'doner'; the columns are donor, id"
+    ):
+        prepared(donor_column="doner")
+
+
+def test_the_column_of_donors_is_ignored_where_the_ablation_has_none(caplog: pytest.LogCaptureFixture):
+    data = prepared(requirements=DataRequirements(), donor_column="nothing")
+    assert (len(data.contrasts), data.rejected, data.identity()["donor_column"]) == (4, [], None)
+    assert caplog.messages[0] == (
+        "data.donor_column: zero ablation takes no donors, so it is ignored; resample ablation takes them"
+    )
+
+
+def test_identity_follows_the_donors():
+    """A change of the rows that a limit leaves out is one of the run where it changes donors."""
+    settings = [{}, {"donor_column": "donor"}]
+    first, second = (prepared(limit=1, **each) for each in settings)
+    assert (first.identity()["donor_column"], second.identity()["donor_column"]) == (None, "donor")
+    assert first.content() == second.content()
+    changed = [*PAIRS[:3], {**PAIRS[3], "subject": "Orleans", "prompt": "The capital of Orleans is"}]
+    assert prepared(changed, limit=1).content() != first.content()
+    plain = DataRequirements()
+    assert prepared(changed, plain, limit=1).content() == prepared(PAIRS, plain, limit=1).content()
+
+
+def test_rows_that_can_be_read_once_serve_one_kind_of_ablation():
+    data = prepared(iter(PAIRS))
+    data.make_contrasts(RESAMPLE._replace(sample_seed=1))
+    with pytest.raises(
+        UserError, match="^data.source: its rows can be read once, and a run with another ablation"
+    ):
+        data.make_contrasts(DataRequirements())
+    again = prepared(PAIRS)
+    again.make_contrasts(DataRequirements())
+    assert [contrast.donor for contrast in again.contrasts] == [None] * 4
+
+
 class PlainModule(pl.LightningModule):
     """Takes contrasts, and keeps a tokenizer as many Lightning projects do."""
 
