@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lit_attr.errors import UserError
 from lit_attr.evaluation.findings import key_order
 from lit_attr.facts.contrasts import ContrastKey
-from lit_attr.records.files import read_batch, read_exact
+from lit_attr.records.files import check_name, check_of_run, read_batch, read_exact
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.schema import BatchRecord, ExactRecord, Example
 from lit_attr.views.tab.parts import Fact, Part, read_part
@@ -199,6 +199,8 @@ class RunIndex:
             path = self.folder.exact / name
             try:
                 record = read_exact(path)
+                check_of_run(path, record, set(record.effects), self._manifest)
+                check_name(path, record.id, record.step)
             except UserError as error:
                 self._exact_files.problems[name] = str(error)
                 continue
