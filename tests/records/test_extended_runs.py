@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from project import writing_trainer
 
-from lit_attr.datamodule import CounterfactDataModule
+from lit_attr.datamodule import CounterfactDataModule, DataRequirements
 from lit_attr.errors import UserError
 from lit_attr.facts.sources import SAMPLE, open_rows
 from lit_attr.module import AttributionModule
@@ -28,6 +28,17 @@ def run(folder: Path, limit: int | None, rows: list[Any] | None = None, **settin
     trainer.predict(module, datamodule=data, return_predictions=False)
     found: dict[str, Any] = json.loads((folder / "summary.json").read_bytes())
     return found
+
+
+class Resampling(AttributionModule):
+    """Asks for donors."""
+
+    def data_requirements(self) -> DataRequirements:
+        return super().data_requirements()._replace(ablation="resample")
+
+
+def donors(folder: Path) -> dict[Any, Any]:
+    return {record["id"]: record["donor_id"] for record in load_attributions(folder)}
 
 
 def records(folder: Path) -> Iterator[dict[str, Any]]:
@@ -101,6 +112,29 @@ def test_refused_rows_are_those_of_the_larger_run(tmp_path: Path):
     assert run(tmp_path / "out", 20, rows)["rejected"] == 2
     lines = (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()
     assert [json.loads(line)["row"] for line in lines] == [5, 10]
+
+
+def test_donors_stay_when_a_run_is_resumed_and_extended(tmp_path: Path):
+    """The rows beyond the limit are donors of those within."""
+
+    def resample(folder: str, limit: int | None) -> dict[Any, Any]:
+        data = CounterfactDataModule(ROWS, limit=limit, batch_size=8)
+        trainer = writing_trainer(tmp_path / folder, max_heatmaps=0)
+        trainer.predict(Resampling(verify=4), datamodule=data, return_predictions=False)
+        return donors(tmp_path / folder)
+
+    first = resample("out", 10)
+    assert any(donor >= 10 for donor in first.values())
+    (tmp_path / "out" / "summary.json").unlink()
+    next(tmp_path.glob("out/batches/*.json")).unlink()
+    assert resample("out", 10) == first
+    extended, whole = resample("out", None), resample("whole", None)
+    assert extended == whole and extended.items() >= first.items()
+    lines = (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()
+    assert {json.loads(line)["id"] for line in lines} == set(range(40)) - extended.keys() != set()
+    assert all(json.loads(line)["reason"].startswith("no donor: ") for line in lines)
+    compared = [json.loads(path.read_bytes())["id"] for path in tmp_path.glob("out/exact/*.json")]
+    assert compared and extended.keys() >= {*compared}
 
 
 @pytest.mark.parametrize(
