@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from project import REPOSITORY
+from project import COUNTERFACT, SHARED_DATA
 from toys import WORDS, word_tokenizer
 from transformers import GPT2TokenizerFast
 
@@ -22,7 +22,6 @@ from lit_attr.facts.rows import FactTable, Rejected, read_facts
 from lit_attr.facts.sources import open_rows
 from lit_attr.facts.tokenization import build_contrasts
 
-DATA = REPOSITORY.parent / "shared" / "data"
 CAPITAL = "The capital of {} is"
 
 
@@ -273,10 +272,10 @@ def test_a_missing_column_of_donors_is_refused():
     assert not read_facts([row("Spain", "Madrid", "Rome")], donor_column="donor").donor_ids
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="needs the real rows")
+@pytest.mark.skipif(not COUNTERFACT.exists(), reason="needs the real rows")
 def test_most_real_rows_have_a_donor():
-    table = read(open_rows(str(DATA / "counterfact-tracing-10k.parquet")), limit=2000)
-    tokenizer = GPT2TokenizerFast.from_pretrained(DATA / "gpt2-tokenizer")
+    table = read(open_rows(str(COUNTERFACT)), limit=2000)
+    tokenizer = GPT2TokenizerFast.from_pretrained(SHARED_DATA / "gpt2-tokenizer")
     contrasts, _ = build_contrasts(table.facts, tokenizer)
     others, _ = build_contrasts(possible_donors(table), tokenizer)
     given, rejected = with_donors(contrasts, others)
