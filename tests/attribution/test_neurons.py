@@ -7,21 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import torch
-from architectures import contrast_of, random_contrasts, tiny_model
+from architectures import random_contrasts, tiny_model
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from toys import ToyModel
 from transformers import PreTrainedModel
 
-from lit_attr.attribution.catalogue import CATALOGUE, RuleName, find_rule
+from lit_attr.attribution.catalogue import RuleName, find_rule
 from lit_attr.attribution.gradient import GRADIENT, AttributionBatch, Rule, attribute_batch
 from lit_attr.attribution.neurons import NeuronScores, find_neurons, largest_places_BK
 from lit_attr.errors import ArgumentError
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.contrasts import Contrast
+from lit_attr.models.loading import Quantization, load_model
 from lit_attr.models.location import Location, locate
 
 # The down projection in a block, from each architecture's source code.
@@ -253,12 +254,6 @@ def test_some_layers_have_their_own_neurons_by_their_own_index():
 
 
 def test_fewer_neurons_than_asked_for_leave_places_empty():
-    model = ToyModel()
-    location = Location((0, 1), tuple(block.mlp for block in model.blocks), ("blocks.0.mlp", "blocks.1.mlp"))
-    with pytest.raises(
-        ArgumentError, match=r"^top_neurons: blocks.0.mlp .* does not end in one linear projection"
-    ):
-        find_neurons(model, location, 3)
     tiny = tiny_model("opt")
     (contrast,) = random_contrasts((2,))
     scores_LTI, _ = by_hooks(tiny, contrast, projections_of(tiny, "fc2"))
@@ -316,66 +311,6 @@ def test_half_precision_models_have_float32_scores(dtype: torch.dtype):
     torch.testing.assert_close(neurons.score_BK[:, 0], expected.score_BK[:, 0], rtol=0.1, atol=0)
 
 
-@pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe"])
-def test_experts_have_no_neurons(model_type: str):
-    model = tiny_model(model_type)
-    layer = 0 if model_type == "mixtral" else 1
-    with pytest.raises(
-        ArgumentError,
-        match=rf"^top_neurons: model\.layers\.{layer}\.mlp \(\w+SparseMoeBlock\) in layer {layer} does not end "
-        "in one linear projection, as is the case with experts, so that it has no neurons; leave it out or choose "
-        "other layers$",
-    ):
-        find_neurons(model, locate(model), 20)
-
-
-def test_the_dense_layer_of_a_model_with_experts_has_neurons():
-    model = tiny_model("qwen2_moe")
-    assert len(find_neurons(model, locate(model, layers=[0]), 20).projections) == 1
-
-
-@pytest.mark.parametrize("model_type", NORMED)
-def test_a_norm_after_the_projection_needs_a_rule_that_holds_it(model_type: str):
-    model = tiny_model(model_type)
-    with pytest.raises(
-        ArgumentError,
-        match=r"^top_neurons: the neurons of layer 0 do not add up to the MLP's score \(off by \de-\d+\), since "
-        r"the norm model\.layers\.0\.post_feedforward_layernorm comes after them; leave it out or choose the rule "
-        "frozen-norm or linearised, which hold norms$",
-    ):
-        find_neurons(model, locate(model), 20)
-
-
-@pytest.mark.parametrize("name", ["integrated", "norm-secant", "exact"])
-def test_rules_without_a_gradient_at_hidden_units_are_refused(name: RuleName):
-    model = tiny_model("gpt2")
-    location = locate(model)
-    rule = find_rule(model, location, name)
-    message = (
-        f"^top_neurons: the rule {name} takes no gradient at hidden units; leave it out or choose gradient, "
-        "frozen-norm or linearised$"
-    )
-    with pytest.raises(ArgumentError, match=message):
-        find_neurons(model, location, 20, rule=rule)
-    top = find_neurons(model, location, 20)
-    with pytest.raises(ArgumentError, match=message):
-        attribute_batch(model, location, collate_contrasts([contrast_of((1, 2))]), rule=rule, top_neurons=top)
-    assert {*CATALOGUE} == {"gradient", "frozen-norm", "linearised", "integrated", "norm-secant", "exact"}
-
-
-@pytest.mark.parametrize(
-    ("count", "component", "message"),
-    [
-        (0, "mlp", "^top_neurons: 0 is less than 1; give 1 or more$"),
-        (5, "attention", "^top_neurons: only MLPs have neurons, not attention; leave it out or choose mlp$"),
-    ],
-)
-def test_other_settings_are_refused(count: int, component: str, message: str):
-    model = tiny_model("gpt2")
-    with pytest.raises(ArgumentError, match=message):
-        find_neurons(model, locate(model, component=component), count, component=component)
-
-
 def test_batches_with_neurons_join_select_and_pad():
     model = tiny_model("gpt2")
     batch = with_neurons(model, random_contrasts((5, 3, 4)), 7)
@@ -395,3 +330,49 @@ def test_scores_are_those_of_a_pass_without_neurons():
     assert plain.neurons is None
     torch.testing.assert_close(with_neurons(model, contrasts, 3)[4:11], plain[4:11], rtol=1e-6, atol=1e-7)
     assert not any(each._forward_hooks or each._forward_pre_hooks for each in model.modules())
+
+
+def test_hidden_units_of_a_gated_mlp_are_gate_times_up():
+    """Each with the gradient at the projection's output, taken back through its weight."""
+    model = tiny_model("llama")
+    (contrast,) = random_contrasts((5,))
+    mlp = model.model.layers[1].mlp
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        output.retain_grad()
+        kept.extend([args[0], output])
+
+    handle = mlp.register_forward_hook(keep)
+    logits_V = model(torch.tensor([contrast.token_ids])).logits[0, -1]
+    (logits_V[contrast.true_token_id] - logits_V[contrast.false_token_id]).backward()
+    handle.remove()
+    given, written = kept
+    assert written.grad is not None
+    with torch.no_grad():
+        units_TI = (nn.functional.silu(mlp.gate_proj(given)) * mlp.up_proj(given))[0]
+        scores_LTI = (units_TI * (written.grad[0] @ mlp.down_proj.weight))[None]
+    neurons = neurons_of(with_neurons(model, [contrast], 20, location=locate(model, layers=[1])))
+    assert_largest(neurons._replace(layer_BK=neurons.layer_BK - 1), 0, scores_LTI)
+
+
+def test_neurons_before_a_norm_add_up_to_nothing_by_the_gradient():
+    model = tiny_model("gemma2", rms_norm_eps=1e-12)
+    (contrast,) = random_contrasts((6,))
+    scores_LTI, _ = by_hooks(model, contrast, projections_of(model, "mlp.down_proj"))
+    batch = attribute_batch(model, locate(model), collate_contrasts([contrast]))
+    assert scores_LTI.sum(-1).abs().max() < 1e-4 * batch.scores_sum_BLT.abs().max()
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_quantised_projections_have_neurons_where_they_add_up(quantization: Quantization, tmp_path: Path):
+    tiny_model("llama", hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    model = load_model(tmp_path, quantization=quantization)
+    if quantization == "8bit":
+        with pytest.raises(ArgumentError, match=r"^top_neurons: the neurons of layer 0 do not add up .*bfloat16$"):
+            find_neurons(model, locate(model), 20)
+        return
+    batch = with_neurons(model, random_contrasts((6,)))
+    found_LT = sums_LT(neurons_of(batch), 0, (2, 6))
+    size = batch.scores_sum_BLT.abs().max().item()
+    torch.testing.assert_close(found_LT, batch.scores_sum_BLT[0], rtol=0, atol=1e-5 * size)

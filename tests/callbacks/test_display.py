@@ -11,9 +11,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from project import writing_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
+from lit_attr.attribution.neurons import find_neurons
 from lit_attr.datamodule import CounterfactDataModule
+from lit_attr.facts.batches import ContrastBatch
 from lit_attr.facts.sources import SAMPLE, open_rows
 from lit_attr.module import AttributionModule
+from lit_attr.records.reading import load_attributions
 
 ROWS = [*open_rows(SAMPLE)][::40]
 PICTURES = {"agreement/exact_effects", "profile/role_by_layer", "profile/role_by_layer_known"}
@@ -94,3 +98,26 @@ def test_pictures_in_files_are_not_drawn_again(tmp_path: Path):
         else:
             assert {path for path in times if times[path] != first[path]} == {lost}
             assert times.keys() == first.keys()
+
+
+class WithNeurons(AttributionModule):
+    """A module whose batches have the top neurons."""
+
+    def predict_step(self, batch: ContrastBatch, batch_idx: int, dataloader_idx: int = 0) -> AttributionBatch:
+        scored = super().predict_step(batch, batch_idx, dataloader_idx)
+        model, location = self.language_model, self.location
+        assert model is not None and location is not None
+        found = attribute_batch(model, location, batch, top_neurons=find_neurons(model, location, 5))
+        return scored._replace(neurons=found.neurons)
+
+
+def test_neurons_have_a_page_in_tensorboard(tmp_path: Path):
+    data = CounterfactDataModule(ROWS, batch_size=8)
+    logger = TensorBoardLogger(str(tmp_path / "events"), name="")
+    trainer = writing_trainer(tmp_path / "out", logger=logger)
+    trainer.predict(WithNeurons(verify=0), datamodule=data, return_predictions=False)
+    assert sent(tmp_path, "tensors")["neurons/text_summary"] == 1
+    run(tmp_path / "without")
+    assert "neurons/text_summary" not in sent(tmp_path / "without", "tensors")
+    records = [*load_attributions(tmp_path / "out")]
+    assert records and all(len(record["neurons"]) == 5 for record in records)
