@@ -6,7 +6,7 @@ with `pip install '.[peers]'`.
 
     gradient     lit-attr's gradient x activation
     norm-secant  the same with the exact changes of the norms
-    exact        zero ablation at every layer and token by `lit_attr.attribution.exact_effects`
+    exact        zero ablation at every layer and token by `lit_attr.attribution.exact.effects`
     naive        the same with a whole forward pass of all rows for each layer and token
     inseq        Inseq's gradient x activation as in its documentation: one row and one layer at a time
 """
@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lit_attr.attribution.catalogue import find_rule
-from lit_attr.attribution.exact_effects import exact_effects_BLT
+from lit_attr.attribution.exact.effects import exact_effects_BLT
 from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.attribution.passes import difference_B, last_logits_BV, only_last_logits
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts

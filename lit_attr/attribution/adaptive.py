@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from lit_attr.attribution.comparison import NOT_FINITE
 from lit_attr.attribution.error_model import ErrorModel, Estimate
-from lit_attr.attribution.exact_effects import resolved_effects, token_mask_BT
+from lit_attr.attribution.exact.effects import resolved_effects, token_mask_BT
+from lit_attr.attribution.exact.prefix_reuse import CleanRun, blocks_of, recorded_run
 from lit_attr.attribution.gradient import (
     GRADIENT,
     AttributionBatch,
@@ -25,7 +26,6 @@ from lit_attr.attribution.gradient import (
     join_parts,
 )
 from lit_attr.attribution.passes import is_out_of_memory, parts_of_one_width
-from lit_attr.attribution.prefix_reuse import CleanRun, blocks_of, recorded_run
 from lit_attr.errors import UserError
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.models.hooks import first_tensor, outputs_changed, undisturbed

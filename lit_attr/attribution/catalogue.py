@@ -133,7 +133,7 @@ def _norm_secant(model: PreTrainedModel, location: Location, options: RuleOption
 
 
 def _exact(model: PreTrainedModel, location: Location, options: RuleOptions) -> Rule:
-    from lit_attr.attribution.exact_effects import Exact
+    from lit_attr.attribution.rules.exact import Exact
 
     return Exact()
 

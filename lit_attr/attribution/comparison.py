@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_attr.attribution.exact_effects import resolved_effects
+from lit_attr.attribution.exact.effects import resolved_effects
 from lit_attr.attribution.faithfulness import Curves, faithfulness_curves, random_scores_BLT
 from lit_attr.attribution.gradient import GRADIENT, Rule, attribute_batch
 from lit_attr.attribution.gradient import ExactEffects as ExactEffects

@@ -14,7 +14,7 @@ from lit_attr.attribution import adaptive
 from lit_attr.attribution.adaptive import attribute_adaptively, attribute_pilot, depth_of, estimate_batch
 from lit_attr.attribution.catalogue import RuleName, find_rule
 from lit_attr.attribution.error_model import ErrorModel, Targets, fit
-from lit_attr.attribution.exact_effects import ResolvedEffects, exact_effects_BLT, resolved_effects
+from lit_attr.attribution.exact.effects import ResolvedEffects, exact_effects_BLT, resolved_effects
 from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
 from lit_attr.models.location import Location, locate

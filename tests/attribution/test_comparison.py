@@ -11,7 +11,7 @@ from lit_attr import errors
 from lit_attr.attribution import comparison
 from lit_attr.attribution.catalogue import RuleName, find_rule
 from lit_attr.attribution.comparison import compare_exactly
-from lit_attr.attribution.exact_effects import ResolvedEffects, exact_effects_BLT
+from lit_attr.attribution.exact.effects import ResolvedEffects, exact_effects_BLT
 from lit_attr.attribution.faithfulness import faithfulness_curves, random_scores_BLT
 from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.facts.batches import collate_contrasts

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from lit_attr.attribution.catalogue import RuleName, find_rule
 from lit_attr.attribution.comparison import compare_exactly
-from lit_attr.attribution.exact_effects import exact_effects_BLT, mean_writes_LH
+from lit_attr.attribution.exact.effects import exact_effects_BLT, mean_writes_LH
 from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.models.identity import model_identity

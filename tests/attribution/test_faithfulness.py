@@ -14,7 +14,7 @@ from toys import ToyModel
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
 from lit_attr.attribution import faithfulness
-from lit_attr.attribution.exact_effects import exact_effects_BLT
+from lit_attr.attribution.exact.effects import exact_effects_BLT
 from lit_attr.attribution.faithfulness import (
     PERCENT,
     RANKINGS,

@@ -11,7 +11,7 @@ from rotary import POSITIONS, SWITCH, parameters_of, rotary_model, rotary_model_
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_attr.attribution.exact_effects import exact_effects_BLT, mean_writes_LH
+from lit_attr.attribution.exact.effects import exact_effects_BLT, mean_writes_LH
 from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.datamodule import CounterfactDataModule, DataRequirements
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts

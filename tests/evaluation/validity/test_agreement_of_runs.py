@@ -12,7 +12,7 @@ from project import writing_trainer
 
 from lit_attr.attribution import comparison
 from lit_attr.attribution.comparison import compare_exactly
-from lit_attr.attribution.exact_effects import ResolvedEffects, resolved_effects
+from lit_attr.attribution.exact.effects import ResolvedEffects, resolved_effects
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.evaluation.validity.agreement import Compared, agreement_report
 from lit_attr.facts.batches import collate_contrasts

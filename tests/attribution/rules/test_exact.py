@@ -15,7 +15,7 @@ from runs import predict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lit_attr
-from lit_attr.attribution.exact_effects import exact_effects_BLT
+from lit_attr.attribution.exact.effects import exact_effects_BLT
 from lit_attr.cli import main
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.contrasts import Contrast

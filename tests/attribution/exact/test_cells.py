@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lit_attr.attribution.cells import PASS_TOKENS, Cells, most_shared, passes
+from lit_attr.attribution.exact.cells import PASS_TOKENS, Cells, most_shared, passes
 
 
 def cells_of(*cells: tuple[int, int, int]) -> Cells:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from lit_attr.attribution.cells import Cells
+from lit_attr.attribution.exact.cells import Cells
 from lit_attr.attribution.passes import (
     answer_difference_N,
     difference_B,

@@ -10,8 +10,8 @@ from toys import ToyModel
 from transformers import GPT2LMHeadModel, PreTrainedModel
 from whole_forwards import expected_effects
 
-from lit_attr.attribution import exact_effects
-from lit_attr.attribution.exact_effects import exact_effects_BLT, mean_writes_LH
+from lit_attr.attribution.exact import effects
+from lit_attr.attribution.exact.effects import exact_effects_BLT, mean_writes_LH
 from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.errors import UserError
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
@@ -28,7 +28,7 @@ LENGTHS = (9, 3, 6, 1, 9)
 def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The warnings; there is none where runs are shared."""
     messages: list[str] = []
-    monkeypatch.setattr(exact_effects, "warn_once", messages.append)
+    monkeypatch.setattr(effects, "warn_once", messages.append)
     return messages
 
 

@@ -1,35 +1,30 @@
 """Exact effects: the fall of the logit difference when one component's write at one token is replaced.
 
-Gradient × activation is their first-order estimate. The rule `exact` takes them as scores.
+Gradient × activation is their first-order estimate.
 
 Axes: B contrasts, L chosen layers, T tokens (padded on the right), N cells, H width of the component's output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_attr.attribution.catalogue import RuleName
-from lit_attr.attribution.cells import Cells, most_shared, passes
-from lit_attr.attribution.gradient import LayerScores, Rule
+from lit_attr.attribution.exact.cells import Cells, most_shared, passes
+from lit_attr.attribution.exact.prefix_reuse import CleanRun, run_clean, with_writes
 from lit_attr.attribution.passes import (
-    Answers,
-    answers_of,
     check_inputs,
     difference_B,
     is_out_of_memory,
-    last_logits_BV,
     logit_spacing_B,
     only_last_logits,
     parts_of_one_width,
     width_class_of,
 )
-from lit_attr.attribution.prefix_reuse import CleanRun, run_clean, with_writes
 from lit_attr.errors import ArgumentError, warn_once
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.models.hooks import first_tensor, outputs_changed, undisturbed
@@ -84,22 +79,6 @@ class _Part(NamedTuple):
     def lengths(self) -> list[int]:
         """The number of tokens of each row."""
         return [len(contrast.token_ids) for contrast in self.batch.contrasts]
-
-
-class Exact(Rule):
-    """Exact effects of zero ablation in the place of scores."""
-
-    name: ClassVar[RuleName] = "exact"
-
-    @torch.no_grad()
-    def scores(
-        self, model: PreTrainedModel, location: Location, batch: ContrastBatch
-    ) -> tuple[Sequence[LayerScores], Answers]:
-        """Each layer's exact effects."""
-        effects_BLT = exact_effects_BLT(model, location, batch)
-        with only_last_logits(model, batch.last_B):
-            answers = answers_of(last_logits_BV(model, batch), batch)
-        return [(effects_BT, None) for effects_BT in effects_BLT.unbind(1)], answers
 
 
 def exact_effects_BLT(

@@ -1,0 +1,1 @@
+"""Exact effects of ablated cells: which cells share a pass, and what passes share."""
