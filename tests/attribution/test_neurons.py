@@ -301,6 +301,13 @@ def test_an_adapter_on_the_projection_is_part_of_it():
     assert_largest(neurons_of(batch), 0, scores_LTI)
 
 
+def test_an_adapter_that_writes_nothing_yet_is_part_of_the_projection():
+    model = tiny_model("llama")
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["down_proj"])).eval()
+    wrappers = [module for name, module in adapted.named_modules() if name.endswith(".mlp.down_proj")]
+    assert [*find_neurons(adapted, locate(adapted), 20).projections] == wrappers
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_models_have_float32_scores(dtype: torch.dtype):
     contrasts = random_contrasts((6,))
