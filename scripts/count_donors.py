@@ -2,7 +2,7 @@
 
 SOURCE is a source of `CounterfactDataModule`; each TOKENIZER a name, a folder or a GGUF file. Prints in Markdown,
 for each tokenizer, how many facts have a donor, for how many of these the donor's true answer is their false one,
-how many facts serve as donors, and how long all of this takes; then why the others have none.
+how many facts serve as donors, and the seconds to read, tokenise and choose; then why the others have none.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from jsonargparse import auto_cli
 from lit_attr.datamodule import RESAMPLE, CounterfactDataModule, DataRequirements
 from lit_attr.facts.rows import read_facts
 from lit_attr.facts.sources import open_rows
+from lit_attr.models.loading import load_tokenizer
 
 HEADS = ("tokenizer", "rows", "with a donor", "that has their false answer", "donors", "seconds")
 
@@ -33,7 +34,7 @@ def count(source: str, tokenizers: list[str], limit: int | None = None, seed: in
     print("\n".join(f"| {' | '.join(row)} |" for row in (HEADS, ["---"] * len(HEADS))))
     reasons: dict[str, Counter[str]] = {}
     for tokenizer in tokenizers:
-        data = CounterfactDataModule(source, tokenizer, limit=limit)
+        data = CounterfactDataModule(source, load_tokenizer(tokenizer), limit=limit)
         started = time.perf_counter()
         data.make_contrasts(DataRequirements(sample_seed=seed, ablation=RESAMPLE))
         seconds = time.perf_counter() - started

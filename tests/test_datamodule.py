@@ -286,6 +286,17 @@ def test_identity_follows_the_donors():
     assert prepared(changed, limit=1).content() != first.content()
     plain = DataRequirements()
     assert prepared(changed, plain, limit=1).content() == prepared(PAIRS, plain, limit=1).content()
+    # The relation is no part of a run without donors.
+    renamed = [{**each, "relation": None} for each in PAIRS]
+    assert prepared(renamed, plain).content() == prepared(PAIRS, plain).content()
+
+
+def test_donors_follow_the_sample_seed():
+    data = [prepared(requirements=RESAMPLE._replace(sample_seed=seed)) for seed in range(10)]
+    found = [{contrast.fact.id: contrast.donor.id for contrast in each.contrasts} for each in data]
+    # Of row 2 alone no other row has the false answer.
+    assert {donors["row 0"] for donors in found} == {"row 3"}
+    assert {donors["row 2"] for donors in found} == {"row 0", "row 3"}
 
 
 def test_rows_that_can_be_read_once_serve_one_kind_of_ablation():
