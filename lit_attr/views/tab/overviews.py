@@ -58,6 +58,8 @@ def run_page(index: RunIndex) -> dict[str, Any]:
         # The run writes it last.
         "is_finished": index.folder.summary.is_file(),
         "checked": sum(index.is_checked(fact.key) for fact in columns.facts),
+        # With the step `all` a fact has several contrasts.
+        "has_steps": manifest["data"].get("step") != "divergence",
         "components": index.components,
         "layers": index.layers,
         "roles": list(MEAN_ROLES),

@@ -23,6 +23,8 @@ export async function render() {
   document.documentElement.lang = "en";
   document.head.append(h("link", { rel: "stylesheet", href: new URL("tab.css", import.meta.url) }));
   document.body.append(h("header", { id: "top" }), h("main", { id: "view", tabindex: "-1" }), h("div", { id: "busy", role: "status" }, "Reading the records …"));
+  // Keys are meant for this tab, which is in a frame, from the start.
+  document.getElementById("view").focus({ preventScroll: true });
   onTheme((theme) => {
     document.documentElement.dataset.theme = theme;
     redrawAll();

@@ -112,7 +112,7 @@ function table(state, found, run) {
       "table",
       { class: "list", id: "facts" },
       h("thead", {}, h("tr", {}, head)),
-      h("tbody", {}, found.rows.map((row) => factRow(row, Boolean(state.role), hasRelations))),
+      h("tbody", {}, found.rows.map((row) => factRow(row, Boolean(state.role), hasRelations, run.has_steps))),
     ),
     pager(found),
   );
@@ -136,7 +136,7 @@ export function openFact(row) {
   change({ view: "fact", id: JSON.stringify(row.id), step: row.step || null });
 }
 
-function factRow(row, hasCell, hasRelations) {
+function factRow(row, hasCell, hasRelations, hasSteps) {
   const open = () => openFact(row);
   return h(
     "tr",
@@ -147,7 +147,7 @@ function factRow(row, hasCell, hasRelations) {
       onclick: open,
       onkeydown: (event) => event.key === "Enter" && open(),
     },
-    h("td", { class: "right soft" }, String(row.id) + (row.step ? ` · ${row.step}` : "")),
+    h("td", { class: "right soft" }, String(row.id) + (hasSteps ? ` · ${row.step}` : "")),
     h(
       "td",
       { class: "prompt", title: row.prompt },
