@@ -87,7 +87,7 @@ function picture(fact, run) {
   const name = `fact ${fact.id}`;
   const panels = [{ title: `${fact.component} ${run.rule_title}`, values: fact.scores, what: "score" }];
   if (fact.effects) {
-    panels.push({ title: "exact effect", values: fact.effects, what: "exact" });
+    panels.push({ title: `exact effect (${fact.ablation} ablation)`, values: fact.effects, what: "exact" });
     panels.push({ title: "score − exact effect", values: difference(fact.scores, fact.effects), what: "difference" });
   }
   const scale = Math.max(fact.scale, fact.effects_scale ?? 0);
