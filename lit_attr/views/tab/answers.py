@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from lit_attr.views.tab.facts import fact_page
-from lit_attr.views.tab.index import RunIndex
+from lit_attr.views.tab.index import IndexedRun, RunIndex
 from lit_attr.views.tab.overviews import overview_page, run_page
 from lit_attr.views.tab.pairs import pair_page
 from lit_attr.views.tab.queries import PAGED, TABLE, RequestError, check_names, key_of, page_of, table_query
@@ -20,6 +20,7 @@ from lit_attr.views.tab.tables import component_of, table_csv, table_page
 
 JSON, CSV = "application/json", "text/csv; charset=utf-8"
 RUN = {"run"}
+MOST_KEPT = 16
 
 Given = Mapping[str, str]
 
@@ -33,8 +34,8 @@ class Answers:
 
     def __init__(self, folder: LogFolder) -> None:
         self._folder = folder
-        self._indexes: dict[Path, RunIndex] = {}
-        self._kept: dict[tuple[Any, ...], tuple[Any, dict[str, Any]]] = {}
+        self._runs_by_path: dict[Path, IndexedRun] = {}
+        self._kept: dict[tuple[Any, ...], tuple[tuple[RunIndex, ...], dict[str, Any]]] = {}
         self._lock, self._making = threading.Lock(), threading.Lock()
         self._answers: dict[str, tuple[Callable[[Given], Any], Collection[str]]] = {
             "runs": (self._runs, ()),
@@ -70,9 +71,7 @@ class Answers:
         return {"runs": names, "advice": None if names else self._folder.advice()}
 
     def _run(self, given: Given) -> dict[str, Any]:
-        index = self._index(given, "run")
-        index.refresh()
-        return run_page(index)
+        return run_page(self._named(given, "run").refresh())
 
     def _facts(self, given: Given) -> dict[str, Any]:
         return table_page(self._read_index(given), table_query(given), *page_of(given))
@@ -88,36 +87,38 @@ class Answers:
         index = self._read_index(given)
         component = component_of(index, table_query(given))
         name = "overview", index.folder.path, component
-        return self._keep(name, index.version, partial(overview_page, index, component))
+        return self._keep(name, (index,), partial(overview_page, index, component))
 
     def _pair(self, given: Given) -> dict[str, Any]:
         first, second = self._read_index(given), self._read_index(given, "other")
         component = component_of(first, table_query(given))
         component_of(second, table_query({"component": component}))
         name = "pair", first.folder.path, second.folder.path, component
-        versions = first.version, second.version
-        return self._keep(name, versions, partial(pair_page, first, second, component))
+        return self._keep(name, (first, second), partial(pair_page, first, second, component))
 
-    def _index(self, given: Given, name: str) -> RunIndex:
-        """The index of a run, perhaps not read yet. Only runs that were found can be named."""
+    def _named(self, given: Given, name: str) -> IndexedRun:
+        """A run that was found under the log folder; no other one can be named."""
         path = self._folder.runs().get(given.get(name, ""))
         if path is None:
             raise RequestError(f"{name}: there is no such run; refresh the page", 404)
         with self._lock:
-            if path not in self._indexes:
-                self._indexes[path] = RunIndex(path)
-            return self._indexes[path]
+            if path not in self._runs_by_path:
+                self._runs_by_path[path] = IndexedRun(path)
+            return self._runs_by_path[path]
 
     def _read_index(self, given: Given, name: str = "run") -> RunIndex:
-        index = self._index(given, name)
-        if not index.version:
-            index.refresh()
-        return index
+        return self._named(given, name).index()
 
-    def _keep(self, name: tuple[Any, ...], version: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What takes seconds to make, until the records change; made once where several ask."""
+    def _keep(
+        self, name: tuple[Any, ...], indexes: tuple[RunIndex, ...], make: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """What takes seconds to make, until a refresh makes another index; made once where several ask."""
         with self._making:
             kept = self._kept.get(name)
-            if kept is None or kept[0] != version:
-                kept = self._kept[name] = (version, make())
+            if kept is None or kept[0] != indexes:
+                self._kept.pop(name, None)
+                kept = self._kept[name] = (indexes, make())
+                # Dicts keep their order: the oldest goes.
+                while len(self._kept) > MOST_KEPT:
+                    del self._kept[next(iter(self._kept))]
             return kept[1]

@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,77 +66,66 @@ class _Files:
 
 
 class RunIndex:
-    """The index of a run. It is read again where files were added or changed; damaged files are left out.
+    """What is known of a run at one time; a request reads one from its start to its end.
 
     Args:
-        path: The run's folder.
+        folder: The run's folder.
+        manifest: Its manifest.
+        parts: What is kept of each batch file, by name.
+        exact: What is kept of each file of exact effects, by contrast.
+        problems: A line for each file that was left out.
+        newest: When the newest file of records was written, in nanoseconds.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.folder = RunFolder(path)
-        self.version = 0
-        self._lock = threading.RLock()
-        self._batches, self._exact_files = _Files(), _Files()
-        self._parts: dict[str, Part] = {}
-        self._exact: dict[ContrastKey, ExactNote] = {}
-        self._manifest: dict[str, Any] = {}
-        self._columns: Columns | None = None
+    def __init__(
+        self,
+        folder: RunFolder,
+        manifest: dict[str, Any],
+        parts: dict[str, Part],
+        exact: dict[ContrastKey, ExactNote],
+        problems: list[str],
+        newest: int,
+    ) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.problems = problems
+        self.newest = newest
+        self._parts = dict(sorted(parts.items()))
+        self._exact = exact
 
-    def refresh(self) -> None:
-        """Reads what was added to the run since.
-
-        Raises:
-            UserError: The manifest is missing or damaged.
-        """
-        with self._lock:
-            manifest = self.folder.read_manifest()
-            if manifest["run"] != self._manifest.get("run"):
-                # Another run has taken the folder.
-                self._batches, self._exact_files = _Files(), _Files()
-                self._parts, self._exact = {}, {}
-                self.version += 1
-            self._manifest = manifest
-            fresh = self._read_exact()
-            if self._read_batches(fresh) or self._columns is None:
-                self._columns = None
-                self.version += 1
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """The run's manifest, as of the last refresh."""
-        return self._manifest
-
-    @property
-    def problems(self) -> list[str]:
-        """A line for each file that was left out."""
-        return [*self._batches.problems.values(), *self._exact_files.problems.values()]
-
-    @property
+    @cached_property
     def columns(self) -> Columns:
         """The contrasts."""
-        with self._lock:
-            if self._columns is None:
-                self._columns = self._gather()
-            return self._columns
+        found = [(fact, name) for name, part in self._parts.items() for fact in part.facts]
+        found.sort(key=lambda item: key_order(*item[0].key))
+        facts = [fact for fact, _ in found]
+        return Columns(
+            facts,
+            [name for _, name in found],
+            {fact.key: row for row, fact in enumerate(facts)},
+            [
+                f"{fact.prompt}\n{fact.subject}\n{fact.target_true}\n{fact.target_false}".casefold()
+                for fact in facts
+            ],
+            [fact.relation for fact in facts],
+            np.array([fact.logit_diff for fact in facts], dtype=np.float64),
+            np.array([fact.prob_true for fact in facts], dtype=np.float64),
+            np.array([fact.rank_true for fact in facts], dtype=np.int64),
+            {name: np.array([fact.largest[name].score for fact in facts]) for name in self.components},
+            {name: np.array([fact.error[name] for fact in facts]) for name in self.components},
+        )
 
     @property
     def layers(self) -> list[int]:
-        """The layers of the scores: those of the first file, or those of the settings."""
+        """The layers of the scores: those of the batch files, or those of the settings."""
         first = next(iter(self._parts.values()), None)
-        return [*first.layers] if first is not None else list(self._manifest["model"].get("layers", []))
+        return [*first.layers] if first is not None else list(self.manifest["model"].get("layers", []))
 
     @property
     def components(self) -> list[str]:
-        """The components that every batch file has scores of."""
-        found = [set(part.means) for part in self._parts.values()]
+        """The components that the batch files have scores of; none where there is no file."""
         first = next(iter(self._parts.values()), None)
-        return [name for name in (first.means if first is not None else ()) if all(name in each for each in found)]
-
-    @property
-    def newest(self) -> int:
-        """When the newest file of records was written, in nanoseconds."""
-        stamps = [*self._batches.stamps.values(), *self._exact_files.stamps.values()]
-        return max((time for time, _ in stamps), default=0)
+        return [*first.means] if first is not None else []
 
     def is_checked(self, key: ContrastKey) -> bool:
         """Whether a contrast has exact effects."""
@@ -144,12 +134,10 @@ class RunIndex:
 
     def cell_N(self, component: str, layer: int, role: int) -> NDArray[np.float32]:
         """The mean score of each contrast in one layer at one role, NaN where it has no such token."""
-        with self._lock:
-            columns = self.columns
-            place = self.layers.index(layer)
-            by_file = {name: part.means[component][:, place, role] for name, part in self._parts.items()}
-            values = [by_file[file][fact.place] for file, fact in zip(columns.files, columns.facts, strict=True)]
-            return np.array(values, dtype=np.float32)
+        place = self.layers.index(layer)
+        by_file = {name: part.means[component][:, place, role] for name, part in self._parts.items()}
+        places = zip(self.columns.files, self.columns.facts, strict=True)
+        return np.array([by_file[file][fact.place] for file, fact in places], dtype=np.float32)
 
     def example(self, row: int) -> tuple[BatchRecord, Example]:
         """The whole record of a contrast, read from its file.
@@ -157,19 +145,13 @@ class RunIndex:
         Raises:
             UserError: The file is damaged, or was changed since the index was made.
         """
-        columns = self.columns
-        path, fact = self.folder.batches / columns.files[row], columns.facts[row]
+        path, fact = self.folder.batches / self.columns.files[row], self.columns.facts[row]
         batch = read_batch(path)
-        if (
-            fact.place >= len(batch.examples)
-            or (
-                (example := batch.examples[fact.place]).id,
-                example.step,
-            )
-            != fact.key
-        ):
-            raise UserError(f"{path}: it was changed; refresh the page")
-        return batch, example
+        if fact.place < len(batch.examples):
+            example = batch.examples[fact.place]
+            if (example.id, example.step) == fact.key:
+                return batch, example
+        raise UserError(f"{path}: it was changed; refresh the page")
 
     def exact(self, key: ContrastKey) -> ExactRecord | None:
         """The exact effects of a contrast, read from their file; None where there are none.
@@ -182,44 +164,97 @@ class RunIndex:
 
     def batch_names(self) -> list[str]:
         """The names of the batch files that could be read."""
-        return sorted(self._parts)
+        return list(self._parts)
 
     def exact_paths(self) -> list[Path]:
         """The files of exact effects that could be read."""
         return sorted(note.path for note in self._exact.values())
 
-    def _read_exact(self) -> dict[ContrastKey, ExactRecord]:
-        """The exact effects that were added, by contrast."""
-        changed, gone = _changes(self.folder.exact, self._exact_files)
+
+class IndexedRun:
+    """A run and its index, which is made again where files were added or changed. Damaged files are left out.
+
+    Args:
+        path: The run's folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._folder = RunFolder(path)
+        self._lock = threading.Lock()
+        self._batches, self._exact_files = _Files(), _Files()
+        self._parts: dict[str, Part] = {}
+        self._exact: dict[ContrastKey, ExactNote] = {}
+        self._index: RunIndex | None = None
+
+    def index(self) -> RunIndex:
+        """The index as it was last made.
+
+        Raises:
+            UserError: See :func:`refresh`.
+        """
+        return self._index or self.refresh()
+
+    def refresh(self) -> RunIndex:
+        """The index with what was added to the run since; the same one where nothing was.
+
+        Raises:
+            UserError: The manifest is missing or damaged.
+        """
+        with self._lock:
+            manifest = self._folder.read_manifest()
+            if self._index is not None and manifest["run"] != self._index.manifest["run"]:
+                # Another run has taken the folder.
+                self._batches, self._exact_files = _Files(), _Files()
+                self._parts, self._exact, self._index = {}, {}, None
+            fresh, is_changed = self._read_exact(manifest)
+            is_changed |= self._read_batches(manifest, fresh)
+            if self._index is None or is_changed or manifest != self._index.manifest:
+                stamps = [*self._batches.stamps.values(), *self._exact_files.stamps.values()]
+                self._index = RunIndex(
+                    self._folder,
+                    manifest,
+                    self._parts,
+                    dict(self._exact),
+                    [*self._batches.problems.values(), *self._exact_files.problems.values()],
+                    max((time for time, _ in stamps), default=0),
+                )
+            return self._index
+
+    def _read_exact(self, manifest: dict[str, Any]) -> tuple[dict[ContrastKey, ExactRecord], bool]:
+        """The exact effects that were added, by contrast, and whether any file changed."""
+        changed, gone = _changes(self._folder.exact, self._exact_files)
         if gone or changed:
             names = {*gone, *changed}
             self._exact = {key: note for key, note in self._exact.items() if note.path.name not in names}
         fresh = {}
         for name in changed:
-            path = self.folder.exact / name
+            path = self._folder.exact / name
             try:
                 record = read_exact(path)
-                check_of_run(path, record, set(record.effects), self._manifest)
+                check_of_run(path, record, set(record.effects), manifest)
                 check_name(path, record.id, record.step)
             except UserError as error:
                 self._exact_files.problems[name] = str(error)
                 continue
             fresh[record.id, record.step] = record
             self._exact[record.id, record.step] = ExactNote(path, record.refused is None)
-        return fresh
+        return fresh, bool(changed or gone)
 
-    def _read_batches(self, fresh: dict[ContrastKey, ExactRecord]) -> bool:
+    def _read_batches(self, manifest: dict[str, Any], fresh: dict[ContrastKey, ExactRecord]) -> bool:
         """Reads the batch files that were added or got exact effects; whether there were any."""
-        changed, gone = _changes(self.folder.batches, self._batches)
+        changed, gone = _changes(self._folder.batches, self._batches)
         for name in (*gone, *changed):
             self._parts.pop(name, None)
         late = [name for name, part in self._parts.items() if any(fact.key in fresh for fact in part.facts)]
+
+        def exact_of(key: ContrastKey) -> ExactRecord | None:
+            note = self._exact.get(key)
+            return fresh.get(key) or (None if note is None else read_exact(note.path))
+
         for name in sorted({*changed, *late}):
-            path = self.folder.batches / name
+            path = self._folder.batches / name
             try:
-                part = read_part(
-                    path, self._manifest, lambda key: fresh.get(key) or self.exact(key) if self._exact else None
-                )
+                part = read_part(path, manifest, exact_of)
                 self._check_like_others(path, part)
             except UserError as error:
                 self._parts.pop(name, None)
@@ -234,27 +269,6 @@ class RunIndex:
             raise UserError(
                 f"{path}: it has other layers, components or another rule than the others; move it away"
             )
-
-    def _gather(self) -> Columns:
-        found = [(fact, name) for name in sorted(self._parts) for fact in self._parts[name].facts]
-        found.sort(key=lambda item: key_order(*item[0].key))
-        facts = [fact for fact, _ in found]
-        components = self.components
-        return Columns(
-            facts,
-            [name for _, name in found],
-            {fact.key: row for row, fact in enumerate(facts)},
-            [
-                f"{fact.prompt}\n{fact.subject}\n{fact.target_true}\n{fact.target_false}".casefold()
-                for fact in facts
-            ],
-            [fact.relation for fact in facts],
-            np.array([fact.logit_diff for fact in facts], dtype=np.float64),
-            np.array([fact.prob_true for fact in facts], dtype=np.float64),
-            np.array([fact.rank_true for fact in facts], dtype=np.int64),
-            {name: np.array([fact.largest[name].score for fact in facts]) for name in components},
-            {name: np.array([fact.error[name] for fact in facts]) for name in components},
-        )
 
 
 def _changes(folder: Path, files: _Files) -> tuple[list[str], list[str]]:

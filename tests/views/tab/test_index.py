@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from math import sqrt
 from pathlib import Path
 
 import pytest
 from sealed import reseal
-from tabs import FIRST, SECOND, Ask, add_batch, add_exact
+from tabs import FIRST, ROUTE, SECOND, Ask, add_batch, add_exact, client_of
 from tiny_runs import example
+from werkzeug.test import Client
 
 DAMAGES = {
     "half": lambda content: content[: len(content) // 2],
@@ -71,6 +73,23 @@ def test_files_of_another_run_and_of_other_layers_are_left_out(run: Path, ask: A
     add_batch(run, example(0, SECOND))
     found = ask("run", run="one")
     assert found["contrasts"] == 1 and len(found["problems"]) == 2
+
+
+def test_requests_at_once_see_one_whole_index(run: Path):
+    for _ in range(5):
+        client = client_of(run.parent)
+        routes = ["overview", "facts", "run", "facts?sort=cell&layer=0&role=last", "pair?other=one"] * 3
+
+        def total(route: str, client: Client = client) -> int:
+            found = client.get(f"{ROUTE}{route}{'&' if '?' in route else '?'}run=one").json
+            return (
+                found.get("total")
+                or found.get("contrasts")
+                or (found.get("summary") or found["comparison"])["contrasts"]
+            )
+
+        with ThreadPoolExecutor(len(routes)) as pool:
+            assert [*pool.map(total, routes)] == [4] * len(routes)
 
 
 def test_links_out_of_the_run_are_not_followed(run: Path, ask: Ask, tmp_path: Path):
