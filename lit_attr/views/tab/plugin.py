@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import threading
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,8 @@ class AttributionsPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard has no 
 
     def __init__(self, context: TBContext) -> None:
         self._folder = LogFolder(context.logdir)
+        self._answers: Answers | None = None
+        self._lock = threading.Lock()
 
     def is_active(self) -> bool:
         """Whether there is a run, or the event files of one whose records the tab can name."""
@@ -57,15 +60,14 @@ class AttributionsPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard has no 
             "/records/*": _app(self._records),
         }
 
-    @cached_property
-    def _answers(self) -> Answers:
-        # Imported here: with what it reads records with, it would double the time that TensorBoard takes to start.
-        from lit_attr.views.tab.answers import Answers
-
-        return Answers(self._folder)
-
     def _records(self, request: Request) -> Response:
         name = request.path.rpartition("/records/")[2]
+        with self._lock:
+            if self._answers is None:
+                # Imported here: what it reads records with takes longer to import than the rest of the plugin.
+                from lit_attr.views.tab.answers import Answers
+
+                self._answers = Answers(self._folder)
         content, kind = self._answers.answer(name, request.args.to_dict(flat=False))
         return _packed(request, content, kind)
 

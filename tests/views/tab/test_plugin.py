@@ -225,11 +225,14 @@ def test_the_plugin_imports_neither_torch_nor_lightning(run: Path):
     program = f"""
 import sys
 from types import SimpleNamespace
+from tensorboard.backend.application import TensorBoardWSGI
+from werkzeug.test import Client
 from lit_attr.views.tab.loader import AttributionsLoader
 plugin = AttributionsLoader().load(SimpleNamespace(logdir={str(run.parent)!r}))
 plugin.get_plugin_apps(), plugin.is_active()
 assert not {{"torch", "lightning", "msgspec", "scipy", "plotly"}} & set(sys.modules)
-plugin._answers.answer("overview", {{"run": ["one"]}})
+answer = Client(TensorBoardWSGI([plugin])).get("{ROUTE}overview?run=one")
+assert answer.status_code == 200
 assert not {{"torch", "lightning", "transformers", "datasets", "plotly"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
