@@ -26,10 +26,7 @@ from lit_attr.records.folder import RunFolder
 from lit_attr.records.schema import BatchRecord
 from lit_attr.text import safe_name
 from lit_attr.views.curves import (
-    EFFECT_GROUPS,
-    SCORE_GROUPS,
     agreement_curves,
-    custom_scalar_layout,
     effect_curves,
     faithfulness_curves,
     hyperparameters,
@@ -130,23 +127,25 @@ class RunDisplay:
         self._shown.add((picture.tag, picture.step))
 
     def _log(self, loggers: Sequence[Logger], findings: RunFindings) -> None:
-        """Logs curves, and to TensorBoard a page, charts of the curves and hyperparameters as well."""
+        """Logs a page and hyperparameters to TensorBoard, curves to the other loggers.
+
+        TensorBoard would take a layer for a step of training; its tab Attributions has the curves.
+        """
         summary, manifest = findings.summary, self._folder.read_manifest()
-        log_curves(loggers, profile_curves(summary["profile"], "mean_score"))
-        log_curves(loggers, profile_curves(summary["known_profile"], "mean_score_known"))
-        log_curves(loggers, effect_curves(summary["profile"]))
-        log_curves(loggers, effect_curves(summary["known_profile"], "_known"))
-        groups = SCORE_GROUPS + (EFFECT_GROUPS if has_effects(summary["profile"]) else ())
+        others = [logger for logger in loggers if not is_tensorboard(logger)]
+        log_curves(others, profile_curves(summary["profile"], "mean_score"))
+        log_curves(others, profile_curves(summary["known_profile"], "mean_score_known"))
+        log_curves(others, effect_curves(summary["profile"]))
+        log_curves(others, effect_curves(summary["known_profile"], "_known"))
         if summary["agreement"] is not None:
-            log_curves(loggers, agreement_curves(summary["agreement"]))
+            log_curves(others, agreement_curves(summary["agreement"]))
             if "faithfulness" in summary["agreement"]:
-                log_curves(loggers, faithfulness_curves(summary["agreement"]["faithfulness"]))
+                log_curves(others, faithfulness_curves(summary["agreement"]["faithfulness"]))
         for logger in loggers:
             if is_tensorboard(logger):
                 logger.experiment.add_text("summary", summary_page(findings, manifest))
                 if summary["neurons"] is not None:
                     logger.experiment.add_text("neurons", neurons_page(summary["neurons"]))
-                logger.experiment.add_custom_scalars(custom_scalar_layout(summary["profile"]["roles"], groups))
                 logger.log_hyperparams(*hyperparameters(summary, manifest))
 
 

@@ -51,7 +51,7 @@ def closing_lines(folder: str | Path, *, pictures: bool, resumed: int | None = N
     if pictures:
         # The commands of an environment that is not activated are not on the path.
         command = "tensorboard" if shutil.which("tensorboard") else f"{sys.executable} -m tensorboard.main"
-        lines.append(f"heatmaps: {command} --logdir {shlex.quote(str(run.path))} --samples_per_plugin images=100")
+        lines.append(f"heatmaps: {command} --logdir {shlex.quote(str(run.path))}")
     elif run.figures.exists():
         lines.append(f"heatmaps: {run.figures}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What loggers get from a run as plain data: curves over layers and shares of cells, charts, hyperparameters.
+"""What loggers get from a run as plain data: curves over layers and shares of cells, hyperparameters.
 
 A curve is a sequence of steps and the values at them, as `logger.log_metrics(values, step)` takes them. Where the
 step is the layer, the curves of several runs overlay.
@@ -17,9 +17,6 @@ from lit_attr.text import cut
 CONFIDENCE = 1.96
 # Meng et al. (2022) restore ten layers at once.
 WINDOW = 10
-
-SCORE_GROUPS = ("mean_score", "mean_score_known")
-EFFECT_GROUPS = ("mean_effect", "mean_magnitude")
 
 MAX_SETTING = 1_000  # characters
 _BEFORE = WINDOW // 2
@@ -142,28 +139,10 @@ def faithfulness_curves(faithfulness: Mapping[str, Any]) -> Curves:
         )
 
 
-def custom_scalar_layout(
-    roles: Sequence[str], groups: Sequence[str] = SCORE_GROUPS
-) -> dict[str, dict[str, list[Any]]]:
-    """The layout of TensorBoard's Custom Scalars tab, as `SummaryWriter.add_custom_scalars` takes it.
-
-    Args:
-        roles: The roles of the profiles; each has a chart of its mean with its confidence band.
-        groups: The groups of the curves' tags.
-    """
-    return {
-        name: {
-            role: ["Margin", [f"{kind}/{role}" for kind in (name, f"{name}_low", f"{name}_high")]]
-            for role in map(role_tag, roles)
-        }
-        for name in groups
-    }
-
-
 def hyperparameters(
     summary: Mapping[str, Any], manifest: Mapping[str, Any]
 ) -> tuple[dict[str, bool | int | float | str], dict[str, float]]:
-    """Settings and final numbers for TensorBoard's HParams tab, which compares runs.
+    """The settings that runs mostly differ in, and final numbers, for TensorBoard's HParams tab.
 
     Args:
         summary: The run's summary.
@@ -172,10 +151,21 @@ def hyperparameters(
     Returns:
         The settings, and the metrics that have a value.
     """
+    model, data = manifest["model"], manifest["data"]
+    named = {
+        "model": model.get("model_name"),
+        "rule": model.get("rule"),
+        "component": model.get("component"),
+        "ablation": model.get("ablation"),
+        "format": model.get("quantization") or model.get("dtype"),
+        "min_agreement": model.get("min_agreement"),
+        "source": data.get("source"),
+        "step": data.get("step"),
+    }
     settings = {
-        f"{group}/{name}": value if isinstance(value, (bool, int, float)) else cut(str(value), MAX_SETTING)
-        for group in ("model", "data")
-        for name, value in manifest[group].items()
+        name: value if isinstance(value, (bool, int, float)) else cut(str(value), MAX_SETTING)
+        for name, value in named.items()
+        if value is not None
     }
     metrics = {
         name: summary[name] for name in ("contrasts", "contrast_accuracy", "known_share", "median_logit_diff")

@@ -24,7 +24,8 @@ def summary_page(findings: RunFindings, manifest: Mapping[str, Any]) -> str:
         manifest: The run's manifest.
     """
     summary = findings.summary
-    lines = ["## Found", "", *_counts(summary)]
+    lines = ["Every fact, with its heatmap and its exact effects: the tab [Attributions](#attributions).", ""]
+    lines += ["## Found", "", *_counts(summary)]
     lines += ["", *_strongest_layers(summary["profile"])]
     if summary["adaptive"] is not None:
         promise = _escaped(promise_line(summary["adaptive"], summary["agreement"]))

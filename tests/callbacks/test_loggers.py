@@ -13,7 +13,6 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from PIL import Image
 from project import writing_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.util.tensor_util import make_ndarray
 
@@ -48,45 +47,38 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Eve
     return summary, EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0, "tensors": 0}).Reload()
 
 
-def test_curves_have_one_point_per_layer(shown: tuple[dict[str, Any], EventAccumulator]):
-    summary, events = shown
-    profile = summary["profile"]
-    for place, role in enumerate(MEAN_ROLES):
-        points = {
-            kind: events.Scalars(f"mean_score{kind}/{role.replace(' ', '_')}") for kind in ("", "_low", "_high")
-        }
-        assert [point.step for point in points[""]] == profile["layers"]
-        for layer, row in enumerate(profile["mean_score"]):
-            error = 1.96 * profile["standard_error"][layer][place]
-            for kind, expected in (("", row[place]), ("_low", row[place] - error), ("_high", row[place] + error)):
-                assert points[kind][layer].value == pytest.approx(expected, rel=1e-5)
+def test_tensorboard_gets_no_curve_over_layers(shown: tuple[dict[str, Any], EventAccumulator]):
+    """Its step is one of training; the tab Attributions has the curves."""
+    _, events = shown
+    assert not [tag for tag in events.Tags()["scalars"] if "/" in tag]
+    assert "custom_scalars__config__" not in events.Tags()["tensors"]
 
 
-def test_curves_of_mean_effects_have_their_intervals(shown: tuple[dict[str, Any], EventAccumulator]):
+def test_other_loggers_get_one_point_per_layer(tmp_path: Path):
     """Exact effects of 16 facts, the default."""
-    summary, events = shown
-    profile, last = summary["profile"], MEAN_ROLES.index("last")
+    profile = run(tmp_path, CSVLogger(str(tmp_path), name="", version=""), max_heatmaps=0)["profile"]
+    with (tmp_path / "metrics.csv").open() as stream:
+        rows = [*csv.DictReader(stream)]
+    curves = {
+        tag: [(int(row["step"]), float(row[tag])) for row in rows if row[tag]] for tag in rows[0] if tag != "step"
+    }
+    for place, role in enumerate(MEAN_ROLES):
+        errors = [1.96 * row[place] for row in profile["standard_error"]]
+        means = [row[place] for row in profile["mean_score"]]
+        for kind, sign in (("", 0), ("_low", -1), ("_high", 1)):
+            steps, values = zip(*curves[f"mean_score{kind}/{role.replace(' ', '_')}"], strict=True)
+            assert list(steps) == profile["layers"]
+            expected = [mean + sign * error for mean, error in zip(means, errors, strict=True)]
+            assert values == pytest.approx(expected, rel=1e-5)
+    last = MEAN_ROLES.index("last")
     assert profile["sampled"][last] == 16
     for tag, name in (
         ("mean_effect", "mean_effect"),
         ("mean_effect_low", "interval_low"),
         ("mean_magnitude_high", "magnitude_high"),
     ):
-        values = [point.value for point in events.Scalars(f"{tag}/last")]
-        assert values == pytest.approx([row[last] for row in profile[name]], rel=1e-5)
-
-
-def test_custom_scalars_show_the_curves_with_their_bands(shown: tuple[dict[str, Any], EventAccumulator]):
-    _, events = shown
-    (event,) = events.Tensors("custom_scalars__config__")
-    layout = layout_pb2.Layout.FromString(make_ndarray(event.tensor_proto).item())
-    titles = {category.title: [chart.title for chart in category.chart] for category in layout.category}
-    groups = ("mean_score", "mean_score_known", "mean_effect", "mean_magnitude")
-    assert {name: len(charts) for name, charts in titles.items()} == dict.fromkeys(groups, 8)
-    for category in layout.category:
-        for chart in category.chart:
-            (series,) = chart.margin.series
-            assert {series.value, series.lower, series.upper} <= set(events.Tags()["scalars"])
+        expected = [row[last] for row in profile[name]]
+        assert [value for _, value in curves[f"{tag}/last"]] == pytest.approx(expected, rel=1e-5)
 
 
 def test_page_has_the_counts_and_the_strongest_facts(shown: tuple[dict[str, Any], EventAccumulator]):
@@ -102,7 +94,7 @@ def test_hyperparameters_come_with_the_final_metrics(shown: tuple[dict[str, Any]
     summary, events = shown
     plugins = events.SummaryMetadata("_hparams_/session_start_info")
     content = plugin_data_pb2.HParamsPluginData.FromString(plugins.plugin_data.content)
-    assert content.session_start_info.hparams["model/model_name"].string_value == "demo"
+    assert content.session_start_info.hparams["model"].string_value == "demo"
     for name in ("contrasts", "contrast_accuracy", "known_share", "median_logit_diff"):
         assert events.Scalars(name)[-1].value == pytest.approx(summary[name], rel=1e-5)
 

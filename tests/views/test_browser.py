@@ -18,7 +18,7 @@ from runs import finish, predict, start, wait_until
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # A page without content is the orange bar, the grey ground and some words.
-LEAST_COLOURS = {"images": 900, "scalars": 500, "custom_scalars": 1500, "text": 600, "hparams": 650}
+LEAST_COLOURS = {"images": 900, "text": 600, "hparams": 650}
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")]
 
@@ -31,7 +31,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ["--logdir", str(folder / "out"), "--port", str(port), "--samples_per_plugin", "images=100"]
+    words = ["--logdir", str(folder / "out"), "--port", str(port)]
     with subprocess.Popen(
         [sys.executable, "-m", "tensorboard.main", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as server:

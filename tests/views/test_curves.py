@@ -8,11 +8,8 @@ import pytest
 from agreements import part, report
 
 from lit_attr.evaluation.profile import KINDS
-from lit_attr.facts.roles import MEAN_ROLES
 from lit_attr.views.curves import (
-    EFFECT_GROUPS,
     agreement_curves,
-    custom_scalar_layout,
     effect_curves,
     faithfulness_curves,
     hyperparameters,
@@ -81,8 +78,6 @@ def test_effect_curves_have_the_ends_of_their_intervals():
     assert [layer for layer, _ in curves] == [3, 7]
     ((_, known), _) = effect_curves(profile, "_known")
     assert known["mean_effect_known_low/last"] == 0.5
-    layout = custom_scalar_layout(["last"], EFFECT_GROUPS)
-    assert {tag for charts in layout.values() for _, tags in charts.values() for tag in tags} == set(first)
 
 
 def test_a_profile_without_effects_has_no_curves_of_them():
@@ -126,25 +121,16 @@ def test_faithfulness_curves_have_a_point_a_percentage():
     ]
 
 
-def test_charts_use_the_tags_of_the_curves():
-    layout = custom_scalar_layout(MEAN_ROLES)
-    profile = {
-        "layers": [0],
-        "roles": MEAN_ROLES,
-        "mean_score": [[1.0] * len(MEAN_ROLES)],
-        "standard_error": [[0.5] * len(MEAN_ROLES)],
-    }
-    assert set(layout) == {"mean_score", "mean_score_known"}
-    for name, charts in layout.items():
-        ((_, values),) = profile_curves(profile, name)
-        assert len(charts) == len(MEAN_ROLES)
-        assert {tag for kind, tags in charts.values() if kind == "Margin" for tag in tags} == set(values)
-
-
 def test_hyperparameters_are_settings_and_final_numbers():
-    manifest = {"model": {"model_name": "demo", "layers": [0, 1]}, "data": {"limit": None}}
-    settings, metrics = hyperparameters(SUMMARY, manifest)
-    assert settings == {"model/model_name": "demo", "model/layers": "[0, 1]", "data/limit": "None"}
+    model = {"model_name": "demo", "layers": [0, 1], "rule": "gradient", "dtype": "float32", "min_agreement": 0.9}
+    settings, metrics = hyperparameters(SUMMARY, {"model": model, "data": {"limit": None, "step": "all"}})
+    assert settings == {
+        "model": "demo",
+        "rule": "gradient",
+        "format": "float32",
+        "min_agreement": 0.9,
+        "step": "all",
+    }
     assert metrics == {"contrasts": 4, "contrast_accuracy": 0.75, "known_share": 0.5}
 
 
