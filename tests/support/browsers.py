@@ -90,8 +90,9 @@ class Tab:
 
     def shown(self) -> Frame:
         """The frame of the tab, once what was asked for is shown."""
-        self.page.wait_for_selector("iframe", state="attached", timeout=PATIENCE)
-        frame = next(each for each in self.page.frames if "plugin_entry" in each.url)
+        found = self.page.wait_for_selector('iframe[src*="plugin_entry"]', state="attached", timeout=PATIENCE)
+        frame = None if found is None else found.content_frame()
+        assert frame is not None
         frame.wait_for_selector("body[data-ready=yes]", timeout=PATIENCE)
         return frame
 
