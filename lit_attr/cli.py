@@ -109,7 +109,7 @@ def export(
         per: With `inseq`, whether a file holds all layers of a contrast (`example`, the default) or one (`layer`).
         escape_formulas: With `csv`, put a `'` before each text that a spreadsheet would run as a formula.
     """
-    from lit_attr.records.exports import export as write_export
+    from lit_attr.records.exports.export import export as write_export
 
     print_text(str(write_export(out, to, output=output, per=per, escape_formulas=escape_formulas)))
 

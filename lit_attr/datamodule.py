@@ -53,6 +53,7 @@ class DataRequirements(NamedTuple):
         pilot: How many contrasts of the order are the pilot of an adaptive run, before those.
         ablation: By what exact effects replace a write: `zero`, `mean`, or `resample`, for which each contrast
             gets a donor. The choice of donors depends on `sample_seed`.
+        averaged: Over how many contrasts of the order mean writes are taken.
     """
 
     step: Step | None = None
@@ -65,6 +66,7 @@ class DataRequirements(NamedTuple):
     sample_seed: int = 0
     pilot: int = 0
     ablation: str = "zero"
+    averaged: int = 0
 
 
 @runtime_checkable
@@ -237,6 +239,9 @@ class CounterfactDataModule(pl.LightningDataModule):
         trainer = self.trainer
         processes = trainer.world_size if trainer is not None else 1
         pilot = self._pilot(state, order)
+        if state is not None:
+            by_key = {contrast.key: contrast for contrast in self.contrasts}
+            state.averaged = [by_key[key] for key in order[: self.requirements.averaged]]
         done = state.done | state.refused if state is not None else frozenset()
         # Cut from all contrasts, whatever is done.
         batches = self.in_batches(self.contrasts, self._device)

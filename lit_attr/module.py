@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
-import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_attr.attribution.catalogue import RuleName, RuleOptions, find_rule
-from lit_attr.attribution.gradient import GRADIENT, AttributionBatch, Rule, attribute_batch
+from lit_attr.attribution.catalogue import AblationName, AblationOptions, RuleName, RuleOptions, find_rule
+from lit_attr.attribution.gradient import AttributionBatch
+from lit_attr.attribution.neurons import find_neurons
+from lit_attr.attribution.scoring import Scoring, score_batch
 from lit_attr.datamodule import DataRequirements
 from lit_attr.errors import ArgumentError, arguments_of, warn_about
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.facts.contrasts import Step
-from lit_attr.memory import Halving
+from lit_attr.held_model import HoldsModel
 from lit_attr.models.checkpoints import load_weights
 from lit_attr.models.identity import gguf_digest, model_identity
 from lit_attr.models.language_model import check_model, find_language_model, is_placed, is_spread
+from lit_attr.models.layers import Layers
 from lit_attr.models.limits import model_limits, read_limits
 from lit_attr.models.loading import DEMO_MODEL, Dtype, Quantization, float32_by_default, load_model
-from lit_attr.models.location import Layers, Location, input_device, locate
+from lit_attr.models.location import input_device, locate, named_components
+from lit_attr.sampling.ablations import SettledAblation, check_ablation_options
 from lit_attr.sampling.comparisons import FirstSeen, Scorer, compare_or_replace, compare_or_warn
+from lit_attr.sampling.memory import Halving
 from lit_attr.sampling.pilot import Adaptive, check_targets
 from lit_attr.settings import RENAMED, LoadingOptions, arguments_of_passes, check_settings, refuse_loading_options
 from lit_attr.trainers import check_trainer, run_state, warn_of_other_lightning
 
 
-class AttributionModule(pl.LightningModule):
+class AttributionModule(HoldsModel):
     """Contrastive gradient × activation of a causal language model's MLPs, as a prediction module.
 
     `predict_step` takes a `ContrastBatch` from any loader and returns an `AttributionBatch` on the CPU. The model
@@ -44,10 +47,14 @@ class AttributionModule(pl.LightningModule):
             file. Default: the demo model of this package.
         gguf_file: Name of a GGUF file in that folder or repository. Its weights are dequantised.
         layers: Layers to attribute to: `all`, an index, or several: `4-8`, `0:12:2`, a list; -1 is the top one.
-        component: `mlp`, `attention`, `block`, or a dotted module path with `{layer}` in it.
+        component: `mlp`, `attention`, `block`, or a dotted module path with `{layer}` in it; or several, which
+            one pass scores together.
         rule: How scores are computed: `gradient`, `frozen-norm`, `linearised`, `integrated`, `norm-secant`, or
             `exact`; see `lit_attr.attribution.catalogue`.
-        verify: Number of contrasts whose exact effects (zero ablation) are computed beside their scores, so that
+        ablation: By what exact effects replace a write, and what scores subtract from it: `zero`; `mean`, its mean
+            over many contrasts; or `resample`, the write in the run of another fact.
+        top_neurons: How many hidden units of the MLPs with the largest scores each record lists. Default: none.
+        verify: Number of contrasts whose exact effects are computed beside their scores, so that
             the run can report how well the two agree. One costs as much as the scores of a few dozen; 0 disables
             it. They are the first in a random order of the run; where a loader knows no such order, the first that
             each process sees.
@@ -64,6 +71,7 @@ class AttributionModule(pl.LightningModule):
         quantization: `8bit` or `4bit` weights by bitsandbytes. Gradients then pass through dequantised weights.
         device_map: Spread the model over devices as transformers does, such as `auto`; one process only.
         rule_options: Options of single rules.
+        ablation_options: Options of single ablations.
         loading: Options of loading.
         model: A loaded model in place of a name; it may be wrapped by PEFT.
         tokenizer: The tokenizer of `model`, or its name or folder, for a data module without one. Default: the one
@@ -75,8 +83,10 @@ class AttributionModule(pl.LightningModule):
         model_name: str | None = None,
         gguf_file: str | None = None,
         layers: list[int | str] | str | int = "all",
-        component: str = "mlp",
+        component: str | list[str] = "mlp",
         rule: RuleName = "gradient",
+        ablation: AblationName = "zero",
+        top_neurons: int | None = None,
         verify: int = 16,
         min_agreement: float | None = None,
         min_agreement_by_layer: float | None = 0.8,
@@ -88,6 +98,7 @@ class AttributionModule(pl.LightningModule):
         quantization: Quantization | None = None,
         device_map: str | dict[str, Any] | None = None,
         rule_options: RuleOptions = RuleOptions(),
+        ablation_options: AblationOptions = AblationOptions(),
         loading: LoadingOptions = LoadingOptions(),
         model: nn.Module | None = None,
         tokenizer: PreTrainedTokenizerBase | str | None = None,
@@ -105,7 +116,8 @@ class AttributionModule(pl.LightningModule):
         if model_name == "":
             raise ArgumentError("model_name", "it is empty; leave it out for the demo model", "model")
         with arguments_of("model", RENAMED):
-            check_settings(layers, verify, rule=rule, step=step, dtype=dtype)
+            check_settings(layers, component, verify, rule=rule, ablation=ablation, step=step, dtype=dtype)
+            check_ablation_options(ablation, ablation_options)
             targets = check_targets(min_agreement, min_agreement_by_layer, pilot, max_cost, rule=rule)
         # Not for the loggers: TensorBoard's HParams tab keeps what it is given first, which has to be the
         # writer's.
@@ -116,8 +128,10 @@ class AttributionModule(pl.LightningModule):
         self.tokenizer: PreTrainedTokenizerBase | str | None = tokenizer or self.model_name or None
         self.gguf_file = gguf_file
         self.layers: Layers = layers
-        self.component = component
+        self.components = named_components(component)
         self.rule: RuleName = rule
+        self.ablation: AblationName = ablation
+        self.top_neurons = top_neurons
         self.verify, self.sample_seed = verify, sample_seed
         # What an adaptive run promises, which changes numbers; another one has the same names.
         promise = {
@@ -133,13 +147,11 @@ class AttributionModule(pl.LightningModule):
         self.quantization: Quantization | None = quantization
         self.device_map = device_map
         self.rule_options, self.loading = rule_options, loading
-        self.location: Location | None = None
-        self._rule: Rule = GRADIENT
+        self._scoring = Scoring()
+        self._ablation = SettledAblation(ablation, ablation_options)
         self._first_seen: FirstSeen | None = None
         self._adaptive = None if targets is None else Adaptive(targets)
         self._halving = Halving()
-        self._home: torch.device | None = None
-        self.language_model: PreTrainedModel | None = None
         if model is not None:
             # PEFT's wrappers pass attribute access on to the model inside.
             given_model = cast(PreTrainedModel, model)
@@ -203,31 +215,18 @@ class AttributionModule(pl.LightningModule):
             self._sample_size,
             self.sample_seed,
             self._pilot,
+            self.ablation,
+            self._ablation.contrasts,
         )
 
     def setup(self, stage: str) -> None:
-        """Remembers the model's device: a Trainer moves it to its own device, and to the CPU in the end."""
+        """Begins a run: forgets what an earlier one has settled."""
+        super().setup(stage)
         processes = self._trainer.world_size if self._trainer is not None else 1
         self._first_seen = FirstSeen(self._sample_size, processes)
         if self._adaptive is not None:
             self._adaptive.forget()
-        if self._home is not None:
-            # An earlier run has failed.
-            self.location = None
-        if self.language_model is not None and not is_placed(self.language_model):
-            self._home = next(self.language_model.parameters()).device
-
-    def teardown(self, stage: str) -> None:
-        """Moves the model back. The next run locates its modules anew, since it may be trained until then."""
-        if self._home is not None:
-            self.to(self._home)
-        self.location, self._home = None, None
-
-    def on_predict_model_eval(self) -> None:
-        """Leaves all modes as they are: scores are computed in eval mode in any case."""
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Leaves gradients as they are: a Trainer clears them before each run, and they are another module's."""
+        self._ablation.forget()
 
     def configure_model(self) -> None:
         """Loads the model, once, and locates the modules to attribute to.
@@ -257,19 +256,23 @@ class AttributionModule(pl.LightningModule):
             if not self.loading.self_test:
                 warn_about(
                     "self_test",
-                    f"it is skipped, so nothing shows that the scored output is what the {self.component} adds to "
-                    "the residual stream",
+                    f"it is skipped, so nothing shows that the scored output is what the "
+                    f"{' and the '.join(self.components)} adds to the residual stream",
                 )
             location = locate(
-                self._model, layers=self.layers, component=self.component, self_test=self.loading.self_test
+                self._model, layers=self.layers, component=self.components, self_test=self.loading.self_test
             )
-            self._rule = find_rule(
+            rule = find_rule(
                 self._model,
                 location,
                 self.rule,
                 steps=self.rule_options.integration_steps,
                 frozen_attention=self.rule_options.frozen_attention,
             )
+            neurons = None
+            if self.top_neurons is not None:
+                neurons = find_neurons(self._model, location, self.top_neurons, rule=rule)
+            self._scoring = Scoring(rule, top_neurons=neurons)
         self.location = location
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -321,7 +324,7 @@ class AttributionModule(pl.LightningModule):
                     return scored.to("cpu")
             (contrast,), (place,) = batch.contrasts, batch.places or (None,)
             exact = compare_or_replace(contrast, place, compare, run_state(self._trainer))
-            return AttributionBatch.empty(self._location, self.component, self.rule)._replace(exact=exact)
+            return AttributionBatch.empty(self._location, self.rule)._replace(exact=exact)
         with arguments_of_passes():
             scored = self._halving.attribute(batch.to(device), self._attribute)
         if batch.places is not None or self._first_seen is None:
@@ -346,12 +349,15 @@ class AttributionModule(pl.LightningModule):
             "revision": self.loading.revision,
             **model_identity(self._model),
             "layers": list(self._location.layers),
-            "component": self.component,
+            "component": ", ".join(self.components),
             "module": self._location.template,
             "self_test": self.loading.self_test,
             "rule": self.rule,
             "integration_steps": self.rule_options.integration_steps if self.rule == "integrated" else None,
             "frozen_attention": self.rule_options.frozen_attention if self.rule == "linearised" else None,
+            "ablation": self.ablation,
+            **self._ablation.identity(),
+            "top_neurons": self.top_neurons,
             **self._promise,
             "sample_seed": self.sample_seed,
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
@@ -361,8 +367,7 @@ class AttributionModule(pl.LightningModule):
         scorer = self._scorer
         if self._adaptive is not None:
             return self._adaptive.attribute(scorer, batch, self._trainer)
-        model, location, component, rule = scorer
-        return attribute_batch(model, location, batch, component=component, rule=rule)
+        return score_batch(*scorer[:2], batch, scorer.scoring)
 
     @property
     def _sample_size(self) -> int:
@@ -371,30 +376,6 @@ class AttributionModule(pl.LightningModule):
 
     @property
     def _scorer(self) -> Scorer:
-        return Scorer(self._model, self._location, self.component, self._rule)
-
-    @property
-    def _model(self) -> PreTrainedModel:
-        assert self.language_model is not None
-        return self.language_model
-
-    @property
-    def _location(self) -> Location:
-        assert self.location is not None
-        return self.location
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Moves the model, but keeps its number format; `to`, `half` and the like call this."""
-
-        def move(tensor: Tensor) -> Tensor:
-            changed = fn(tensor)
-            return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
-
-        return super()._apply(move, recurse)  # type: ignore[no-untyped-call]
-
-    def _hold(self, model: PreTrainedModel) -> None:
-        if is_placed(model):
-            # Not as a submodule: Lightning would move it from the devices on which its loader has put it.
-            object.__setattr__(self, "language_model", model)
-        else:
-            self.language_model = model
+        model, location = self._model, self._location
+        ablation = self._ablation.settle(model, location, self._trainer)
+        return Scorer(model, location, self._scoring._replace(ablation=ablation))

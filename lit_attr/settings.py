@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from lit_attr.attribution.catalogue import CATALOGUE, RuleOptions
+from lit_attr.attribution.catalogue import CATALOGUE, AblationName, AblationOptions, RuleOptions
 from lit_attr.errors import ArgumentError, arguments_of, check_choice
 from lit_attr.facts.contrasts import Step
+from lit_attr.models.layers import Layers, check_layers
 from lit_attr.models.loading import Dtype
-from lit_attr.models.location import Layers, check_layers
+from lit_attr.models.location import named_components
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class LoadingOptions:
 RENAMED = {
     **{name: f"loading.{name}" for name in LoadingOptions.__dataclass_fields__},
     **{name: f"rule_options.{name}" for name in RuleOptions.__dataclass_fields__},
+    **{name: f"ablation_options.{name}" for name in AblationOptions.__dataclass_fields__},
     "steps": "rule_options.integration_steps",
     # Errors about a model object are reported under its name.
     "model": "model_name",
@@ -65,17 +67,28 @@ def arguments_of_passes() -> Iterator[None]:
         yield
 
 
-def check_settings(layers: Layers, verify: int, *, rule: str, step: str, dtype: str) -> None:
+def check_settings(
+    layers: Layers,
+    component: str | Sequence[str],
+    verify: int,
+    *,
+    rule: str,
+    ablation: str,
+    step: str,
+    dtype: str,
+) -> None:
     """Checks settings of the module before a model is loaded: Python takes any value.
 
     Raises:
         ArgumentError: One has another value than it takes.
     """
     check_layers(layers)
+    named_components(component)
     if verify < 0:
         raise ArgumentError("verify", f"{verify} is less than 0")
     for name, value, words in (
         ("rule", rule, CATALOGUE),
+        ("ablation", ablation, get_args(AblationName)),
         ("step", step, get_args(Step)),
         ("dtype", dtype, get_args(Dtype)),
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from inspect import ismethod
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
@@ -39,6 +40,17 @@ class OwnsPilot(Protocol):
 
     def keep_error_model(self, trainer: pl.Trainer, fields: Mapping[str, Any]) -> Mapping[str, Any]:
         """Keeps an error model, and returns the one that the run has: the first that was kept."""
+
+
+@runtime_checkable
+class OwnsMeanWrites(Protocol):
+    """A callback that keeps the mean writes of a run with mean ablation for all its processes."""
+
+    def mean_writes(self, trainer: pl.Trainer) -> Path | None:
+        """The file of the run's mean writes; None where there is none yet."""
+
+    def keep_mean_writes(self, trainer: pl.Trainer, content: bytes) -> Path:
+        """Keeps mean writes, unless the run has any, and returns the file of those that it has."""
 
 
 @runtime_checkable

@@ -23,6 +23,7 @@ from lit_attr.attribution.adaptive import depth_of, estimate_batch
 from lit_attr.attribution.catalogue import RuleName, find_rule
 from lit_attr.attribution.error_model import FORWARDS_A_GRADIENT, Estimate, Targets, costs_LT, fit
 from lit_attr.attribution.gradient import Rule
+from lit_attr.attribution.scoring import Scoring
 from lit_attr.evaluation.validity.agreement import pearson
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.contrasts import Contrast, ContrastKey
@@ -130,7 +131,7 @@ def _known(
     found = []
     for contrast in contrasts:
         batch = collate_contrasts([contrast])
-        (estimate,) = estimate_batch(model, location, batch, rule=rule).estimates
+        (estimate,) = estimate_batch(model, location, batch, Scoring(rule)).estimates
         found.append((estimate, effects[contrast.key]))
     return found
 

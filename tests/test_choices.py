@@ -11,7 +11,7 @@ from tiny_runs import ONE, write_run
 
 from lit_attr.callbacks.writer import AttributionWriter
 from lit_attr.errors import ArgumentError
-from lit_attr.records.exports import export
+from lit_attr.records.exports.export import export
 from lit_attr.records.reading import load_attributions
 from lit_attr.views.paper.figures import write_figures
 

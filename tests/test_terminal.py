@@ -14,7 +14,7 @@ from tiny_runs import ONE, example, write_run
 
 from lit_attr.cli import main
 from lit_attr.errors import UserError, warn_once
-from lit_attr.records.exports import export
+from lit_attr.records.exports.export import export
 from lit_attr.records.reading import load_attributions
 from lit_attr.text import MAX_LINE_CHARACTERS
 from lit_attr.views.paper.figures import write_figures

@@ -5,8 +5,9 @@ Axes: B contrasts, L chosen layers, T tokens (padded on the right).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,20 +16,21 @@ from transformers import PreTrainedModel
 
 from lit_attr.attribution.comparison import NOT_FINITE
 from lit_attr.attribution.error_model import ErrorModel, Estimate
-from lit_attr.attribution.exact.effects import resolved_effects, token_mask_BT
+from lit_attr.attribution.exact.effects import resolved_effects
 from lit_attr.attribution.exact.prefix_reuse import CleanRun, blocks_of, recorded_run
 from lit_attr.attribution.gradient import (
     GRADIENT,
     AttributionBatch,
     ExactEffects,
-    Rule,
     attribute_batch,
     join_parts,
 )
-from lit_attr.attribution.passes import is_out_of_memory, parts_of_one_width
+from lit_attr.attribution.neurons import TopNeurons
+from lit_attr.attribution.passes import is_out_of_memory, parts_of_one_width, token_mask_BT
+from lit_attr.attribution.scoring import Scoring
 from lit_attr.errors import UserError
 from lit_attr.facts.batches import ContrastBatch
-from lit_attr.models.hooks import first_tensor, outputs_changed, undisturbed
+from lit_attr.models.hooks import first_tensor, outputs_changed, take_last, undisturbed
 from lit_attr.models.location import Location
 
 
@@ -57,9 +59,8 @@ def estimate_batch(
     model: PreTrainedModel,
     location: Location,
     batch: ContrastBatch,
-    *,
-    component: str = "mlp",
-    rule: Rule = GRADIENT,
+    scoring: Scoring = Scoring(),
+    replacement_BLTH: Tensor | None = None,
 ) -> Estimated:
     """Scores a batch and records how large each write is beside the residual stream.
 
@@ -70,13 +71,19 @@ def estimate_batch(
         model: A causal language model.
         location: The modules whose outputs are scored.
         batch: The contrasts, on the device of the model's embeddings.
-        component: The component that `location` was found for; passed on into the result.
-        rule: The rule of the scores, from `find_rule`.
+        scoring: How scores are computed.
+        replacement_BLTH: The writes of its ablation; zeros where None.
     """
-    gradient, share_BLT, clean = _gradient_pass(model, location, batch, component)
+    rule, _, neurons = scoring
+    is_gradient = rule.name == GRADIENT.name
+    gradient, share_BLT, clean = _gradient_pass(
+        model, location, batch, replacement_BLTH, neurons if is_gradient else None
+    )
     scores = gradient
-    if rule.name != GRADIENT.name:
-        scores = attribute_batch(model, location, batch, component=component, rule=rule)
+    if not is_gradient:
+        scores = attribute_batch(
+            model, location, batch, rule=rule, replacement_BLTH=replacement_BLTH, top_neurons=neurons
+        )
     assert gradient.scores_l2_BLT is not None
     arrays = [
         tensor_BLT.double().cpu().numpy()
@@ -96,9 +103,8 @@ def attribute_adaptively(
     location: Location,
     batch: ContrastBatch,
     error_model: ErrorModel,
+    scoring: Scoring = Scoring(),
     *,
-    component: str = "mlp",
-    rule: Rule = GRADIENT,
     rows: Sequence[int] | None = None,
 ) -> AttributionBatch:
     """Scores a batch, with exact effects in place of the estimates that are predicted to be wrong.
@@ -107,17 +113,18 @@ def attribute_adaptively(
         model: A causal language model.
         location: The modules whose outputs are scored and ablated.
         batch: The contrasts, on the device of the model's embeddings.
-        error_model: Fitted to a pilot for the same model, location and rule.
-        component: The component that `location` was found for; passed on into the result.
-        rule: The rule of the estimates, from `find_rule`.
+        error_model: Fitted to a pilot for the same model, location and scoring.
+        scoring: How the estimates are computed.
         rows: The rows to return. The last digits of estimates depend on the batch, so that the others are
             estimated with them. Default: all.
 
     Returns:
         The scores, with `is_exact_BLT`. A cell whose exact effect is not finite keeps its estimate.
     """
-    scores, estimates, clean = estimate_batch(model, location, batch, component=component, rule=rule)
+    replacement_BLTH = scoring.ablation.replacement_BLTH(model, location, batch)
+    scores, estimates, clean = estimate_batch(model, location, batch, scoring, replacement_BLTH)
     if rows is not None:
+        replacement_BLTH = None if replacement_BLTH is None else replacement_BLTH[list(rows)]
         scores, batch, estimates = scores.select(rows), batch.select(rows), tuple(estimates[row] for row in rows)
         clean = None if clean is None else clean.select(rows, batch.token_ids_BT.shape[1])
     is_exact_BLT = torch.zeros(scores.scores_sum_BLT.shape, dtype=torch.bool)
@@ -128,7 +135,9 @@ def attribute_adaptively(
         if contrast.is_contrastive and is_finite_B[row]:
             wanted_LT = error_model.wants_LT(estimate)
             is_exact_BLT[row, :, : wanted_LT.shape[1]] = torch.from_numpy(wanted_LT)
-    effects_BLT = resolved_effects(model, location, batch, wanted_BLT=is_exact_BLT, clean=clean).effects_BLT
+    effects_BLT = resolved_effects(
+        model, location, batch, replacement_BLTH, wanted_BLT=is_exact_BLT, clean=clean
+    ).effects_BLT
     return _with_effects(scores, effects_BLT, is_exact_BLT & effects_BLT.isfinite().cpu())
 
 
@@ -136,9 +145,7 @@ def attribute_pilot(
     model: PreTrainedModel,
     location: Location,
     batch: ContrastBatch,
-    *,
-    component: str = "mlp",
-    rule: Rule = GRADIENT,
+    scoring: Scoring = Scoring(),
 ) -> AttributionBatch:
     """Computes all exact effects of a batch, to which an error model can be fitted.
 
@@ -146,15 +153,18 @@ def attribute_pilot(
         model: A causal language model.
         location: The modules whose outputs are scored and ablated.
         batch: The contrasts, on the device of the model's embeddings, with their places in the run's random order.
-        component: The component that `location` was found for; passed on into the result.
-        rule: The rule of the run, from `find_rule`.
+        scoring: How the scores of the run are computed.
 
     Returns:
         The exact effects as scores, and in `exact`. A contrast whose effects or scores are not finite keeps its
         estimates, and has the reason in `exact`.
     """
-    scores = attribute_batch(model, location, batch, component=component, rule=rule)
-    effects_BLT, resolution_B = resolved_effects(model, location, batch)
+    rule, ablation, neurons = scoring
+    replacement_BLTH = ablation.replacement_BLTH(model, location, batch)
+    scores = attribute_batch(
+        model, location, batch, rule=rule, replacement_BLTH=replacement_BLTH, top_neurons=neurons
+    )
+    effects_BLT, resolution_B = resolved_effects(model, location, batch, replacement_BLTH)
     is_resolved_B = effects_BLT.isfinite().flatten(1).all(1).cpu()
     is_finite_B = is_resolved_B & scores.is_finite_B().cpu()
     exact = []
@@ -168,7 +178,8 @@ def attribute_pilot(
                 contrast,
                 None if batch.places is None else batch.places[row],
                 location.layers,
-                component,
+                location.components,
+                ablation.name,
                 effects_LT if refused is None else torch.zeros_like(effects_LT),
                 resolution_B[row].item() if refused is None else 0.0,
                 None,
@@ -189,37 +200,45 @@ def _with_effects(scores: AttributionBatch, effects_BLT: Tensor, is_exact_BLT: T
 
 
 def _gradient_pass(
-    model: PreTrainedModel, location: Location, batch: ContrastBatch, component: str
+    model: PreTrainedModel,
+    location: Location,
+    batch: ContrastBatch,
+    replacement_BLTH: Tensor | None,
+    neurons: TopNeurons | None,
 ) -> tuple[AttributionBatch, Tensor, CleanRun | None]:
-    """Gradient × activation; ‖write‖ / ‖output of the block‖ at each cell, on the CPU; and the run to share."""
+    """Gradient × activation; ‖change of the write‖ / ‖output of the block‖, on the CPU; and the run to share."""
     shape = batch.token_ids_BT.shape
     share_BLT = torch.zeros(shape[0], len(location.layers), shape[1])
     scored, clean = [], None
     with undisturbed(model, batch.token_ids_BT.device) as model:
         parts = parts_of_one_width(model, location, batch)
         for rows, part in parts:
-            with _norms_of(model, location, part) as (writes, streams):
-                scores, clean = _recorded_pass(model, location, part, component)
-                scored.append(scores)
             width = part.token_ids_BT.shape[1]
-            for place, (write_BT, stream_BT) in enumerate(zip(writes, streams, strict=True)):
-                share_BLT[rows, place, :width] = (write_BT / stream_BT.to(write_BT.device)).cpu()
+            replaced = None if replacement_BLTH is None else replacement_BLTH[rows, :, :width]
+            attribute = partial(
+                attribute_batch, model, location, part, replacement_BLTH=replaced, top_neurons=neurons
+            )
+            with _norms_of(model, location, part, replaced) as (changes, streams):
+                scores, clean = _recorded_pass(model, location, part, attribute)
+                scored.append(scores)
+            for place, (change_BT, stream_BT) in enumerate(zip(changes, streams, strict=True)):
+                share_BLT[rows, place, :width] = (change_BT / stream_BT.to(change_BT.device)).cpu()
     if len(parts) > 1:
         clean = None
     return join_parts(scored, [rows for rows, _ in parts], shape[1]), share_BLT, clean
 
 
 def _recorded_pass(
-    model: PreTrainedModel, location: Location, batch: ContrastBatch, component: str
+    model: PreTrainedModel, location: Location, batch: ContrastBatch, attribute: Callable[[], AttributionBatch]
 ) -> tuple[AttributionBatch, CleanRun | None]:
-    """Gradient × activation, and the run to share; None where the model does not support that."""
+    """What `attribute` returns, and the run to share; None where the model does not support that."""
     try:
         with recorded_run(model, location, batch) as finished:
-            scores = attribute_batch(model, location, batch, component=component)
+            scores = attribute()
     except Exception as error:  # of any kind, since the cache reaches the model's own code
         if isinstance(error, UserError) or is_out_of_memory(error):
             raise
-        return attribute_batch(model, location, batch, component=component), None
+        return attribute(), None
     try:
         return scores, finished()
     except ValueError:
@@ -228,25 +247,33 @@ def _recorded_pass(
 
 @contextmanager
 def _norms_of(
-    model: PreTrainedModel, location: Location, batch: ContrastBatch
+    model: PreTrainedModel, location: Location, batch: ContrastBatch, replacement_BLTH: Tensor | None
 ) -> Iterator[tuple[Sequence[Tensor], Sequence[Tensor]]]:
-    """The norms of writes and of block outputs at each token of the pass that is run within."""
+    """The norms of writes' changes and of block outputs at each token of the pass that is run within."""
     blocks = blocks_of(model, location)
     norms = [[torch.empty(0)] * len(blocks) for _ in range(2)]
-
     rows, tokens = batch.token_ids_BT.shape
 
-    def keep(kind: int, place: int, output: Any) -> None:
+    def norms_BT(output: Any, replaced_BTH: Tensor | None) -> Tensor:
         # Some modules have the tokens of all rows in one axis.
-        norms_BT = torch.linalg.vector_norm(first_tensor(output).detach().float(), dim=-1).reshape(rows, -1)
-        if norms_BT.shape[1] == 1 < tokens:
-            # The top module runs at the last tokens only.
-            at_last_B1 = batch.last_B.to(norms_BT.device)[:, None]
-            norms_BT = norms_BT.new_zeros(rows, tokens).scatter(1, at_last_B1, norms_BT)
-        norms[kind][place] = norms_BT
+        hidden_BTH = first_tensor(output).detach().float().reshape(rows, -1, first_tensor(output).shape[-1])
+        # The top MLP runs at the last tokens only.
+        is_last_only = hidden_BTH.shape[1] == 1 < tokens
+        if replaced_BTH is not None:
+            if is_last_only:
+                replaced_BTH = take_last(replaced_BTH, batch.last_B)
+            hidden_BTH = hidden_BTH - replaced_BTH.to(hidden_BTH)
+        found_BT: Tensor = torch.linalg.vector_norm(hidden_BTH, dim=-1)
+        if is_last_only:
+            at_last_B1 = batch.last_B.to(found_BT.device)[:, None]
+            found_BT = found_BT.new_zeros(rows, tokens).scatter(1, at_last_B1, found_BT)
+        return found_BT
 
-    with (
-        outputs_changed(location.modules, lambda place, output: keep(0, place, output)),
-        outputs_changed(blocks, lambda place, output: keep(1, place, output)),
-    ):
+    def keep_change(place: int, output: Any) -> None:
+        norms[0][place] = norms_BT(output, None if replacement_BLTH is None else replacement_BLTH[:, place])
+
+    def keep_stream(place: int, output: Any) -> None:
+        norms[1][place] = norms_BT(output, None)
+
+    with outputs_changed(location.modules, keep_change), outputs_changed(blocks, keep_stream):
         yield norms[0], norms[1]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lit_attr.models.location import Location
 
 RuleName = Literal["gradient", "frozen-norm", "linearised", "integrated", "norm-secant", "exact"]
+# By what a write is replaced, see `lit_attr.attribution.ablation`.
+AblationName = Literal["zero", "mean", "resample"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,19 @@ class RuleOptions:
 
     integration_steps: int = 8
     frozen_attention: bool = False
+
+
+@dataclass(frozen=True)
+class AblationOptions:
+    """Options that belong to one ablation each.
+
+    Args:
+        mean_contrasts: With the ablation `mean`, over how many random contrasts of the run writes are averaged.
+        mean_writes: With the ablation `mean`, a safetensors file with the means, as a run keeps them.
+    """
+
+    mean_contrasts: int = 256
+    mean_writes: str | None = None
 
 
 class RuleEntry(NamedTuple):
@@ -186,8 +201,8 @@ _ENTRIES = (
     ),
     RuleEntry(
         name="exact",
-        title="exact effect (zero ablation)",
-        description="no estimate: the fall of the logit difference when one write is set to zero",
+        title="exact effect",
+        description="no estimate: the fall of the logit difference when one write is replaced",
         cost="about a quarter of a forward pass for each layer and token",
         needs="any causal language model",
         prepare=_exact,

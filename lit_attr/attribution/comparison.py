@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from lit_attr.attribution.exact.effects import resolved_effects
 from lit_attr.attribution.faithfulness import Curves, faithfulness_curves, random_scores_BLT
-from lit_attr.attribution.gradient import GRADIENT, Rule, attribute_batch
 from lit_attr.attribution.gradient import ExactEffects as ExactEffects
+from lit_attr.attribution.gradient import attribute_batch
+from lit_attr.attribution.scoring import Scoring
 from lit_attr.errors import one_line, warn_once
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
 from lit_attr.facts.contrasts import Contrast
@@ -25,12 +26,11 @@ def compare_exactly(
     model: PreTrainedModel,
     location: Location,
     contrast: Contrast,
+    scoring: Scoring = Scoring(),
     *,
-    component: str = "mlp",
-    rule: Rule = GRADIENT,
     place: int | None = None,
 ) -> ExactEffects:
-    """Computes a contrast's exact effects (zero ablation), and how faithfully its scores rank its cells.
+    """Computes a contrast's exact effects, and how faithfully its scores rank its cells.
 
     The contrast goes through the model alone, so that the result does not depend on batches or processes.
 
@@ -38,17 +38,18 @@ def compare_exactly(
         model: A causal language model.
         location: The modules whose outputs are scored and ablated.
         contrast: The contrast.
-        component: The component that `location` was found for; passed on into the result.
-        rule: The rule whose scores are compared, from `find_rule`.
+        scoring: How the scores that are compared are computed.
         place: The contrast's place in the random order of the run; passed on into the result.
 
     Raises:
         ArgumentError: A token id has no embedding in the model, or the context is longer than its positions.
     """
     batch = collate_contrasts([contrast]).to(input_device(model))
-    scored = attribute_batch(model, location, batch, component=component, rule=rule)
+    rule, ablation, _ = scoring
+    replacement_BLTH = ablation.replacement_BLTH(model, location, batch)
+    scored = attribute_batch(model, location, batch, rule=rule, replacement_BLTH=replacement_BLTH)
     scores_BLT = scored.scores_sum_BLT
-    effects_BLT, resolution_B = resolved_effects(model, location, batch)
+    effects_BLT, resolution_B = resolved_effects(model, location, batch, replacement_BLTH)
     effects_LT = effects_BLT[0].to("cpu", torch.float32)
     refused, curves = None, None
     if not effects_LT.isfinite().all():
@@ -56,19 +57,33 @@ def compare_exactly(
     elif not scored.is_finite_B().all():
         refused = f"its scores or logits {NOT_FINITE}"
     else:
-        curves = _curves(model, location, batch, scores_BLT, effects_BLT)
+        curves = _curves(model, location, batch, (scores_BLT, effects_BLT), replacement_BLTH)
     if refused is not None:
         effects_LT = torch.zeros_like(effects_LT)
     resolution = 0.0 if refused is not None else resolution_B.item()
-    return ExactEffects(contrast, place, location.layers, component, effects_LT, resolution, curves, refused)
+    return ExactEffects(
+        contrast,
+        place,
+        location.layers,
+        location.components,
+        ablation.name,
+        effects_LT,
+        resolution,
+        curves,
+        refused,
+    )
 
 
 def _curves(
-    model: PreTrainedModel, location: Location, batch: ContrastBatch, scores_BLT: Tensor, effects_BLT: Tensor
+    model: PreTrainedModel,
+    location: Location,
+    batch: ContrastBatch,
+    scores_and_effects: tuple[Tensor, Tensor],
+    replacement_BLTH: Tensor | None,
 ) -> Curves | None:
-    rankings = (scores_BLT, effects_BLT, random_scores_BLT(batch.contrasts, len(location.layers)))
+    rankings = (*scores_and_effects, random_scores_BLT(batch.contrasts, len(location.layers)))
     try:
-        return faithfulness_curves(model, location, batch, rankings)
+        return faithfulness_curves(model, location, batch, rankings, replacement_BLTH)
     except Exception as error:  # the exact effects are of use without the curves, so any failure is survived
         warn_once(f"there are no faithfulness curves ({one_line(error)})")
         return None

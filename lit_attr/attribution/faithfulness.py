@@ -47,13 +47,17 @@ class Curves(NamedTuple):
 @torch.inference_mode(False)
 @torch.no_grad()
 def faithfulness_curves(
-    model: PreTrainedModel, location: Location, batch: ContrastBatch, rankings: Sequence[Tensor]
+    model: PreTrainedModel,
+    location: Location,
+    batch: ContrastBatch,
+    rankings: Sequence[Tensor],
+    replacement_BLTH: Tensor | None = None,
 ) -> Curves:
     """Comprehensiveness and sufficiency of rankings of cells, by the size of the top.
 
     `comprehensiveness[k] = diff − diff without the top k%`, `sufficiency[k] = diff − diff with only the top k%`:
     as in ERASER (DeYoung et al., 2020, arXiv:1911.03429), with the logit difference instead of a class's
-    probability, and with writes set to zero instead of tokens removed. The top k% are the
+    probability, and with writes replaced instead of tokens removed. The top k% are the
     ⌈k/100 · layers · tokens⌉ cells with the largest signed scores, which favour the true answer most. Ties go to
     the lower layer, then to the earlier token.
 
@@ -66,6 +70,7 @@ def faithfulness_curves(
         batch: The contrasts, on the device of the model's embeddings.
         rankings: The scores of each ranking, axes contrast × layer (as `location.layers`) × token. Values at
             padding or beyond are ignored.
+        replacement_BLTH: What replaces each write; zeros where None.
 
     Raises:
         ArgumentError: A token id has no embedding in the model, a context is longer than its positions, or a
@@ -85,8 +90,8 @@ def faithfulness_curves(
         for row, length in enumerate((batch.last_B + 1).tolist()):
             scores_RLT = torch.stack([scores_BLT[row, :, :length].cpu() for scores_BLT in rankings])
             alone = batch.select([row])
-            alone = alone._replace(token_ids_BT=alone.token_ids_BT[:, :length])
-            curves.append(_curves_of_one(model, location, alone, scores_RLT))
+            replacement_LTH = None if replacement_BLTH is None else replacement_BLTH[row, :, :length]
+            curves.append(_curves_of_one(model, location, alone.narrowed(length), scores_RLT, replacement_LTH))
     return Curves(*(torch.stack(part) for part in zip(*curves, strict=True)))
 
 
@@ -101,7 +106,11 @@ def random_scores_BLT(contrasts: Sequence[Contrast], layers: int) -> Tensor:
 
 
 def _curves_of_one(
-    model: PreTrainedModel, location: Location, alone: ContrastBatch, scores_RLT: Tensor
+    model: PreTrainedModel,
+    location: Location,
+    alone: ContrastBatch,
+    scores_RLT: Tensor,
+    replacement_LTH: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The logit difference of one contrast, and its comprehensiveness and sufficiency, [R, P]."""
     rankings, *cells = scores_RLT.shape
@@ -111,7 +120,7 @@ def _curves_of_one(
     is_top_RPN = places_RN[:, None] < counts_P[:, None]
     versions_VN = torch.cat([torch.zeros_like(is_top_RPN[0, :1]), *is_top_RPN, *~is_top_RPN])
     diffs = [
-        _diff_without_V(model, location, alone, is_removed_VLT)
+        _diff_without_V(model, location, alone, is_removed_VLT, replacement_LTH)
         for is_removed_VLT in versions_VN.unflatten(1, cells).split(max(1, MAX_TOKENS // cells[1]))
     ]
     diff, *others = torch.cat(diffs).cpu().split([1, rankings * len(PERCENT), rankings * len(PERCENT)])
@@ -120,9 +129,13 @@ def _curves_of_one(
 
 
 def _diff_without_V(
-    model: PreTrainedModel, location: Location, alone: ContrastBatch, is_removed_VLT: Tensor
+    model: PreTrainedModel,
+    location: Location,
+    alone: ContrastBatch,
+    is_removed_VLT: Tensor,
+    replacement_LTH: Tensor | None,
 ) -> Tensor:
-    """The logit difference of one contrast with the writes of some cells set to zero, for each version."""
+    """The logit difference of one contrast with the writes of some cells replaced, for each version."""
     versions = alone.select([0] * len(is_removed_VLT))
 
     def remove(place: int, output: Any) -> Any:
@@ -130,7 +143,8 @@ def _diff_without_V(
         is_removed_VT1 = is_removed_VLT[:, place, :, None].to(hidden.device)
         # Some modules have the tokens of all rows in one axis.
         write_VTH = hidden.reshape(*is_removed_VT1.shape[:2], -1)
-        return replace_first(output, write_VTH.masked_fill(is_removed_VT1, 0).reshape(hidden.shape))
+        other = write_VTH.new_zeros(()) if replacement_LTH is None else replacement_LTH[place].to(write_VTH)
+        return replace_first(output, torch.where(is_removed_VT1, other, write_VTH).reshape(hidden.shape))
 
     with outputs_changed(location.modules, remove), only_last_logits(model, versions.last_B):
         return difference_B(model(input_ids=versions.token_ids_BT, use_cache=False).logits, versions)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from lit_attr.attribution.catalogue import RuleName
+from lit_attr.attribution.catalogue import AblationName, RuleName
 from lit_attr.attribution.faithfulness import Curves
 from lit_attr.attribution.passes import (
     Answers,
@@ -47,8 +47,9 @@ class ExactEffects(NamedTuple):
         contrast: The contrast.
         place: Its place in the random order of the run; None where the loader knows no such order.
         layers: The layer index of each place on the layer axis.
-        component: The component whose writes are ablated: `mlp`, `attention`, `block` or a module path.
-        effects_LT: float32 on the CPU, in logits: the fall of the logit difference when the write is set to zero.
+        components: The component at each place: `mlp`, `attention`, `block` or a module path.
+        ablation: By what the write is replaced: `zero`, `mean` or `resample`.
+        effects_LT: float32 on the CPU, in logits: the fall of the logit difference when the write is replaced.
             Zeros where `refused`.
         resolution: In logits: effects of smaller magnitude are rounding noise, see `ResolvedEffects`.
         curves: The faithfulness curves of this one contrast, with the rankings in the order of `RANKINGS`; None
@@ -60,7 +61,8 @@ class ExactEffects(NamedTuple):
     contrast: Contrast
     place: int | None
     layers: tuple[int, ...]
-    component: str
+    components: tuple[str, ...]
+    ablation: AblationName
     effects_LT: Tensor
     resolution: float
     curves: Curves | None
@@ -74,10 +76,10 @@ class AttributionBatch(NamedTuple):
     Attributes:
         contrasts: The attributed contrasts, in the order of the rows.
         layers: The layer index of each place on the layer axis.
-        component: The component whose writes are scored: `mlp`, `attention`, `block` or a module path.
+        components: The component at each place: `mlp`, `attention`, `block` or a module path.
         rule: The rule that computed the scores, see `lit_attr.attribution.catalogue`.
-        scores_sum_BLT: logits. The signed score: Σ_h a·g, where the rule takes a gradient.
-        scores_l2_BLT: logits. The l2 norm over h of a·g; None where the rule's scores are not such products.
+        scores_sum_BLT: logits. The signed score: Σ_h (a − r)·g, where the rule takes a gradient.
+        scores_l2_BLT: logits. The l2 norm over h of (a − r)·g; None where the rule's scores are not such products.
         logit_true_B: The true answer's logit.
         logit_false_B: The false answer's logit.
         prob_true_B: Softmax over the vocabulary.
@@ -90,7 +92,7 @@ class AttributionBatch(NamedTuple):
 
     contrasts: tuple[Contrast, ...]
     layers: tuple[int, ...]
-    component: str
+    components: tuple[str, ...]
     rule: RuleName
     scores_sum_BLT: Tensor
     scores_l2_BLT: Tensor | None
@@ -104,18 +106,17 @@ class AttributionBatch(NamedTuple):
     neurons: NeuronScores | None = None
 
     @classmethod
-    def empty(cls, location: Location, component: str, rule: RuleName) -> AttributionBatch:
+    def empty(cls, location: Location, rule: RuleName) -> AttributionBatch:
         """A batch without contrasts, on the CPU, for exact effects that come without scores.
 
         Args:
             location: The modules whose outputs are scored.
-            component: The component that `location` was found for.
             rule: The rule of the run.
         """
         scores_BLT = torch.zeros(0, len(location.layers), 0)
         numbers_B, ranks_B = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
         answers = Answers(numbers_B, numbers_B, numbers_B, numbers_B, ranks_B)
-        return cls((), location.layers, component, rule, scores_BLT, None, *answers)
+        return cls((), location.layers, location.components, rule, scores_BLT, None, *answers)
 
     def is_finite_B(self) -> Tensor:
         """Which contrasts have no number that is infinite or NaN: bool."""
@@ -176,7 +177,11 @@ class Rule(ABC):
 
     @abstractmethod
     def scores(
-        self, model: PreTrainedModel, location: Location, batch: ContrastBatch
+        self,
+        model: PreTrainedModel,
+        location: Location,
+        batch: ContrastBatch,
+        replacement_BLTH: Tensor | None = None,
     ) -> tuple[Sequence[LayerScores], Answers]:
         """Each layer's scores, [B, T], and the two answers.
 
@@ -184,6 +189,7 @@ class Rule(ABC):
             model: The model, in eval mode, without parameter gradients, and `held`.
             location: The modules whose outputs are scored.
             batch: The contrasts, on the device of the model's embeddings.
+            replacement_BLTH: What would replace each write; zeros where None.
         """
 
 
@@ -193,7 +199,12 @@ class Gradient(Rule):
     name: ClassVar[RuleName] = "gradient"
 
     def scores(
-        self, model: PreTrainedModel, location: Location, batch: ContrastBatch, neurons: NeuronWatch | None = None
+        self,
+        model: PreTrainedModel,
+        location: Location,
+        batch: ContrastBatch,
+        replacement_BLTH: Tensor | None = None,
+        neurons: NeuronWatch | None = None,
     ) -> tuple[Sequence[LayerScores], Answers]:
         """Each layer's products of activation and gradient, summed over the width, and their norms.
 
@@ -201,6 +212,7 @@ class Gradient(Rule):
             model: The model, in eval mode, without parameter gradients, and `held`.
             location: The modules whose outputs are scored.
             batch: The contrasts, on the device of the model's embeddings.
+            replacement_BLTH: What is subtracted from each activation; zeros where None.
             neurons: What looks for neurons in the same pass.
         """
         with last_tokens_only(model, location, batch):
@@ -213,9 +225,10 @@ class Gradient(Rule):
             # Rows do not interact in the model, so the gradient of the sum contains each row's own gradient.
             difference = difference_B(logits_BV, batch).sum()
             gradients = gradients_of(model, batch, difference, [*activations, *leaves])[: len(activations)]
+            changes = changes_of(activations, replacement_BLTH)
             shape = batch.token_ids_BT.shape
-            pairs = zip(activations, gradients, strict=True)
-            scores = [products_BT(activation, gradient, shape) for activation, gradient in pairs]
+            pairs = zip(changes, gradients, strict=True)
+            scores = [products_BT(change, gradient, shape) for change, gradient in pairs]
             return scores, answers_of(logits_BV, batch)
 
 
@@ -244,15 +257,17 @@ def attribute_batch(
     location: Location,
     batch: ContrastBatch,
     *,
-    component: str = "mlp",
     rule: Rule = GRADIENT,
+    replacement_BLTH: Tensor | None = None,
     top_neurons: TopNeurons | None = None,
 ) -> AttributionBatch:
     """Scores a batch for all chosen layers, by default with gradient × activation of the logit difference.
 
-    `score[l, t] = Σ_h a[l, t, h] · ∂(logit_true − logit_false) / ∂a[l, t, h]`, with both logits read after the
-    last token of the context: layer gradient × activation (Shrikumar et al., 2016, arXiv:1605.01713, at a layer
-    as in Captum) of the contrastive objective of Yin & Neubig (2022, arXiv:2202.10419).
+    `score[l, t] = Σ_h (a − r)[l, t, h] · ∂(logit_true − logit_false) / ∂a[l, t, h]`, with both logits read after
+    the last token of the context: layer gradient × activation (Shrikumar et al., 2016, arXiv:1605.01713, at a
+    layer as in Captum) of the contrastive objective of Yin & Neubig (2022, arXiv:2202.10419). With r = 0 it
+    estimates zero ablation; with the writes of another prompt it is attribution patching (Nanda, 2023; Syed et
+    al., 2023, arXiv:2310.10348).
 
     Each row scores as it does alone: rows whose widths a model treats differently are passes of their own.
 
@@ -263,8 +278,8 @@ def attribute_batch(
         model: A causal language model.
         location: The modules whose outputs `a` are scored.
         batch: The contrasts, on the device of the model's embeddings.
-        component: The component that `location` was found for; passed on into the result.
         rule: How scores are computed, from `find_rule`.
+        replacement_BLTH: What would replace each write, r, from `Ablation.replacement_BLTH`; zeros where None.
         top_neurons: Which hidden units to look for in the same pass, from `find_neurons` for this rule.
 
     Raises:
@@ -279,7 +294,10 @@ def attribute_batch(
         stack.enter_context(frozen(model))
         stack.enter_context(rule.held())
         parts = parts_of_one_width(model, location, batch)
-        scored = [_scored(model, location, part, component, rule, top_neurons) for _, part in parts]
+        scored = []
+        for rows, part in parts:
+            replaced = None if replacement_BLTH is None else _of_part(replacement_BLTH, rows, part)
+            scored.append(_scored(model, location, part, rule, replaced, top_neurons))
     if len(parts) == 1 and parts[0][1] is batch:
         return scored[0]
     return join_parts(scored, [rows for rows, _ in parts], batch.token_ids_BT.shape[1])
@@ -302,15 +320,15 @@ def _scored(
     model: PreTrainedModel,
     location: Location,
     batch: ContrastBatch,
-    component: str,
     rule: Rule,
+    replacement_BLTH: Tensor | None,
     top_neurons: TopNeurons | None,
 ) -> AttributionBatch:
     watch = None if top_neurons is None else top_neurons.watch(batch)
     if watch is None:
-        scores, answers = rule.scores(model, location, batch)
+        scores, answers = rule.scores(model, location, batch, replacement_BLTH)
     else:
-        scores, answers = with_neurons(rule).scores(model, location, batch, watch)
+        scores, answers = with_neurons(rule).scores(model, location, batch, replacement_BLTH, watch)
     signed, norms = zip(*scores, strict=True)
     device = answers.logit_true_B.device
     # A model spread over several devices leaves each layer's scores on the layer's device.
@@ -318,25 +336,46 @@ def _scored(
         torch.stack([each_BT.to(device) for each_BT in part], 1) for part in (signed, norms) if part[0] is not None
     ]
     l2_BLT = stacked[1] if len(stacked) > 1 else None
-    scored = AttributionBatch(batch.contrasts, location.layers, component, rule.name, stacked[0], l2_BLT, *answers)
+    scored = AttributionBatch(
+        batch.contrasts, location.layers, location.components, rule.name, stacked[0], l2_BLT, *answers
+    )
     return scored if watch is None else scored._replace(neurons=watch.scores().map(lambda each: each.to(device)))
 
 
 @contextmanager
 def last_tokens_only(model: PreTrainedModel, location: Location, batch: ContrastBatch) -> Iterator[None]:
-    """Runs the unembedding, and the top module where that suffices, at each row's last token only."""
+    """Runs the unembedding, and the top MLP where that suffices, at each row's last token only."""
     with ExitStack() as stack:
-        if location.top_at_last_token:
-            stack.enter_context(at_last_tokens(location.modules[-1], batch.last_B))
+        if location.top_mlp is not None:
+            stack.enter_context(at_last_tokens(location.top_mlp, batch.last_B))
         stack.enter_context(only_last_logits(model, batch.last_B))
         yield
 
 
-def products_BT(activation: Tensor, gradient: Tensor, rows_and_tokens: torch.Size) -> tuple[Tensor, Tensor]:
-    """The product of activation and gradient: its sum over the width and its l2 norm, in float32 at least."""
-    # In half precision the products of small numbers underflow.
-    wide = torch.promote_types(activation.dtype, torch.float32)
-    product = activation.detach().to(wide) * gradient.to(wide)
+def changes_of(writes: Sequence[Tensor], replacement_BLTH: Tensor | None) -> list[Tensor]:
+    """What each write differs by from what replaces it, detached and in float32 at least.
+
+    Args:
+        writes: Each layer's writes: [B, T, H], or with the tokens of all rows in one axis.
+        replacement_BLTH: What replaces them; zeros where None.
+    """
+    changes = []
+    for place, write in enumerate(writes):
+        # In half precision the products of small numbers underflow.
+        change = write.detach().to(torch.promote_types(write.dtype, torch.float32))
+        if replacement_BLTH is not None:
+            change = change - replacement_BLTH[:, place].to(change).reshape(change.shape)
+        changes.append(change)
+    return changes
+
+
+def _of_part(replacement_BLTH: Tensor, rows: Sequence[int], part: ContrastBatch) -> Tensor:
+    return replacement_BLTH[list(rows), :, : part.token_ids_BT.shape[1]]
+
+
+def products_BT(change: Tensor, gradient: Tensor, rows_and_tokens: torch.Size) -> tuple[Tensor, Tensor]:
+    """The product of a change of :func:`changes_of` and a gradient: its sum over the width and its l2 norm."""
+    product = change * gradient.to(change.dtype)
     # Some modules have the tokens of all rows in one axis.
     product_BTH = product.reshape(*rows_and_tokens, -1)
     return product_BTH.sum(-1), torch.linalg.vector_norm(product_BTH, dim=-1)

@@ -25,7 +25,7 @@ from lit_attr.errors import ArgumentError
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.models.hooks import first_given, first_tensor, frozen, recorded, undisturbed
 from lit_attr.models.location import Location, input_device
-from lit_attr.models.norms import is_norm
+from lit_attr.models.nonlinearities.norms import is_norm
 from lit_attr.models.selftest import noise, short_input_BT
 
 # How far the neurons and the bias may be from the MLP's score, relative to the sum of |a·g| over its width.
@@ -180,7 +180,6 @@ def find_neurons(
     location: Location,
     count: int,
     *,
-    component: str = "mlp",
     rule: Rule = GRADIENT,
 ) -> TopNeurons:
     """Finds the down projection of each MLP, and checks that neurons add up to the MLP's score.
@@ -191,9 +190,8 @@ def find_neurons(
 
     Args:
         model: A causal language model.
-        location: The modules whose outputs are scored, of the component `mlp`.
+        location: The modules whose outputs are scored, the component `mlp` among them.
         count: K, how many neurons of each contrast are looked for.
-        component: The component that `location` was found for.
         rule: The rule that scores the MLPs.
 
     Raises:
@@ -202,8 +200,9 @@ def find_neurons(
     """
     if count < 1:
         raise ArgumentError("top_neurons", f"{count} is less than 1; give 1 or more")
-    if component != "mlp":
-        raise ArgumentError("top_neurons", f"only MLPs have neurons, not {component}; leave it out or choose mlp")
+    location = location.of("mlp")
+    if not location.modules:
+        raise ArgumentError("top_neurons", "only MLPs have neurons; leave it out or add mlp to the components")
     with_neurons(rule)
     with ExitStack() as stack:
         model = stack.enter_context(undisturbed(model, input_device(model)))

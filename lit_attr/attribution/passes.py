@@ -42,6 +42,11 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
+def token_mask_BT(batch: ContrastBatch) -> Tensor:
+    """Which positions are not padding. On the CPU, from where it can index tensors on any device."""
+    return torch.arange(batch.token_ids_BT.shape[1]) <= batch.last_B.cpu()[:, None]
+
+
 def check_inputs(model: PreTrainedModel, batch: ContrastBatch) -> None:
     """Refuses a batch that the model cannot take.
 
@@ -92,7 +97,7 @@ def parts_of_one_width(
         part = batch.select(rows)
         if width_class(width) != each:
             longest = max(lengths[row] for row in rows)
-            part = part._replace(token_ids_BT=part.token_ids_BT[:, :longest])
+            part = part.narrowed(longest)
         parts.append((rows, part))
     return parts
 

@@ -247,7 +247,7 @@ class AttributionMonitor(pl.Callback):
             counts = LiveCounts(location.layers, self.component, "gradient")
             for place, contrasts in enumerate(batches):
                 batch = collate_contrasts(contrasts).to(token_embedding(model).weight.device)
-                scored = attribute_batch(model, location, batch, component=self.component)
+                scored = attribute_batch(model, location, batch)
                 finite, _ = split_finite(scored.to("cpu"))
                 if not finite.contrasts:
                     continue

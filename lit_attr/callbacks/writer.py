@@ -23,6 +23,7 @@ from lit_attr.facts.contrasts import Contrast, ContrastKey
 from lit_attr.records.encoding import batch_record, exact_record, split_finite
 from lit_attr.records.files import briefly, check_path
 from lit_attr.records.folder import RunFolder
+from lit_attr.records.kept import has_means, keep_error_model, keep_means, read_error_model
 from lit_attr.records.reading import record_of
 from lit_attr.records.state import RunState
 from lit_attr.text import cut
@@ -128,13 +129,26 @@ class AttributionWriter(BasePredictionWriter):
         """The error model of the run; None where there is none yet."""
         with arguments_of("writer"):
             self.run_state(trainer)
-            return self.folder.read_error_model()
+            return read_error_model(self.folder)
 
     def keep_error_model(self, trainer: pl.Trainer, fields: Mapping[str, Any]) -> Mapping[str, Any]:
         """Keeps an error model, and returns the one that the run has: the first that was kept."""
         pilot = [contrast.key for contrast in self.run_state(trainer).pilot]
         with arguments_of("writer"):
-            return self.folder.keep_error_model({"pilot": pilot, **fields})
+            return keep_error_model(self.folder, {"pilot": pilot, **fields})
+
+    def mean_writes(self, trainer: pl.Trainer) -> Path | None:
+        """The file of the run's mean writes; None where there is none yet."""
+        with arguments_of("writer"):
+            self.run_state(trainer)
+            return self.folder.mean_writes if has_means(self.folder) else None
+
+    def keep_mean_writes(self, trainer: pl.Trainer, content: bytes) -> Path:
+        """Keeps mean writes, unless the run has any, and returns the file of those that it has."""
+        with arguments_of("writer"):
+            self.run_state(trainer)
+            keep_means(self.folder, content)
+            return self.folder.mean_writes
 
     def on_predict_batch_start(
         self,

@@ -31,6 +31,7 @@ from lit_attr.evaluation.validity.faithfulness import faithfulness_report
 from lit_attr.facts.contrasts import ContrastKey, order_key
 from lit_attr.facts.roles import POSITION_0
 from lit_attr.records.folder import RunFolder
+from lit_attr.records.kept import read_error_model
 from lit_attr.records.schema import FORMAT_VERSION, SUMMARY_FORMAT, BatchRecord, ExactRecord, Example
 
 # As many cells as a scatter plot can show.
@@ -62,7 +63,7 @@ def summarise(
     chosen = Chosen(heatmap_ids, spread=spread, largest=largest, seed=settings.get("sample_seed", 0))
     # A stranger's data module may have no setting: then a fact may have several contrasts.
     reading = _Reading(settings, exact, chosen, one_contrast_a_fact=step == "divergence")
-    reading.use_error_model(folder.read_error_model())
+    reading.use_error_model(read_error_model(folder))
     for path, batch in folder.read_batches():
         reading.add(path, batch)
     reading.add_waiting_facts()

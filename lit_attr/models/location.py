@@ -6,9 +6,10 @@ This is the only file that knows how architectures name their parts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from difflib import get_close_matches
+from itertools import chain
 from typing import NamedTuple, cast
 
 import torch
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 from lit_attr.errors import ArgumentError
 from lit_attr.models.hooks import evaluating, fresh_rotary_frequencies, frozen, uncompiled
 from lit_attr.models.language_model import broken_weight
+from lit_attr.models.layers import Layers, resolve_layers
 from lit_attr.models.limits import limits_of
 from lit_attr.models.selftest import (
     ROWS,
@@ -31,9 +33,6 @@ from lit_attr.models.selftest import (
     shows_other_widths,
 )
 
-Layers = Sequence[int | str] | int | str
-# As in Python.
-SLICE = r"(-?\d+)?:(-?\d+)?(:(-?\d+)?)?"
 # The names that implementations give the two sublayers of a decoder block.
 COMPONENT_NAMES = {
     "mlp": ("mlp", "feed_forward", "ffn"),
@@ -42,14 +41,15 @@ COMPONENT_NAMES = {
 
 
 class Location(NamedTuple):
-    """The modules of a component, one for each layer.
+    """The modules of one or several components, by layer and, within a layer, in the order of the components.
 
     Attributes:
-        layers: Layer indices from 0, in ascending order.
-        modules: The module of each layer whose output is the component's write.
+        layers: The layer index of each module, from 0, in ascending order.
+        modules: The modules whose outputs are the components' writes.
         paths: The dotted path of each of these modules from the model.
-        top_at_last_token: Whether the highest module is in the last block and only needed at the last token: its
-            writes at other tokens do not reach the logits after the last one.
+        components: The component of each module.
+        top_mlp: The MLP of the last block, where a layer's write there is located and the MLP is only needed at
+            the last token: its writes at other tokens do not reach the logits after the last one.
         depends_on_width: Whether the model's numbers depend on the width of a batch in a way that its config does
             not state: rows of different lengths then go through it apart.
     """
@@ -57,8 +57,24 @@ class Location(NamedTuple):
     layers: tuple[int, ...]
     modules: tuple[nn.Module, ...]
     paths: tuple[str, ...]
-    top_at_last_token: bool = False
+    components: tuple[str, ...]
+    top_mlp: nn.Module | None = None
     depends_on_width: bool = False
+
+    @property
+    def is_top_only_at_last_L(self) -> list[bool]:
+        """Which modules' writes reach the logits from the last token alone: those of the top MLP."""
+        return [module is self.top_mlp for module in self.modules]
+
+    def of(self, component: str) -> Location:
+        """The modules of one of the components; none where it is not among them."""
+        places = [place for place, name in enumerate(self.components) if name == component]
+        return self._replace(
+            layers=tuple(self.layers[place] for place in places),
+            modules=tuple(self.modules[place] for place in places),
+            paths=tuple(self.paths[place] for place in places),
+            components=tuple(self.components[place] for place in places),
+        )
 
     @property
     def template(self) -> str:
@@ -71,7 +87,7 @@ def locate(
     model: PreTrainedModel,
     *,
     layers: Layers = "all",
-    component: str = "mlp",
+    component: str | Sequence[str] = "mlp",
     self_test: bool = True,
 ) -> Location:
     """Finds the modules whose outputs are scored.
@@ -84,7 +100,7 @@ def locate(
     Args:
         model: A causal language model.
         layers: `all`, one layer or several, see `resolve_layers`.
-        component: `mlp`, `attention`, `block`, or a dotted path from the model with `{layer}` in it.
+        component: `mlp`, `attention`, `block`, or a dotted path from the model with `{layer}` in it; or several.
         self_test: Whether to run the model over a few tokens, to find the write and to refuse a module that would
             give wrong scores. Without it the component's own module is taken.
 
@@ -97,13 +113,48 @@ def locate(
             "its adapter adds virtual tokens before every prompt (prompt or prefix tuning), which have no scores; "
             "use the model without it",
         )
-    by_path = "{layer}" in component
-    if not by_path and component not in (*COMPONENT_NAMES, "block"):
-        raise ArgumentError("component", _no_component(component))
+    names = named_components(component)
     with uncompiled(model) as model, ExitStack() as stack:
         for context in (evaluating, frozen, fresh_rotary_frequencies):
             stack.enter_context(context(model))
-        return _locate(model, layers, component, self_test)
+        return _side_by_side([_locate(model, layers, name, self_test) for name in names])
+
+
+def named_components(component: str | Sequence[str]) -> tuple[str, ...]:
+    """The components that are named, in their order.
+
+    Args:
+        component: One or several.
+
+    Raises:
+        ArgumentError: There is none, one comes twice, or one is neither a known one nor a path.
+    """
+    names = (component,) if isinstance(component, str) else tuple(component)
+    if not names:
+        raise ArgumentError("component", "the list is empty; name one, such as mlp")
+    for name in names:
+        if "{layer}" not in name and name not in (*COMPONENT_NAMES, "block"):
+            raise ArgumentError("component", _no_component(name))
+        if names.count(name) > 1:
+            raise ArgumentError("component", f"{name} is named twice; name it once")
+    return names
+
+
+def _side_by_side(locations: Sequence[Location]) -> Location:
+    """The modules of several components, layer by layer."""
+    first = locations[0]
+    for other in locations:
+        if other.layers != first.layers:
+            raise ArgumentError(
+                "component",
+                f"{first.components[0]} has {len(first.layers)} layers and {other.components[0]} has "
+                f"{len(other.layers)}; give each a run of its own",
+            )
+    layers, modules, paths, components = (
+        tuple(chain.from_iterable(zip(*each, strict=True)))
+        for each in zip(*(location[:4] for location in locations), strict=True)
+    )
+    return first._replace(layers=layers, modules=modules, paths=paths, components=components)
 
 
 def _locate(model: PreTrainedModel, layers: Layers, component: str, self_test: bool) -> Location:
@@ -129,13 +180,16 @@ def _locate(model: PreTrainedModel, layers: Layers, component: str, self_test: b
         modules = [
             _write(model, _only_call(model, recording, blocks[layer], layer), component) for layer in chosen
         ]
-    top = recording is not None and component == "mlp" and chosen[-1] == len(blocks) - 1
+    top = None
+    if recording is not None and not by_path and chosen[-1] == len(blocks) - 1:
+        top = _mlp_write(_only_call(model, recording, blocks[-1], chosen[-1]))
     names = {module: name for name, module in model.named_modules()}
     location = Location(
         chosen,
         tuple(modules),
         tuple(names[module] for module in modules),
-        top_at_last_token=top and is_needed_last_only(model, modules[-1]),
+        (component,) * len(modules),
+        top_mlp=top if top is not None and is_needed_last_only(model, top) else None,
         depends_on_width=recording is not None and shows_other_widths(model, limits_of(model.config)),
     )
     if recording is not None:
@@ -143,68 +197,6 @@ def _locate(model: PreTrainedModel, layers: Layers, component: str, self_test: b
     if recording is not None and not recording.is_finite and (broken := broken_weight(model)) is not None:
         raise ArgumentError("model", f"it gives logits that are not finite; {broken}")
     return location
-
-
-def resolve_layers(layers: Layers, count: int) -> tuple[int, ...]:
-    """Layer indices in ascending order, each once; negative ones count from the top.
-
-    Args:
-        layers: `all`, one index, or several: a list, or text such as `4-8` (8 included), `0:12:2` (as in Python,
-            12 not included) or `0,4-8`; lists may hold such texts.
-        count: How many layers the model has.
-
-    Raises:
-        ArgumentError: An index is out of range, there is none, or a text is none of these.
-    """
-    wanted = [
-        layer for part in ([layers] if isinstance(layers, (int, str)) else layers) for layer in _each(part, count)
-    ]
-    for layer in wanted:
-        if not -count <= layer < count:
-            # YAML takes 1:2 for 1 · 60 + 2.
-            hint = f"; YAML reads {layer // 60}:{layer % 60} as {layer}, put it in quotes" if layer >= 60 else ""
-            raise ArgumentError(
-                "layers", f"there is no layer {layer}; this model has {count}, 0 to {count - 1}{hint}"
-            )
-    if not wanted:
-        raise ArgumentError("layers", "the list is empty; name a layer, or all")
-    return tuple(sorted({layer % count for layer in wanted}))
-
-
-def check_layers(layers: Layers) -> None:
-    """Refuses a text that names no layers, before a model is loaded.
-
-    Raises:
-        ArgumentError: It is neither `all`, an index, nor several as of `resolve_layers`.
-    """
-    for part in [layers] if isinstance(layers, (int, str)) else layers:
-        for _ in _each(part, 1):
-            pass
-
-
-def _each(part: int | str, count: int) -> Iterator[int]:
-    """The layers of one index or of one text."""
-    if isinstance(part, int):
-        yield part
-        return
-    for word in part.replace(" ", "").split(","):
-        bounds = [int(bound) if bound else None for bound in word.split(":")] if re.fullmatch(SLICE, word) else []
-        if word == "all":
-            yield from range(count)
-        elif re.fullmatch(r"[+-]?\d+", word):
-            yield int(word)
-        elif ends := re.fullmatch(r"(\d+)[-–](\d+)", word):
-            first, last = int(ends[1]), int(ends[2])
-            if last < first:
-                raise ArgumentError("layers", f"{word!r} ends before it begins; write {last}-{first}")
-            # A model without so many layers names the first that it lacks.
-            yield from range(first, min(last, max(first, count)) + 1)
-        elif bounds and bounds[2:] != [0]:
-            yield from range(count)[slice(*bounds)]
-        else:
-            raise ArgumentError(
-                "layers", f"{part!r} is neither all, a layer, nor a list of layers such as 4-8, 0:12:2 or 0,4-8"
-            )
 
 
 def named_mlps(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:

@@ -5,10 +5,10 @@ Axes: B contrasts, L layers, T tokens of one contrast, K neurons.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from msgspec import UNSET
-from numpy.typing import NDArray
-from torch import Tensor
 
 from lit_attr.attribution.faithfulness import PERCENT, RANKINGS, Curves
 from lit_attr.attribution.gradient import AttributionBatch, ExactEffects
@@ -35,8 +35,12 @@ def batch_record(batch: AttributionBatch) -> BatchRecord:
     Args:
         batch: On the CPU. Every number must be finite, see :func:`split_finite`.
     """
-    sum_BLT = batch.scores_sum_BLT.numpy()
-    l2_BLT = None if batch.scores_l2_BLT is None else batch.scores_l2_BLT.numpy()
+    sum_BLT, l2_BLT, is_exact_BLT = (
+        None if tensor_BLT is None else tensor_BLT.numpy()
+        for tensor_BLT in (batch.scores_sum_BLT, batch.scores_l2_BLT, batch.is_exact_BLT)
+    )
+    assert sum_BLT is not None
+    places = _places(batch.components)
     answers = zip(
         batch.logit_true_B.tolist(),
         batch.logit_false_B.tolist(),
@@ -48,23 +52,28 @@ def batch_record(batch: AttributionBatch) -> BatchRecord:
     examples = []
     for row, (contrast, answer) in enumerate(zip(batch.contrasts, answers, strict=True)):
         width = len(contrast.tokens)
-        scores = ComponentScores(
-            # The encoder needs each array in one piece.
-            np.ascontiguousarray(sum_BLT[row, :, :width]),
-            UNSET if l2_BLT is None else np.ascontiguousarray(l2_BLT[row, :, :width]),
-        )
-        example = _example(contrast, *answer, {batch.component: scores})
+        scores = {
+            component: ComponentScores(
+                # The encoder needs each array in one piece.
+                np.ascontiguousarray(sum_BLT[row, each, :width]),
+                UNSET if l2_BLT is None else np.ascontiguousarray(l2_BLT[row, each, :width]),
+            )
+            for component, each in places.items()
+        }
+        example = _example(contrast, *answer, scores)
         if contrast.donor is not None:
             example.donor_id = contrast.donor.id
         if batch.neurons is not None:
             example.neurons = _neurons(batch.neurons, row)
-        if batch.is_exact_BLT is not None:
-            example.is_exact = {batch.component: batch.is_exact_BLT[row, :, :width].tolist()}
+        if is_exact_BLT is not None:
+            example.is_exact = {
+                component: is_exact_BLT[row, each, :width].tolist() for component, each in places.items()
+            }
         examples.append(example)
     return BatchRecord(
         format=BATCH_FORMAT,
         version=FORMAT_VERSION,
-        layers=list(batch.layers),
+        layers=_layers(batch.layers),
         rule=batch.rule,
         examples=examples,
     )
@@ -77,17 +86,18 @@ def exact_record(effects: ExactEffects, *, rule: str) -> ExactRecord:
         effects: The effects, finite or refused.
         rule: The rule of the scores that they are compared with.
     """
-    contrast = effects.contrast
+    contrast, effects_LT = effects.contrast, effects.effects_LT.numpy()
+    places = _places(effects.components)
     return ExactRecord(
         format=EXACT_FORMAT,
         version=FORMAT_VERSION,
-        layers=list(effects.layers),
+        layers=_layers(effects.layers),
         rule=rule,
-        ablation="zero",
+        ablation=effects.ablation,
         id=contrast.fact.id,
         step=contrast.step,
         place=effects.place,
-        effects={effects.component: _array(effects.effects_LT)},
+        effects={component: np.ascontiguousarray(effects_LT[each]) for component, each in places.items()},
         is_pilot=effects.is_pilot,
         resolution=effects.resolution,
         curves=None if effects.curves is None else _curves_record(effects.curves),
@@ -167,7 +177,14 @@ def _curves_record(curves: Curves) -> CurvesRecord:
     )
 
 
-def _array(values_LT: Tensor) -> NDArray[np.float64]:
-    # The dtype is kept: a float32 has the fewest digits in JSON.
-    array: NDArray[np.float64] = np.ascontiguousarray(values_LT.numpy())
-    return array
+def _places(components: Sequence[str]) -> dict[str, list[int]]:
+    """The places of each component on the layer axis."""
+    return {
+        name: [place for place, component in enumerate(components) if component == name]
+        for name in dict.fromkeys(components)
+    }
+
+
+def _layers(layers: Sequence[int]) -> list[int]:
+    """The layers that each component has."""
+    return [*dict.fromkeys(layers)]

@@ -120,8 +120,13 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_sealed(path: Path, value: Any) -> None:
     """Writes a JSON object whose last field, `digest`, is a hash of all that precedes it."""
+    write_bytes(path, sealed(value))
+
+
+def sealed(value: Any) -> bytes:
+    """A JSON object whose last field, `digest`, is a hash of all that precedes it."""
     body = _dumped(value)[:-1]
-    write_bytes(path, body + _seal(body))
+    return body + _seal(body)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -140,10 +145,10 @@ def write_bytes(path: Path, content: bytes) -> None:
     _sync_folder(path.parent)
 
 
-def write_first(path: Path, value: Any) -> None:
-    """Writes a sealed file unless it is there already; of several processes, one succeeds."""
+def write_first(path: Path, content: bytes) -> None:
+    """Writes a file unless it is there already; of several processes, one succeeds."""
     candidate = path.with_name(f".{path.name}.first.{os.getpid()}.lit-attr.tmp")
-    write_sealed(candidate, value)
+    write_bytes(candidate, content)
     try:
         os.link(candidate, path)
     except FileExistsError:

@@ -22,7 +22,6 @@ from lit_attr.records.files import (
     check_name,
     check_of_run,
     check_own,
-    check_run,
     file_name,
     read_batch,
     read_exact,
@@ -30,15 +29,13 @@ from lit_attr.records.files import (
     read_sealed,
     remove_temporary,
     write_bytes,
-    write_first,
     write_json,
     write_sealed,
 )
+from lit_attr.records.kept import read_error_model
 from lit_attr.records.lock import RunLock
 from lit_attr.records.rejected import append_rejected, count_rejected, read_refused, replace_rejected
 from lit_attr.records.schema import (
-    ERROR_MODEL_FORMAT,
-    FORMAT_VERSION,
     MANIFEST_FORMAT,
     SUMMARY_FORMAT,
     BatchRecord,
@@ -71,6 +68,7 @@ class RunFolder:
         self.exact = self.path / "exact"
         self.manifest = self.path / "manifest.json"
         self.error_model = self.path / "error_model.json"
+        self.mean_writes = self.path / "mean_writes.safetensors"
         self.rejected = self.path / "rejected.jsonl"
         self.summary = self.path / "summary.json"
         self.figures = self.path / "figures"
@@ -181,7 +179,7 @@ class RunFolder:
 
     def move_aside(self) -> None:
         """Moves an earlier run's files into a folder of their own beside the new ones."""
-        records = self.batches, self.exact, self.manifest, self.error_model, self.rejected
+        records = self.batches, self.exact, self.manifest, self.error_model, self.mean_writes, self.rejected
         known = [path for path in (*records, self.summary, self.figures, self.shown) if path.exists()]
         if known:
             with self._writing():
@@ -199,15 +197,14 @@ class RunFolder:
         """
         first = record.examples[0]
         path = self.batches / file_name(first.id, first.step)
-        with self._writing():
-            self._lock.check()
+        with self.writing():
             if path.exists():
                 raise ArgumentError(
                     "source",
                     f"id {briefly(first.id)}, step {first.step}, came twice in one run; give every fact an id of "
                     "its own, and every process its own share",
                 )
-            write_sealed(path, msgspec.structs.replace(record, run=self._run_name()))
+            write_sealed(path, msgspec.structs.replace(record, run=self.run_name()))
 
     def write_exact(self, record: ExactRecord) -> None:
         """Writes the exact effects of a contrast, whole or not at all.
@@ -216,9 +213,8 @@ class RunFolder:
             ArgumentError: They cannot be written.
             UserError: Another process of the run is gone.
         """
-        with self._writing():
-            self._lock.check()
-            named = msgspec.structs.replace(record, run=self._run_name())
+        with self.writing():
+            named = msgspec.structs.replace(record, run=self.run_name())
             write_sealed(self.exact / file_name(record.id, record.step), named)
 
     def wait_for_exact(self, keys: Sequence[ContrastKey]) -> list[ExactRecord]:
@@ -231,30 +227,10 @@ class RunFolder:
         while missing := [path for path in paths if not path.exists()]:
             if self._lock.is_alone:
                 raise UserError(f"{missing[0]}: this run has written it, and it is gone; run again")
-            with self._writing():
-                self._lock.check()
+            with self.writing():
+                pass
             time.sleep(BETWEEN_LOOKS)
         return [read_exact(path) for path in paths]
-
-    def keep_error_model(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Writes the error model unless there is one, and returns the one that is there."""
-        with self._writing():
-            self._lock.check()
-            header = {"format": ERROR_MODEL_FORMAT, "version": FORMAT_VERSION, "run": self._run_name()}
-            write_first(self.error_model, {**header, **fields})
-        return read_sealed(self.error_model, ERROR_MODEL_FORMAT)
-
-    def read_error_model(self) -> dict[str, Any] | None:
-        """The error model; None where there is none.
-
-        Raises:
-            UserError: It is damaged, of another version, or of another run.
-        """
-        if not self.error_model.exists():
-            return None
-        fields = read_sealed(self.error_model, ERROR_MODEL_FORMAT)
-        check_run(self.error_model, fields.get("run"), self.read_manifest())
-        return fields
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes the summary, whole or not at all."""
@@ -289,7 +265,7 @@ class RunFolder:
                 files[example.id, example.step] = path.name
         exact = {(record.id, record.step): record for _, record in self.read_exact()}
         pilots = {key for key, record in exact.items() if record.is_pilot}
-        error_model = self.read_error_model()
+        error_model = read_error_model(self)
         if error_model is not None:
             # Also where a damaged file of the pilot was moved away: it judges nothing.
             pilots |= {(identity, step) for identity, step in error_model["pilot"]}
@@ -373,7 +349,8 @@ class RunFolder:
         """The number of refused rows and contrasts."""
         return count_rejected(self.rejected)
 
-    def _run_name(self) -> str:
+    def run_name(self) -> str:
+        """The name of the run that writes to the folder."""
         if self._run is None:
             self._run = str(read_json(self.manifest)["run"])
         return self._run
@@ -382,8 +359,21 @@ class RunFolder:
         """Checks that no link or folder is where this run is going to write files."""
         for path in (self.batches, self.exact, self.figures):
             check_own(path, is_folder=True)
-        for path in (self.manifest, self.error_model, self.rejected, self.summary, self.shown, self.config):
+        for path in (self.manifest, self.error_model, self.mean_writes, self.rejected):
             check_own(path)
+        for path in (self.summary, self.shown, self.config):
+            check_own(path)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Re-raises what a full or read-only disk does as an error of `output_dir`.
+
+        Raises:
+            UserError: Another process of the run is gone.
+        """
+        with self._writing():
+            self._lock.check()
+            yield
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -39,6 +39,7 @@ class RunState:
         pilots: Contrasts of an adaptive run's pilot that earlier runs have begun or fitted the error model to.
         has_error_model: Whether the run's error model is on disk.
         pilot: The contrasts of the pilot. The data module sets them.
+        averaged: The contrasts over whose tokens mean writes are taken. The data module sets them.
         spares: Contrasts that replace refused ones in the sample, each with its place in the run's random order.
             The data module sets them.
     """
@@ -52,6 +53,7 @@ class RunState:
     pilots: frozenset[ContrastKey] = frozenset()
     has_error_model: bool = False
     pilot: Sequence[Contrast] = ()
+    averaged: Sequence[Contrast] = ()
     spares: Sequence[tuple[int, Contrast]] = ()
     _next: int = field(default=0, init=False, repr=False)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from transformers import PreTrainedModel
 
 from lit_attr.attribution.comparison import ExactEffects, compare_exactly
-from lit_attr.attribution.gradient import Rule
+from lit_attr.attribution.scoring import Scoring
 from lit_attr.errors import arguments_of, one_line, warn_about
 from lit_attr.facts.contrasts import Contrast
 from lit_attr.models.location import Location
@@ -24,21 +24,18 @@ class Scorer(NamedTuple):
     Attributes:
         model: The language model.
         location: The modules whose outputs are scored.
-        component: The component that `location` was found for.
-        rule: The rule of the estimates.
+        scoring: How.
     """
 
     model: PreTrainedModel
     location: Location
-    component: str
-    rule: Rule
+    scoring: Scoring
 
 
 def compare_or_warn(scorer: Scorer, contrast: Contrast, place: int | None) -> ExactEffects | None:
     """The exact effects of a contrast; None, with a warning, where they cannot be computed."""
-    model, location, component, rule = scorer
     try:
-        return compare_exactly(model, location, contrast, component=component, rule=rule, place=place)
+        return compare_exactly(*scorer[:2], contrast, scorer.scoring, place=place)
     except Exception as error:  # of any kind: the scores are there, and the run continues without comparison
         with arguments_of("model"):
             reason = f"this model's exact effects cannot be computed ({one_line(error)}); 0 leaves them out"

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from lit_attr.attribution.adaptive import attribute_adaptively, attribute_pilot, depth_of, estimate_batch
 from lit_attr.attribution.error_model import FORWARDS_A_GRADIENT, ErrorModel, Estimate, Targets, fit
-from lit_attr.attribution.gradient import AttributionBatch, ExactEffects, attribute_batch
+from lit_attr.attribution.gradient import AttributionBatch, ExactEffects
+from lit_attr.attribution.scoring import score_batch
 from lit_attr.errors import ArgumentError, UserError, one_line, warn_about
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
 from lit_attr.facts.contrasts import Contrast
@@ -95,9 +96,9 @@ class Adaptive:
         Raises:
             ArgumentError: The model's exact effects cannot be computed, or it does not fit the batch.
         """
-        model, location, component, rule = scorer
+        model, location, scoring = scorer
         try:
-            scored = attribute_pilot(model, location, batch, component=component, rule=rule)
+            scored = attribute_pilot(model, location, batch, scoring)
         except UserError:
             raise
         except Exception as error:  # of any kind, the model's own among them: without a pilot there is no promise
@@ -120,21 +121,19 @@ class Adaptive:
         Raises:
             ArgumentError: The batch has no places, no callback keeps the error model, or the pilot is too small.
         """
-        model, location, component, rule = scorer
+        model, location, scoring = scorer
         state = run_state(trainer)
         pilot = {contrast.key for contrast in state.pilot} if state is not None else set()
         rows = [row for row, contrast in enumerate(batch.contrasts) if contrast.key not in pilot]
         if batch.places is not None and not any(batch.contrasts[row].is_contrastive for row in rows):
             # The pilot may have been all contrasts of two tokens. What one token does to itself is known.
-            scores = attribute_batch(model, location, batch, component=component, rule=rule).select(rows)
+            scores = score_batch(model, location, batch, scoring).select(rows)
             return scores._replace(is_exact_BLT=torch.zeros_like(scores.scores_sum_BLT, dtype=torch.bool))
         if self._error_model is None:
             if batch.places is None:
                 raise ArgumentError("min_agreement", "its pilot needs a CounterfactDataModule; use that")
             self._error_model = self._settle(scorer, trainer)
-        return attribute_adaptively(
-            model, location, batch, self._error_model, component=component, rule=rule, rows=rows
-        )
+        return attribute_adaptively(model, location, batch, self._error_model, scoring, rows=rows)
 
     def _settle(self, scorer: Scorer, trainer: pl.Trainer | None) -> ErrorModel:
         """The error model that the run keeps, or one fitted to the pilot once all its effects are there."""
@@ -171,9 +170,10 @@ class Adaptive:
 
 
 def _estimate(scorer: Scorer, contrast: Contrast) -> Estimate:
-    model, location, component, rule = scorer
+    model, location, scoring = scorer
     batch = collate_contrasts([contrast]).to(input_device(model))
-    return estimate_batch(model, location, batch, component=component, rule=rule).estimates[0]
+    replacement_BLTH = scoring.ablation.replacement_BLTH(model, location, batch)
+    return estimate_batch(model, location, batch, scoring, replacement_BLTH).estimates[0]
 
 
 def _warn_of_bound(fitted: ErrorModel, targets: Targets) -> None:

@@ -16,6 +16,7 @@ from lit_attr.attribution.catalogue import RuleName, find_rule
 from lit_attr.attribution.error_model import ErrorModel, Targets, fit
 from lit_attr.attribution.exact.effects import ResolvedEffects, exact_effects_BLT, resolved_effects
 from lit_attr.attribution.gradient import attribute_batch
+from lit_attr.attribution.scoring import Scoring
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
 from lit_attr.models.location import Location, locate
 
@@ -44,7 +45,7 @@ def test_cells_are_exact_where_asked_for_and_the_rules_elsewhere(architecture: s
     plain = attribute_batch(model, location, batch, rule=rule)
     norms_BLT = attribute_batch(model, location, batch).scores_l2_BLT
     asked = error_model(location, len(location.layers), norms_BLT[norms_BLT > 0].median().item())
-    found = attribute_adaptively(model, location, batch, asked, rule=rule)
+    found = attribute_adaptively(model, location, batch, asked, Scoring(rule))
     assert found.is_exact_BLT.dtype == torch.bool
     exact = estimated = 0
     for row, contrast in enumerate(batch.contrasts):

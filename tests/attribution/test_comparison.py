@@ -14,6 +14,7 @@ from lit_attr.attribution.comparison import compare_exactly
 from lit_attr.attribution.exact.effects import ResolvedEffects, exact_effects_BLT
 from lit_attr.attribution.faithfulness import faithfulness_curves, random_scores_BLT
 from lit_attr.attribution.gradient import attribute_batch
+from lit_attr.attribution.scoring import Scoring
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.models.location import Location, locate
 
@@ -32,8 +33,13 @@ def location(model: PreTrainedModel) -> Location:
 def test_compares_the_contrast_alone(model: PreTrainedModel, location: Location, name: RuleName):
     (contrast,) = random_contrasts((6,))
     rule = find_rule(model, location, name)
-    found = compare_exactly(model, location, contrast, component="attention", rule=rule, place=4)
-    assert (found.contrast, found.place, found.layers, found.component) == (contrast, 4, (0, 1), "attention")
+    found = compare_exactly(model, location, contrast, Scoring(rule), place=4)
+    assert (found.contrast, found.place, found.layers, found.components) == (
+        contrast,
+        4,
+        (0, 1),
+        ("attention",) * 2,
+    )
     assert found.refused is None
     alone = collate_contrasts([contrast])
     effects_BLT = exact_effects_BLT(model, location, alone)

@@ -12,9 +12,10 @@ from architectures import random_contrasts, tiny_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lit_attr.attribution.ablation import mean_ablation
 from lit_attr.attribution.catalogue import RuleName, find_rule
 from lit_attr.attribution.comparison import compare_exactly
-from lit_attr.attribution.exact.effects import exact_effects_BLT, mean_writes_LH
+from lit_attr.attribution.exact.effects import exact_effects_BLT
 from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.models.identity import model_identity
@@ -107,7 +108,7 @@ def test_exact_effects_are_those_of_an_uncompiled_copy(compile_model: Callable, 
     found = [exact_effects_BLT(*pair, batch) for pair in pairs]
     assert torch.equal(*found)
     assert "whole forward pass" not in caplog.text
-    assert torch.equal(*(mean_writes_LH(*pair, [batch]) for pair in pairs))
+    assert torch.equal(*(mean_ablation(*pair, [batch]).mean_LH for pair in pairs))
     first, second = (compare_exactly(*pair, contrasts[1]).curves for pair in pairs)
     assert first is not None and second is not None
     assert torch.equal(first.sufficiency_BRP, second.sufficiency_BRP)

@@ -96,7 +96,9 @@ def test_equals_a_network_computed_by_hand():
     write alone it ends at (2, 6): 2 − 12 = −10.
     """
     model = ToyModel()
-    location = Location((0, 1), tuple(block.mlp for block in model.blocks), ("blocks.0.mlp", "blocks.1.mlp"))
+    location = Location(
+        (0, 1), tuple(block.mlp for block in model.blocks), ("blocks.0.mlp", "blocks.1.mlp"), ("mlp", "mlp")
+    )
     batch = collate_contrasts([contrast_of(ids, true_token_id=0, false_token_id=1) for ids in ((0, 1), (0,))])
     scores_BLT = torch.tensor([[[-60.0, 432.0], [0.0, 356.0]], [[2.0, 9e9], [1.0, 9e9]]])
     curves = faithfulness_curves(model, location, batch, [scores_BLT])

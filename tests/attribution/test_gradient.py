@@ -28,7 +28,9 @@ def toy_batch(rows: list[tuple[int, ...]]) -> ContrastBatch:
 
 
 def toy_location(model: ToyModel) -> Location:
-    return Location((0, 1), tuple(block.mlp for block in model.blocks), ("blocks.0.mlp", "blocks.1.mlp"))
+    return Location(
+        (0, 1), tuple(block.mlp for block in model.blocks), ("blocks.0.mlp", "blocks.1.mlp"), ("mlp", "mlp")
+    )
 
 
 def test_equals_a_network_differentiated_by_hand():

@@ -18,7 +18,9 @@ NORMED = ("gemma2", "gemma3_text", "olmo2")
 
 def test_an_mlp_that_does_not_end_in_a_projection_has_no_neurons():
     model = ToyModel()
-    location = Location((0, 1), tuple(block.mlp for block in model.blocks), ("blocks.0.mlp", "blocks.1.mlp"))
+    location = Location(
+        (0, 1), tuple(block.mlp for block in model.blocks), ("blocks.0.mlp", "blocks.1.mlp"), ("mlp", "mlp")
+    )
     with pytest.raises(ArgumentError, match=r"^top_neurons: blocks\.0\.mlp .* does not end in one linear"):
         find_neurons(model, location, 3)
 
@@ -74,10 +76,10 @@ def test_rules_without_a_gradient_at_hidden_units_are_refused(name: RuleName):
     ("count", "component", "message"),
     [
         (0, "mlp", "^top_neurons: 0 is less than 1; give 1 or more$"),
-        (5, "attention", "^top_neurons: only MLPs have neurons, not attention; leave it out or choose mlp$"),
+        (5, "attention", "^top_neurons: only MLPs have neurons; leave it out or add mlp to the components$"),
     ],
 )
 def test_other_settings_are_refused(count: int, component: str, message: str):
     model = tiny_model("gpt2")
     with pytest.raises(ArgumentError, match=message):
-        find_neurons(model, locate(model, component=component), count, component=component)
+        find_neurons(model, locate(model, component=component), count)

@@ -231,11 +231,11 @@ def test_rows_of_other_rotary_frequencies_have_the_neurons_of_their_own_pass():
 def test_the_top_mlp_may_run_at_last_tokens_alone(model_type: str):
     model = tiny_model(model_type)
     location = locate(model)
-    assert location.top_at_last_token
+    assert location.top_mlp is not None
     contrasts = random_contrasts((7, 4))
     short, whole = (
         neurons_of(with_neurons(model, contrasts, EVERY, location=each))
-        for each in (location, location._replace(top_at_last_token=False))
+        for each in (location, location._replace(top_mlp=None))
     )
     for row, contrast in enumerate(contrasts):
         assert {*short.token_BK[row][short.layer_BK[row] == 1].tolist()} == {len(contrast.token_ids) - 1}

@@ -11,7 +11,8 @@ from rotary import POSITIONS, SWITCH, parameters_of, rotary_model, rotary_model_
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_attr.attribution.exact.effects import exact_effects_BLT, mean_writes_LH
+from lit_attr.attribution.ablation import mean_ablation
+from lit_attr.attribution.exact.effects import exact_effects_BLT
 from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.datamodule import CounterfactDataModule, DataRequirements
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
@@ -103,9 +104,10 @@ def test_mean_writes_are_those_of_rows_alone(rope_type: str):
     model = dependent_model(rope_type)
     location = locate(model)
     contrasts = random_contrasts((5, 14, 30))
-    together = mean_writes_LH(model, location, [collate_contrasts(contrasts)])
-    alone = mean_writes_LH(model, location, [collate_contrasts([each]) for each in contrasts])
-    torch.testing.assert_close(together, alone)
+    together = mean_ablation(model, location, [collate_contrasts(contrasts)])
+    alone = mean_ablation(model, location, [collate_contrasts([each]) for each in contrasts])
+    torch.testing.assert_close(together.mean_LH, alone.mean_LH)
+    torch.testing.assert_close(together.mean_at_0_LH, alone.mean_at_0_LH)
 
 
 def test_a_model_keeps_its_rotary_state():

@@ -9,7 +9,8 @@ from toys import ToyModel
 from transformers import GPT2LMHeadModel
 
 from lit_attr.errors import UserError
-from lit_attr.models.location import check_layers, locate, resolve_layers
+from lit_attr.models.layers import check_layers, resolve_layers
+from lit_attr.models.location import locate
 from lit_attr.module import AttributionModule
 
 

@@ -114,14 +114,15 @@ def test_the_top_mlp_runs_at_the_last_token_only(model_type: str, monkeypatch: p
     """Its writes at other tokens reach no logit: their scores are 0, and all other scores are unchanged."""
     model = tiny_model(model_type)
     location = locate(model)
-    assert location.top_at_last_token
+    assert location.top_mlp is location.modules[-1]
     batch = collate_contrasts(random_contrasts((3, 5, 4)))
     fast = attribute_batch(model, location, batch)
-    whole = attribute_batch(model, location._replace(top_at_last_token=False), batch)
+    whole = attribute_batch(model, location._replace(top_mlp=None), batch)
     torch.testing.assert_close(fast[4:], whole[4:])
     assert fast.scores_sum_BLT[:, -1].count_nonzero() == 3
-    assert not locate(model, layers=[0]).top_at_last_token
-    assert not locate(model, component="attention").top_at_last_token
+    assert locate(model, layers=[0]).top_mlp is None
+    # So that a run of attention alone has the numbers of one of both components.
+    assert locate(model, component="attention").top_mlp is location.top_mlp
 
 
 class Mixing(nn.Module):

@@ -50,7 +50,10 @@ def test_the_donor_is_in_the_record_by_its_id(batch: AttributionBatch):
 
 
 def test_a_rule_without_norms_has_no_l2(batch: AttributionBatch, tmp_path: Path):
-    write_json(tmp_path / "record.json", batch_record(batch._replace(scores_l2_BLT=None, component="block")))
+    write_json(
+        tmp_path / "record.json",
+        batch_record(batch._replace(scores_l2_BLT=None, components=("block",) * len(batch.layers))),
+    )
     record = json.loads((tmp_path / "record.json").read_text())
     assert [list(example["scores"]) for example in record["examples"]] == [["block"], ["block"]]
     assert all(list(example["scores"]["block"]) == ["sum"] for example in record["examples"])

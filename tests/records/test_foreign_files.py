@@ -12,7 +12,7 @@ from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import UserError
 from lit_attr.facts.sources import SAMPLE, open_rows
 from lit_attr.module import AttributionModule
-from lit_attr.records.exports import export
+from lit_attr.records.exports.export import export
 from lit_attr.records.folder import RunFolder
 
 ROWS = [*open_rows(SAMPLE)][:6]

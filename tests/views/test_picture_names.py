@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.facts.sources import SAMPLE, open_rows
 from lit_attr.module import AttributionModule
-from lit_attr.records.exports import export
+from lit_attr.records.exports.export import export
 
 IDS = ["a/b", "a b", "a_b", "x" * 300 + "1", "x" * 300 + "2", "日" * 100, "日" * 99 + "月"]
 RELATIONS = ["P/1", "P 1", "P_1", "P1", "語" * 100, "語" * 99 + "話"]

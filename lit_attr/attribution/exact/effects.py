@@ -7,7 +7,7 @@ Axes: B contrasts, L chosen layers, T tokens (padded on the right), N cells, H w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -22,12 +22,12 @@ from lit_attr.attribution.passes import (
     is_out_of_memory,
     logit_spacing_B,
     only_last_logits,
-    parts_of_one_width,
+    token_mask_BT,
     width_class_of,
 )
 from lit_attr.errors import ArgumentError, warn_once
 from lit_attr.facts.batches import ContrastBatch
-from lit_attr.models.hooks import first_tensor, outputs_changed, undisturbed
+from lit_attr.models.hooks import outputs_changed, undisturbed
 from lit_attr.models.location import Location
 
 # An effect is more than rounding noise from three standard deviations on; one difference of two computations of an
@@ -85,13 +85,15 @@ def exact_effects_BLT(
     model: PreTrainedModel,
     location: Location,
     batch: ContrastBatch,
-    replacement: Tensor | None = None,
+    replacement_BLTH: Tensor | None = None,
     *,
     wanted_BLT: Tensor | None = None,
     max_tokens: int = MAX_TOKENS,
 ) -> Tensor:
     """The effects of :func:`resolved_effects` alone: float32 in logits, axes contrast × layer × token."""
-    effects = resolved_effects(model, location, batch, replacement, wanted_BLT=wanted_BLT, max_tokens=max_tokens)
+    effects = resolved_effects(
+        model, location, batch, replacement_BLTH, wanted_BLT=wanted_BLT, max_tokens=max_tokens
+    )
     return effects.effects_BLT
 
 
@@ -101,7 +103,7 @@ def resolved_effects(
     model: PreTrainedModel,
     location: Location,
     batch: ContrastBatch,
-    replacement: Tensor | None = None,
+    replacement_BLTH: Tensor | None = None,
     *,
     wanted_BLT: Tensor | None = None,
     clean: CleanRun | None = None,
@@ -123,8 +125,7 @@ def resolved_effects(
         model: A causal language model.
         location: The modules whose outputs `a` are replaced.
         batch: The contrasts, on the device of the model's embeddings.
-        replacement: Zeros where None; a vector for each layer, [L, H], such as the mean write; or a donor's write
-            for each cell, [B, L, T, H].
+        replacement_BLTH: What replaces each write, from `Ablation.replacement_BLTH`; zeros where None.
         wanted_BLT: bool, the cells to compute; the others are 0. Every cell where None.
         clean: A run of the same batch without any change, from `recorded_run`. Default: it is run here.
         max_tokens: Bounds memory: cells × tokens that go through a layer together. The layers of one contrast and
@@ -140,7 +141,7 @@ def resolved_effects(
     check_inputs(model, batch)
     device = batch.token_ids_BT.device
     is_wanted_BLT = _wanted_BLT(wanted_BLT, location, batch)
-    replacement_BLTH = _as_cells(replacement, is_wanted_BLT.shape, device)
+    replacement_BLTH = _as_cells(replacement_BLTH, is_wanted_BLT.shape, device)
     effects_BLT = torch.zeros(is_wanted_BLT.shape, device=device)
     resolution_B = torch.zeros(len(effects_BLT), device=device)
     with undisturbed(model, device) as model:
@@ -150,53 +151,6 @@ def resolved_effects(
             effects_BLT[row_B[row_N], place_N, token_N] = effects_N.to(effects_BLT)
             resolution_B[row_B] = resolution_of_part_B.to(resolution_B)
     return ResolvedEffects(effects_BLT, resolution_B)
-
-
-@torch.inference_mode(False)
-@torch.no_grad()
-def mean_writes_LH(model: PreTrainedModel, location: Location, batches: Iterable[ContrastBatch]) -> Tensor:
-    """The mean write of each layer over all tokens of many contrasts, for mean ablation.
-
-    Args:
-        model: A causal language model.
-        location: The modules whose outputs are averaged.
-        batches: The contrasts. Padding is left out, and all tokens have the same weight.
-
-    Returns:
-        float32, axes layer (as `location.layers`) × width of the output.
-
-    Raises:
-        ArgumentError: There is no contrast, a token id has no embedding in the model, or a context is longer than
-            its positions.
-    """
-    total_LH, tokens = torch.zeros(()), 0
-    for batch in batches:
-        check_inputs(model, batch)
-        for _, part in parts_of_one_width(model, location, batch):
-            # In float64: the sum is over all tokens of a data set.
-            writes_LNH = [write_NH.cpu().double() for write_NH in _writes_NH(model, location, part)]
-            total_LH = total_LH + torch.stack([write_NH.sum(0) for write_NH in writes_LNH])
-            tokens += len(writes_LNH[0])
-    if not tokens:
-        raise ArgumentError("batches", "there is no contrast to take the mean write of; give one or more")
-    return (total_LH / tokens).float()
-
-
-def _writes_NH(model: PreTrainedModel, location: Location, batch: ContrastBatch) -> list[Tensor]:
-    """Each layer's writes at the N tokens of a batch, without padding."""
-    is_token_BT = token_mask_BT(batch)
-    writes: dict[int, Tensor] = {}
-
-    def keep(place: int, output: Any) -> None:
-        writes[place] = first_tensor(output).reshape(*is_token_BT.shape, -1)[is_token_BT]
-
-    with (
-        undisturbed(model, batch.token_ids_BT.device) as model,
-        outputs_changed(location.modules, keep),
-        only_last_logits(model, batch.last_B),
-    ):
-        model(input_ids=batch.token_ids_BT, use_cache=False)
-    return [writes[place] for place in range(len(location.modules))]
 
 
 def _parts(
@@ -224,7 +178,7 @@ def _parts(
             return replacement_BLTH[row_B[cells.row_N], cells.place_N, cells.token_N]
 
         part = batch.select(rows)
-        part = part._replace(token_ids_BT=part.token_ids_BT[:, :width])
+        part = part.narrowed(width)
         cells = Cells.of(is_wanted_BLT[row_B])
         run = None if clean is None else clean.select(rows, width)
         yield row_B, _Part(model, location, part, cells, replacement_of, max_tokens, run)
@@ -299,8 +253,7 @@ def _wanted_BLT(wanted_BLT: Tensor | None, location: Location, batch: ContrastBa
     position_T = torch.arange(batch.token_ids_BT.shape[1])
     last_B1 = torch.tensor([[len(contrast.token_ids) - 1] for contrast in batch.contrasts])
     can_be_wanted_BLT = token_mask_BT(batch)[:, None].repeat(1, layers, 1)
-    if location.top_at_last_token:
-        can_be_wanted_BLT[:, -1] = position_T == last_B1
+    can_be_wanted_BLT[:, location.is_top_only_at_last_L] = (position_T == last_B1)[:, None]
     if wanted_BLT is None:
         return can_be_wanted_BLT
     if wanted_BLT.shape != can_be_wanted_BLT.shape or wanted_BLT.dtype != torch.bool:
@@ -312,22 +265,15 @@ def _wanted_BLT(wanted_BLT: Tensor | None, location: Location, batch: ContrastBa
     return can_be_wanted_BLT & wanted_BLT.cpu()
 
 
-def _as_cells(replacement: Tensor | None, cells: torch.Size, device: torch.device) -> Tensor:
+def _as_cells(replacement_BLTH: Tensor | None, cells: torch.Size, device: torch.device) -> Tensor:
     """A replacement for each cell, [B, L, T, H], without a copy."""
-    rows, layers, tokens = cells
-    if replacement is None:
+    if replacement_BLTH is None:
         return torch.zeros((), device=device).expand(*cells, 1)
-    if replacement.dim() == 2 and len(replacement) == layers:
-        return replacement[None, :, None].expand(rows, -1, tokens, -1)
-    if replacement.dim() == 4 and replacement.shape[:3] == cells:
-        return replacement
+    if replacement_BLTH.dim() == 4 and replacement_BLTH.shape[:3] == cells:
+        return replacement_BLTH
+    rows, layers, tokens = cells
     raise ArgumentError(
-        "replacement",
-        f"its shape {list(replacement.shape)} is neither {layers} layers × width nor {rows} contrasts × {layers} "
-        f"layers × {tokens} tokens × width",
+        "replacement_BLTH",
+        f"its shape {list(replacement_BLTH.shape)} is not {rows} contrasts × {layers} layers × {tokens} tokens × "
+        "width",
     )
-
-
-def token_mask_BT(batch: ContrastBatch) -> Tensor:
-    """Which positions are not padding. On the CPU, from where it can index tensors on any device."""
-    return torch.arange(batch.token_ids_BT.shape[1]) <= batch.last_B.cpu()[:, None]

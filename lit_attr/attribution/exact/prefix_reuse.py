@@ -97,7 +97,7 @@ class CleanRun(NamedTuple):
             caches.append(layer)
         batch = self.batch.select(rows)
         return self._replace(
-            batch=batch._replace(token_ids_BT=batch.token_ids_BT[:, :width]),
+            batch=batch.narrowed(width),
             diff_B=self.diff_B[row_B],
             spacing_B=self.spacing_B[row_B],
             caches=caches,
@@ -137,8 +137,8 @@ class CleanRun(NamedTuple):
         places = counts.nonzero()[:, 0].tolist()
         location, blocks = self.location, blocks_of(self.model, self.location)
         with ExitStack() as hooks:
-            if location.top_at_last_token:
-                hooks.enter_context(at_last_tokens(location.modules[-1], last_N))
+            if location.top_mlp is not None:
+                hooks.enter_context(at_last_tokens(location.top_mlp, last_N))
             hooks.enter_context(_inputs_changed({place: blocks[place] for place in places}, join))
             modules = [location.modules[place] for place in places]
             hooks.enter_context(outputs_changed(modules, lambda index, output: replace(places[index], output)))

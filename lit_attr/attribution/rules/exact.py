@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_attr.attribution.catalogue import RuleName
@@ -17,16 +18,20 @@ from lit_attr.models.location import Location
 
 
 class Exact(Rule):
-    """Exact effects of zero ablation in the place of scores."""
+    """Exact effects in the place of scores."""
 
     name: ClassVar[RuleName] = "exact"
 
     @torch.no_grad()
     def scores(
-        self, model: PreTrainedModel, location: Location, batch: ContrastBatch
+        self,
+        model: PreTrainedModel,
+        location: Location,
+        batch: ContrastBatch,
+        replacement_BLTH: Tensor | None = None,
     ) -> tuple[Sequence[LayerScores], Answers]:
         """Each layer's exact effects."""
-        effects_BLT = exact_effects_BLT(model, location, batch)
+        effects_BLT = exact_effects_BLT(model, location, batch, replacement_BLTH)
         with only_last_logits(model, batch.last_B):
             answers = answers_of(last_logits_BV(model, batch), batch)
         return [(effects_BT, None) for effects_BT in effects_BLT.unbind(1)], answers

@@ -18,7 +18,7 @@ from lit_attr.attribution.catalogue import RuleName
 from lit_attr.attribution.gradient import Gradient
 from lit_attr.errors import ArgumentError
 from lit_attr.models.hooks import calling, inputs_recorded
-from lit_attr.models.norms import Norm, is_norm, read_norm
+from lit_attr.models.nonlinearities.norms import Norm, is_norm, read_norm
 from lit_attr.models.selftest import short_input_BT
 
 

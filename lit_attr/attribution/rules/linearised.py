@@ -24,7 +24,7 @@ from lit_attr.attribution.rules.frozen_norm import FrozenNorm, find_norms
 from lit_attr.errors import ArgumentError
 from lit_attr.models.hooks import calling
 from lit_attr.models.location import Location, attentions_by_block, named_mlps
-from lit_attr.models.mlps import Nonlinearities, find_nonlinearities
+from lit_attr.models.nonlinearities.mlps import Nonlinearities, find_nonlinearities
 from lit_attr.models.selftest import short_input_BT
 
 SOFTMAXES = frozenset({softmax, torch.softmax, torch.special.softmax, Tensor.softmax})

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_attr.attribution.catalogue import RuleName
-from lit_attr.attribution.gradient import LayerScores, Rule, last_tokens_only
+from lit_attr.attribution.gradient import LayerScores, Rule, changes_of, last_tokens_only
 from lit_attr.attribution.passes import Answers, answers_of, difference_B, gradients_of, last_logits_BV
 from lit_attr.errors import ArgumentError
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.models.hooks import first_given, first_tensor, inputs_recorded, recorded, replace_first
 from lit_attr.models.location import Location
-from lit_attr.models.norms import Norm
+from lit_attr.models.nonlinearities.norms import Norm
 from lit_attr.models.selftest import noise, short_input_BT
 
 # How many float64 numbers one step works on: few enough for a processor's cache.
@@ -50,7 +50,7 @@ class Reader(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class NormSecant(Rule):
-    """Gradients at the norms' outputs × the change of these outputs without the write.
+    """Gradients at the norms' outputs × the change of these outputs when the write is replaced.
 
     Attributes:
         readers: The norms that read the residual stream.
@@ -60,7 +60,11 @@ class NormSecant(Rule):
     readers: tuple[Reader, ...]
 
     def scores(
-        self, model: PreTrainedModel, location: Location, batch: ContrastBatch
+        self,
+        model: PreTrainedModel,
+        location: Location,
+        batch: ContrastBatch,
+        replacement_BLTH: Tensor | None = None,
     ) -> tuple[Sequence[LayerScores], Answers]:
         """Each layer's scores; they are not products over the width, so they have no norms."""
         norms = [reader.module for reader in self.readers]
@@ -72,7 +76,8 @@ class NormSecant(Rule):
             ):
                 logits_BV = last_logits_BV(model, batch)
             gradients = gradients_of(model, batch, difference_B(logits_BV, batch).sum(), outputs)
-            flat = [[each.detach().flatten(0, -2) for each in part] for part in (writes, inputs, gradients)]
+            changes = changes_of(writes, replacement_BLTH)
+            flat = [[each.detach().flatten(0, -2) for each in part] for part in (changes, inputs, gradients)]
             scores_NL = change_scores_NL(self.readers, *flat).to(
                 torch.promote_types(logits_BV.dtype, torch.float32)
             )

@@ -10,8 +10,9 @@ from toys import ToyModel
 from transformers import GPT2LMHeadModel, PreTrainedModel
 from whole_forwards import expected_effects
 
+from lit_attr.attribution.ablation import mean_ablation
 from lit_attr.attribution.exact import effects
-from lit_attr.attribution.exact.effects import exact_effects_BLT, mean_writes_LH
+from lit_attr.attribution.exact.effects import exact_effects_BLT
 from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.errors import UserError
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
@@ -63,7 +64,9 @@ def test_equals_a_network_computed_by_hand(warnings: list[str]):
     the first token, block 1 sums (1, 2) + (20, 2) and outputs (462, 20): 462 − 40 = 422. The toy has no cache.
     """
     model = ToyModel()
-    location = Location((0, 1), tuple(block.mlp for block in model.blocks), ("blocks.0.mlp", "blocks.1.mlp"))
+    location = Location(
+        (0, 1), tuple(block.mlp for block in model.blocks), ("blocks.0.mlp", "blocks.1.mlp"), ("mlp", "mlp")
+    )
     batch = collate_contrasts([contrast_of(ids, true_token_id=0, false_token_id=1) for ids in ((0, 1), (0,))])
     effects_BLT = exact_effects_BLT(model, location, batch)
     assert effects_BLT[0].tolist() == [[362 - 422, 362 + 70], [0, 362 - 6]]
@@ -93,10 +96,9 @@ def test_every_component_equals_whole_forward_passes(model_type: str, component:
 def test_mean_and_donor_writes_replace_the_write(model_type: str):
     model = tiny_model(model_type, torch.float64)
     location, batch = locate(model), batch_of()
-    mean_LH = mean_writes_LH(model, location, [batch])
-    everywhere_BLTH = mean_LH[None, :, None].expand(len(LENGTHS), -1, max(LENGTHS), -1)
-    assert_exact(exact_effects_BLT(model, location, batch, mean_LH), model, location, batch, everywhere_BLTH)
-    donor_BLTH = torch.randn(everywhere_BLTH.shape, generator=torch.Generator().manual_seed(3))
+    mean_BLTH = mean_ablation(model, location, [batch]).replacement_BLTH(model, location, batch)
+    assert_exact(exact_effects_BLT(model, location, batch, mean_BLTH), model, location, batch, mean_BLTH)
+    donor_BLTH = torch.randn(mean_BLTH.shape, generator=torch.Generator().manual_seed(3))
     assert_exact(exact_effects_BLT(model, location, batch, donor_BLTH), model, location, batch, donor_BLTH)
 
 
@@ -235,9 +237,9 @@ def test_leaves_the_model_as_it_was(random_model: GPT2LMHeadModel, sample_contra
         raise RuntimeError("out of memory")
 
     effects_BLT = exact_effects_BLT(random_model, location, batch)
-    mean_writes_LH(random_model, location, [batch])
+    mean_ablation(random_model, location, [batch])
     handle = random_model.transformer.h[1].register_forward_hook(fail)
-    for run in (exact_effects_BLT, lambda *args: mean_writes_LH(*args[:2], [batch])):
+    for run in (exact_effects_BLT, lambda *args: mean_ablation(*args[:2], [batch])):
         with pytest.raises(RuntimeError, match="out of memory"):
             run(random_model, location, batch)
     handle.remove()
@@ -266,34 +268,10 @@ def test_the_last_layers_effects_are_near_its_scores(
     assert torch.corrcoef(torch.stack([effects_BLT.flatten(), scores_BLT.flatten()]))[0, 1] > 0.8
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "opt"])
-def test_the_mean_write_is_over_all_tokens_without_padding(model_type: str):
-    model = tiny_model(model_type, torch.float64)
-    location = locate(model)
-    contrasts = random_contrasts((5, 2, 7))
-    writes: list[list[Tensor]] = [[] for _ in location.modules]
-    for place, module in enumerate(location.modules):
-        module.register_forward_hook(lambda _, __, out, place=place: writes[place].append(out.reshape(-1, 32)))
-    batches = [collate_contrasts(contrasts[:2]), collate_contrasts(contrasts[2:])]
-    mean_LH = mean_writes_LH(model, location, batches)
-    for written in writes:
-        written.clear()
-    for contrast in contrasts:
-        with torch.no_grad():
-            model(torch.tensor([contrast.token_ids]), use_cache=False)
-    expected_LH = torch.stack([torch.cat(written).mean(0) for written in writes]).float()
-    assert mean_LH.dtype == torch.float32
-    torch.testing.assert_close(mean_LH, expected_LH)
-
-
 def test_rejects_unusable_inputs():
     model = tiny_model("gpt2")
     location, batch = locate(model), batch_of()
-    with pytest.raises(UserError, match=r"replacement: its shape \[3, 32\] is neither 2 layers × width nor 5 "):
-        exact_effects_BLT(model, location, batch, torch.zeros(3, 32))
-    with pytest.raises(UserError, match="replacement: its shape"):
+    with pytest.raises(UserError, match=r"replacement_BLTH: its shape \[5, 2, 8, 32\] is not 5 contrasts × 2 "):
         exact_effects_BLT(model, location, batch, torch.zeros(5, 2, 8, 32))
-    with pytest.raises(UserError, match="^batches: there is no contrast to take the mean write of"):
-        mean_writes_LH(model, location, [])
     with pytest.raises(UserError, match="^batch: token id 67 has no embedding"):
         exact_effects_BLT(model, location, collate_contrasts([contrast_of((1, 67))]))

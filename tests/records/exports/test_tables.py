@@ -17,8 +17,8 @@ import pytest
 from sealed import write_batch
 
 from lit_attr.errors import UserError
-from lit_attr.records import tables
-from lit_attr.records.exports import export
+from lit_attr.records.exports import tables
+from lit_attr.records.exports.export import export
 from lit_attr.records.reading import load_attributions, with_lists
 
 LAYERS = [0, 2, 7]

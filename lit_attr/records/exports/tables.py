@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lit_attr.records.exports import read_contrasts
+from lit_attr.records.exports.export import read_contrasts
 from lit_attr.records.reading import with_lists
 
 ROW_GROUP = 1_024  # contrasts, as many as are in memory

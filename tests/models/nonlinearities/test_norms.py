@@ -10,7 +10,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from lit_attr.errors import UserError
-from lit_attr.models.norms import is_norm, read_norm
+from lit_attr.models.nonlinearities.norms import is_norm, read_norm
 
 WIDTH = 7
 NORMS = {

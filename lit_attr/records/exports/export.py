@@ -71,19 +71,19 @@ def export(
     with whole(place) as part:
         # pyarrow takes a fifth of a second to import, and torch two; reading needs neither.
         if to == "inseq":
-            from lit_attr.records.inseq import write_inseq
+            from lit_attr.records.exports.inseq import write_inseq
 
             write_inseq(folder, part, by_layer=per == "layer")
         elif to == "parquet":
-            from lit_attr.records.tables import write_parquet
+            from lit_attr.records.exports.tables import write_parquet
 
             write_parquet(folder, part)
         elif neurons:
-            from lit_attr.records.tables import write_neurons
+            from lit_attr.records.exports.tables import write_neurons
 
             write_neurons(folder, part, escape_formulas=escape_formulas)
         else:
-            from lit_attr.records.tables import write_csv
+            from lit_attr.records.exports.tables import write_csv
 
             write_csv(folder, part, escape_formulas=escape_formulas)
     return place

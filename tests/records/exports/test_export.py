@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lit_attr.errors import UserError
-from lit_attr.records.exports import export
+from lit_attr.records.exports.export import export
 from lit_attr.records.reading import load_attributions, with_lists
 
 FORMATS = ["parquet", "csv", "inseq"]
@@ -139,7 +139,7 @@ def test_a_disk_that_takes_no_more(to: str, run: Path, tmp_path: Path):
 @pytest.mark.parametrize("to", ["parquet", "csv"])
 def test_tables_need_no_torch(to: str, run: Path, tmp_path: Path):
     program = (
-        f"import sys; from lit_attr.records.exports import export; export({str(run)!r}, {to!r}, "
+        f"import sys; from lit_attr.records.exports.export import export; export({str(run)!r}, {to!r}, "
         f"{str(tmp_path / 'out')!r}); assert not {{'torch', 'transformers', 'lightning'}} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_attr.errors import UserError
-from lit_attr.records.exports import read_contrasts
+from lit_attr.records.exports.export import read_contrasts
 from lit_attr.records.files import read_json
 from lit_attr.text import safe_name
 

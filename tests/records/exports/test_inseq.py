@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_attr.errors import UserError
 from lit_attr.facts.contrasts import Contrast
-from lit_attr.records.exports import export
-from lit_attr.records.inseq import STEP_SCORES
+from lit_attr.records.exports.export import export
+from lit_attr.records.exports.inseq import STEP_SCORES
 from lit_attr.text import safe_name
 
 LAYERS = [0, 2, 7]

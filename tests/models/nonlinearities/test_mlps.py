@@ -13,7 +13,7 @@ from lit_attr.errors import UserError
 from lit_attr.models.hooks import evaluating
 from lit_attr.models.loading import DEMO_MODEL, load_model
 from lit_attr.models.location import named_mlps
-from lit_attr.models.mlps import find_nonlinearities
+from lit_attr.models.nonlinearities.mlps import find_nonlinearities
 
 
 def first_mlp(model: PreTrainedModel) -> nn.Module:

@@ -1,0 +1,45 @@
+"""How the scores of a run are computed: the rule, the ablation that it estimates, and the neurons beside it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from transformers import PreTrainedModel
+
+from lit_attr.attribution.ablation import ZERO, Ablation
+from lit_attr.attribution.gradient import GRADIENT, AttributionBatch, Rule, attribute_batch
+from lit_attr.attribution.neurons import TopNeurons
+from lit_attr.facts.batches import ContrastBatch
+from lit_attr.models.location import Location
+
+
+class Scoring(NamedTuple):
+    """How scores are computed, for one model.
+
+    Attributes:
+        rule: The rule, from `find_rule`.
+        ablation: By what exact effects replace a write, and what scores subtract from it.
+        top_neurons: Which hidden units to look for in the same pass; None for none.
+    """
+
+    rule: Rule = GRADIENT
+    ablation: Ablation = ZERO
+    top_neurons: TopNeurons | None = None
+
+
+def score_batch(
+    model: PreTrainedModel, location: Location, batch: ContrastBatch, scoring: Scoring = Scoring()
+) -> AttributionBatch:
+    """Scores a batch as `attribute_batch` does, with the writes of an ablation.
+
+    Args:
+        model: A causal language model.
+        location: The modules whose outputs are scored.
+        batch: The contrasts, on the device of the model's embeddings.
+        scoring: How scores are computed.
+    """
+    replacement_BLTH = scoring.ablation.replacement_BLTH(model, location, batch)
+    rule, neurons = scoring.rule, scoring.top_neurons
+    return attribute_batch(
+        model, location, batch, rule=rule, replacement_BLTH=replacement_BLTH, top_neurons=neurons
+    )

@@ -1,0 +1,1 @@
+"""Records in the formats of other programs: tables, and files that Inseq opens."""
