@@ -66,6 +66,14 @@ class ContrastBatch(NamedTuple):
             places=None if self.places is None else tuple(self.places[row] for row in rows),
         )
 
+    def narrowed(self, width: int) -> ContrastBatch:
+        """The same contrasts without the padding after some number of tokens, which is at least the longest's."""
+        donors_BT = self.donor_token_ids_BT
+        return self._replace(
+            token_ids_BT=self.token_ids_BT[:, :width],
+            donor_token_ids_BT=None if donors_BT is None else donors_BT[:, :width],
+        )
+
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> ContrastBatch:
         return self._replace(
             token_ids_BT=function(self.token_ids_BT),
