@@ -1,7 +1,7 @@
 """Compares the rules with exact effects on models: `python scripts/compare_rules.py [--models MODEL ...]`.
 
 Draws random rows, scores them with each rule, and prints for each model a table in Markdown of the agreement with
-the exact effects of zero ablation, which are computed once. `integrated`, of steps × layers backward passes, is
+the exact effects of an ablation, which are computed once. `integrated`, of steps × layers backward passes, is
 compared over the first of the rows; a second table has all rules over these.
 """
 
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jsonargparse import auto_cli
-from measured_runs import draw_rows, file_name, folder_of_runs, predict, print_command, print_table
+from measured_runs import Drawn, draw_rows, file_name, folder_of_runs, predict, print_command, print_table
 
-from lit_attr.attribution.catalogue import RuleName
+from lit_attr.attribution.catalogue import AblationName, RuleName
 from lit_attr.evaluation.validity.agreement import Compared, agreement_report
 from lit_attr.facts.contrasts import ContrastKey
 from lit_attr.facts.sources import SAMPLE
@@ -65,6 +65,7 @@ def compare(
     rows: int = 200,
     seed: int = 0,
     integrated_rows: int = 32,
+    ablation: AblationName = "zero",
     output_dir: str | None = None,
 ) -> None:
     """Prints the tables.
@@ -74,26 +75,30 @@ def compare(
         source: The facts, as in `lit-attr predict --data.source`.
         rows: Number of rows that are drawn at random.
         seed: Seed of the draw.
-        integrated_rows: Number of the drawn rows that the rule `integrated` scores.
+        integrated_rows: Number of the drawn rows that the rule `integrated` scores; 0 leaves it out.
+        ablation: By what exact effects replace a write, and what scores subtract from it.
         output_dir: Where the runs are kept, and continued by a later call. Default: nowhere.
     """
     drawn = draw_rows(source, rows, seed)
     for name in models or [DEMO_MODEL]:
-        settings = {"model": load_model(name), "tokenizer": load_tokenizer(name)}
+        settings = {"model": load_model(name), "tokenizer": load_tokenizer(name), "ablation": ablation}
         with folder_of_runs(output_dir, name) as folder:
             effects, layers = _run(folder / "exact", drawn, rule="exact", **settings)
-            resolution = _resolution(predict(folder / "resolution", drawn[:RESOLVED], verify=RESOLVED, **settings))
+            resolution = _resolution(
+                predict(folder / "resolution", drawn.first(RESOLVED), verify=RESOLVED, **settings)
+            )
             scores = {
                 variant: _run(
                     folder / file_name(variant.label),
-                    drawn[:integrated_rows] if variant.rule == "integrated" else drawn,
+                    drawn.first(integrated_rows) if variant.rule == "integrated" else drawn,
                     rule=variant.rule,
                     rule_options=variant.options,
                     **settings,
                 )[0]
                 for variant in RULES
+                if integrated_rows or variant.rule != "integrated"
             }
-        print_command("compare_rules.py", name, source, rows, seed)
+        print_command("compare_rules.py", name, source, rows, seed, ablation)
         # Where the rules have scored different rows, those that all have scored get a table of their own.
         fewest = min(scores.values(), key=len)
         for contrasts in {len(effects): effects, len(fewest): fewest}.values():
@@ -104,11 +109,11 @@ def compare(
             )
 
 
-def _run(folder: Path, rows: Sequence[Any], **settings: Any) -> tuple[Examples, Sequence[int]]:
+def _run(folder: Path, drawn: Drawn, **settings: Any) -> tuple[Examples, Sequence[int]]:
     """The examples of a run by key, and its layers. Says on standard error how long the run took."""
     started = time.perf_counter()
-    run = predict(folder, rows, **settings)
-    print(f"{folder.name}: {len(rows)} rows in {time.perf_counter() - started:.0f} seconds", file=sys.stderr)
+    run = predict(folder, drawn, **settings)
+    print(f"{folder.name}: {len(drawn.rows)} rows in {time.perf_counter() - started:.0f} seconds", file=sys.stderr)
     examples = {
         (example.id, example.step): example for _, batch in run.read_batches() for example in batch.examples
     }

@@ -11,7 +11,7 @@ Axes: L layers, T tokens of one contrast, N cells.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jsonargparse import auto_cli
@@ -19,17 +19,17 @@ from measured_runs import draw_rows, folder_of_runs, predict, print_command, pri
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from lit_attr.attribution.ablation import RESAMPLE, ZERO, Ablation
 from lit_attr.attribution.adaptive import depth_of, estimate_batch
 from lit_attr.attribution.catalogue import RuleName, find_rule
 from lit_attr.attribution.error_model import FORWARDS_A_GRADIENT, Estimate, Targets, costs_LT, fit
 from lit_attr.attribution.gradient import Rule
 from lit_attr.attribution.scoring import Scoring
+from lit_attr.datamodule import DataRequirements
 from lit_attr.evaluation.validity.agreement import pearson
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.contrasts import Contrast, ContrastKey
-from lit_attr.facts.rows import read_facts
 from lit_attr.facts.sources import SAMPLE
-from lit_attr.facts.tokenization import build_contrasts
 from lit_attr.models.loading import DEMO_MODEL, load_model, load_tokenizer
 from lit_attr.models.location import Location, locate
 
@@ -78,6 +78,7 @@ def measure(
     seed: int = 0,
     pilot: int = 16,
     pilots: int = 20,
+    ablation: Literal["zero", "resample"] = "zero",
     output_dir: str | None = None,
 ) -> None:
     """Prints the tables.
@@ -89,30 +90,33 @@ def measure(
         seed: Seed of the draw.
         pilot: Number of contrasts in a pilot.
         pilots: Number of random pilots.
+        ablation: By what exact effects replace a write, and what scores subtract from it.
         output_dir: Where the exact effects are kept, and read by a later call. Default: nowhere.
     """
     drawn = draw_rows(source, rows, seed)
     for name in models or [DEMO_MODEL]:
         model, tokenizer = load_model(name), load_tokenizer(name)
         with folder_of_runs(output_dir, name) as folder:
-            run = predict(folder / "exact", drawn, rule="exact", model=model, tokenizer=tokenizer)
+            run = predict(
+                folder / "exact", drawn, rule="exact", ablation=ablation, model=model, tokenizer=tokenizer
+            )
             effects = {
                 (each.id, each.step): each.scores["mlp"].sum
                 for _, batch in run.read_batches()
                 for each in batch.examples
             }
-        location = locate(model)
+        location, replaced = locate(model), RESAMPLE if ablation == "resample" else ZERO
         depth = depth_of(model, location)
-        contrasts = [
-            each for each in build_contrasts(read_facts(drawn).facts, tokenizer)[0] if each.key in effects
-        ]
-        print_command("measure_adaptive.py", name, source, rows, seed)
-        plain = _known(model, location, contrasts, effects, find_rule(model, location, "gradient"))
+        data = drawn.data()
+        data.make_contrasts(DataRequirements(tokenizer=tokenizer, ablation=ablation))
+        contrasts = [each for each in data.contrasts if each.key in effects]
+        print_command("measure_adaptive.py", name, source, rows, seed, ablation)
+        plain = _known(model, location, contrasts, effects, find_rule(model, location, "gradient"), replaced)
         splits = [_split(plain, pilot, at) for at in range(pilots)]
         table = [_promise_row("gradient", splits, location.layers, depth, *promise) for promise in PROMISES]
         for held, rule_name in OTHER_RULES:
             rule = find_rule(model, location, rule_name, frozen_attention=held)
-            others = _known(model, location, contrasts, effects, rule)
+            others = _known(model, location, contrasts, effects, rule, replaced)
             label = f"{rule_name}, attention held" if held else rule_name
             other_splits = [_split(others, pilot, at) for at in range(pilots)]
             table.append(_promise_row(label, other_splits, location.layers, depth, *PROMISES[-1]))
@@ -126,12 +130,15 @@ def _known(
     contrasts: Sequence[Contrast],
     effects: Mapping[ContrastKey, Values],
     rule: Rule,
+    ablation: Ablation,
 ) -> list[Known]:
     """What one pass knows of each contrast, and its exact effects."""
     found = []
     for contrast in contrasts:
         batch = collate_contrasts([contrast])
-        (estimate,) = estimate_batch(model, location, batch, Scoring(rule)).estimates
+        scoring = Scoring(rule, ablation)
+        replacement_BLTH = ablation.replacement_BLTH(model, location, batch)
+        (estimate,) = estimate_batch(model, location, batch, scoring, replacement_BLTH).estimates
         found.append((estimate, effects[contrast.key]))
     return found
 

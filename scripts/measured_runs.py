@@ -1,4 +1,4 @@
-"""Prediction runs whose records `compare_rules.py` and `compare_formats.py` compare, over rows drawn at random."""
+"""Prediction runs whose records other scripts compare, over rows drawn at random."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 
@@ -21,7 +21,27 @@ from lit_attr.models.loading import DEMO_MODEL
 from lit_attr.records.folder import RunFolder
 
 
-def draw_rows(source: str, count: int, seed: int) -> list[Row]:
+class Drawn(NamedTuple):
+    """Rows of a source.
+
+    Attributes:
+        rows: Those that were drawn.
+        others: The others, which may be donors.
+    """
+
+    rows: list[Row]
+    others: list[Row]
+
+    def first(self, count: int) -> Drawn:
+        """The first of the drawn rows."""
+        return Drawn(self.rows[:count], self.rows[count:] + self.others)
+
+    def data(self) -> CounterfactDataModule:
+        """The drawn rows as data of a run."""
+        return CounterfactDataModule([*self.rows, *self.others], limit=len(self.rows))
+
+
+def draw_rows(source: str, count: int, seed: int) -> Drawn:
     """Draws rows that are facts, without replacement; all of them, shuffled, where there are no more.
 
     Args:
@@ -31,15 +51,17 @@ def draw_rows(source: str, count: int, seed: int) -> list[Row]:
     """
     rows = list(open_rows(source))
     valid = [fact.row for fact in read_facts(rows).facts]
-    return [rows[row] for row in random.Random(seed).sample(valid, min(count, len(valid)))]
+    chosen = random.Random(seed).sample(valid, min(count, len(valid)))
+    drawn = {*chosen}
+    return Drawn([rows[row] for row in chosen], [row for place, row in enumerate(rows) if place not in drawn])
 
 
-def predict(folder: Path, rows: Sequence[Row], *, verify: int = 0, **settings: Any) -> RunFolder:
-    """Runs a prediction over rows on the CPU, without pictures.
+def predict(folder: Path, drawn: Drawn, *, verify: int = 0, **settings: Any) -> RunFolder:
+    """Runs a prediction over drawn rows on the CPU, without pictures.
 
     Args:
         folder: The output folder.
-        rows: The rows.
+        drawn: The rows.
         verify: Of how many contrasts exact effects are computed beside the scores.
         settings: Settings of `AttributionModule`.
     """
@@ -53,7 +75,7 @@ def predict(folder: Path, rows: Sequence[Row], *, verify: int = 0, **settings: A
             enable_model_summary=False,
         )
         module = AttributionModule(verify=verify, **settings)
-        trainer.predict(module, datamodule=CounterfactDataModule(rows), return_predictions=False)
+        trainer.predict(module, datamodule=drawn.data(), return_predictions=False)
     return RunFolder(folder)
 
 
@@ -72,10 +94,13 @@ def short_name(model: str) -> str:
     return Path(model).name if Path(model).exists() else model
 
 
-def print_command(script: str, model: str, source: str, rows: int, seed: int) -> None:
+def print_command(script: str, model: str, source: str, rows: int, seed: int, ablation: str = "zero") -> None:
     """Prints the command that makes a table, with the names of files alone."""
+    replaced = [] if ablation == "zero" else ["--ablation", ablation]
     options = [] if model == DEMO_MODEL else ["--models", f"[{short_name(model)}]", "--source", short_name(source)]
-    print(f"`{' '.join(['python', f'scripts/{script}', *options, '--rows', str(rows), '--seed', str(seed)])}`\n")
+    print(
+        f"`{' '.join(['python', f'scripts/{script}', *options, '--rows', str(rows), '--seed', str(seed), *replaced])}`\n"
+    )
 
 
 @contextmanager
