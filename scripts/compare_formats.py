@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import auto_cli
-from measured_runs import draw_rows, file_name, folder_of_runs, predict, print_command, print_table
+from measured_runs import Drawn, draw_rows, file_name, folder_of_runs, predict, print_command, print_table
 
 from lit_attr.errors import UserError
 from lit_attr.evaluation.run_comparison import compare_runs
@@ -72,10 +72,10 @@ def compare(
         print_table(HEADS, table)
 
 
-def _run(folder: Path, rows: Sequence[Any], **settings: Any) -> RunFolder:
+def _run(folder: Path, drawn: Drawn, **settings: Any) -> RunFolder:
     """Runs a prediction, and says on standard error how long it took."""
     started = time.perf_counter()
-    run = predict(folder, rows, **settings)
+    run = predict(folder, drawn, **settings)
     print(f"{folder.name}: {time.perf_counter() - started:.0f} seconds", file=sys.stderr)
     return run
 

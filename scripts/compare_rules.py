@@ -18,14 +18,13 @@ from typing import Any, NamedTuple
 from jsonargparse import auto_cli
 from measured_runs import Drawn, draw_rows, file_name, folder_of_runs, predict, print_command, print_table
 
-from lit_attr.attribution.catalogue import AblationName, RuleName
+from lit_attr.attribution.catalogue import AblationName, RuleName, RuleOptions
 from lit_attr.evaluation.validity.agreement import Compared, agreement_report
 from lit_attr.facts.contrasts import ContrastKey
 from lit_attr.facts.sources import SAMPLE
 from lit_attr.models.loading import DEMO_MODEL, load_model, load_tokenizer
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.schema import Example
-from lit_attr.settings import RuleOptions
 
 
 class Variant(NamedTuple):

@@ -98,9 +98,8 @@ def print_command(script: str, model: str, source: str, rows: int, seed: int, ab
     """Prints the command that makes a table, with the names of files alone."""
     replaced = [] if ablation == "zero" else ["--ablation", ablation]
     options = [] if model == DEMO_MODEL else ["--models", f"[{short_name(model)}]", "--source", short_name(source)]
-    print(
-        f"`{' '.join(['python', f'scripts/{script}', *options, '--rows', str(rows), '--seed', str(seed), *replaced])}`\n"
-    )
+    words = ["python", f"scripts/{script}", *options, "--rows", str(rows), "--seed", str(seed), *replaced]
+    print(f"`{' '.join(words)}`\n")
 
 
 @contextmanager

@@ -61,5 +61,5 @@ def test_formats_that_overflow_are_named(
     tokenizer.save_pretrained(tmp_path / "large")
     monkeypatch.setattr(compare_formats, "FORMATS", {"float16": {"dtype": "float16"}})
     compare_formats.compare(models=[str(tmp_path / "large")], rows=20, output_dir=str(tmp_path / "runs"))
-    assert all(len(tokenizer(row["prompt"])["input_ids"]) > first for row in draw_rows("sample", 20, 0))
+    assert all(len(tokenizer(row["prompt"])["input_ids"]) > first for row in draw_rows("sample", 20, 0).rows)
     assert rows_of(capsys.readouterr().out)["float16"] == ["-", "-", "-", "-", "-", refused]

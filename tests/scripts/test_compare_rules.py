@@ -12,7 +12,7 @@ import pytest
 from measured_runs import draw_rows
 from project import REPOSITORY, writing_trainer
 
-from lit_attr import AttributionModule, CounterfactDataModule, load_attributions
+from lit_attr import AttributionModule, load_attributions
 
 CARD = REPOSITORY / "lit_attr" / "assets" / "demo_model" / "README.md"
 
@@ -58,7 +58,7 @@ def test_a_row_has_the_agreement_with_exact_effects(
     drawn = draw_rows("sample", 12, 3)
     for row, count in ((rows[0], 12), (rows[1], 4)):
         folder = tmp_path / str(count)
-        data = CounterfactDataModule(drawn[:count])
+        data = drawn.first(count).data()
         writing_trainer(folder, max_heatmaps=0).predict(
             AttributionModule(verify=count), datamodule=data, return_predictions=False
         )

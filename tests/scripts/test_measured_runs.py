@@ -25,14 +25,14 @@ def write_rows(path: Path, count: int) -> str:
 
 def test_draws_facts_without_replacement_by_the_seed(tmp_path: Path):
     source = write_rows(tmp_path / "rows.jsonl", 30)
-    drawn = [row["subject"] for row in measured_runs.draw_rows(source, 8, 5)]
+    drawn = [row["subject"] for row in measured_runs.draw_rows(source, 8, 5).rows]
     assert drawn == [f"Land{place}" for place in random.Random(5).sample([p for p in range(30) if p % 3], 8)]
-    assert [row["subject"] for row in measured_runs.draw_rows(source, 8, 6)] != drawn
+    assert [row["subject"] for row in measured_runs.draw_rows(source, 8, 6).rows] != drawn
 
 
 def test_draws_all_facts_where_there_are_no_more(tmp_path: Path):
     source = write_rows(tmp_path / "rows.jsonl", 9)
-    assert {row["subject"] for row in measured_runs.draw_rows(source, 100, 0)} == {
+    assert {row["subject"] for row in measured_runs.draw_rows(source, 100, 0).rows} == {
         f"Land{p}" for p in (1, 2, 4, 5, 7, 8)
     }
 
