@@ -26,7 +26,9 @@ from lit_attr.facts.templates import parse_template
 from lit_attr.facts.tokenization import build_contrasts, count_spaces
 from lit_attr.models.limits import ModelLimits
 from lit_attr.models.loading import DEMO_MODEL, load_tokenizer
+from lit_attr.records.screening import Only
 from lit_attr.records.state import RunState
+from lit_attr.sampling.screening import screen
 from lit_attr.sampling.work import Work, comparisons_work, pilot_keys, pilot_work, scores_work
 from lit_attr.trainers import run_state
 
@@ -54,6 +56,7 @@ class DataRequirements(NamedTuple):
         ablation: By what exact effects replace a write: `zero`, `mean`, or `resample`, for which each contrast
             gets a donor. The choice of donors depends on `sample_seed`.
         averaged: Over how many contrasts of the order mean writes are taken.
+        only: Which contrasts are attributed, by the model's answers.
     """
 
     step: Step | None = None
@@ -67,6 +70,7 @@ class DataRequirements(NamedTuple):
     pilot: int = 0
     ablation: str = "zero"
     averaged: int = 0
+    only: Only = "all"
 
 
 @runtime_checkable
@@ -232,25 +236,27 @@ class CounterfactDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[ContrastBatch]:
         """This process's share of the batches that no earlier run has completed."""
         state = run_state(self.trainer)
-        order = random_order(
-            [contrast.key for contrast in self.contrasts if contrast.is_contrastive],
-            self.requirements.sample_seed,
-        )
         trainer = self.trainer
+        contrasts = screen(
+            self.contrasts, self.requirements.only, trainer, partial(self.in_batches, device=self._device)
+        )
+        order = random_order(
+            [contrast.key for contrast in contrasts if contrast.is_contrastive], self.requirements.sample_seed
+        )
         processes = trainer.world_size if trainer is not None else 1
         pilot = self._pilot(state, order)
         if state is not None:
-            by_key = {contrast.key: contrast for contrast in self.contrasts}
+            by_key = {contrast.key: contrast for contrast in contrasts}
             state.averaged = [by_key[key] for key in order[: self.requirements.averaged]]
         done = state.done | state.refused if state is not None else frozenset()
         # Cut from all contrasts, whatever is done.
-        batches = self.in_batches(self.contrasts, self._device)
+        batches = self.in_batches(contrasts, self._device)
         if state is not None:
             state.check_facts(self.contrasts)
         work = [
             *(pilot_work(pilot, state, processes) if state is not None else ()),
             *scores_work(batches, done, {contrast.key for contrast in pilot}),
-            *comparisons_work(self.contrasts, order, self.requirements.verify, state, processes),
+            *comparisons_work(contrasts, order, self.requirements.verify, state, processes),
         ]
         sampler = RankSampler(
             work,

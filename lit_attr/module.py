@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_attr.attribution.catalogue import AblationName, AblationOptions, RuleName, RuleOptions, find_rule
 from lit_attr.attribution.gradient import AttributionBatch
 from lit_attr.attribution.neurons import find_neurons
+from lit_attr.attribution.passes import Answers, answer_batch
 from lit_attr.attribution.scoring import Scoring, score_batch
 from lit_attr.datamodule import DataRequirements
 from lit_attr.errors import ArgumentError, arguments_of, warn_about
@@ -25,10 +26,11 @@ from lit_attr.models.layers import Layers
 from lit_attr.models.limits import model_limits, read_limits
 from lit_attr.models.loading import DEMO_MODEL, Dtype, Quantization, float32_by_default, load_model
 from lit_attr.models.location import input_device, locate, named_components
+from lit_attr.records.screening import Only
 from lit_attr.sampling.ablations import SettledAblation, check_ablation_options
 from lit_attr.sampling.comparisons import FirstSeen, Scorer, compare_or_replace, compare_or_warn
 from lit_attr.sampling.memory import Halving
-from lit_attr.sampling.pilot import Adaptive, check_targets
+from lit_attr.sampling.pilot import Adaptive, check_targets, promised
 from lit_attr.settings import RENAMED, LoadingOptions, arguments_of_passes, check_settings, refuse_loading_options
 from lit_attr.trainers import check_trainer, run_state, warn_of_other_lightning
 
@@ -54,6 +56,9 @@ class AttributionModule(HoldsModel):
         ablation: By what exact effects replace a write, and what scores subtract from it: `zero`; `mean`, its mean
             over many contrasts; or `resample`, the write in the run of another fact.
         top_neurons: How many hidden units of the MLPs with the largest scores each record lists. Default: none.
+        only: Which contrasts are attributed: `all`, those that the model `known`, whose true answer is the most
+            likely next token, or `preferred`, whose true answer is above the false one. One forward pass finds
+            them.
         verify: Number of contrasts whose exact effects are computed beside their scores, so that
             the run can report how well the two agree. One costs as much as the scores of a few dozen; 0 disables
             it. They are the first in a random order of the run; where a loader knows no such order, the first that
@@ -87,6 +92,7 @@ class AttributionModule(HoldsModel):
         rule: RuleName = "gradient",
         ablation: AblationName = "zero",
         top_neurons: int | None = None,
+        only: Only = "all",
         verify: int = 16,
         min_agreement: float | None = None,
         min_agreement_by_layer: float | None = 0.8,
@@ -116,7 +122,8 @@ class AttributionModule(HoldsModel):
         if model_name == "":
             raise ArgumentError("model_name", "it is empty; leave it out for the demo model", "model")
         with arguments_of("model", RENAMED):
-            check_settings(layers, component, verify, rule=rule, ablation=ablation, step=step, dtype=dtype)
+            words = {"rule": rule, "ablation": ablation, "only": only, "step": step, "dtype": dtype}
+            check_settings(layers, component, verify, words)
             check_ablation_options(ablation, ablation_options)
             targets = check_targets(min_agreement, min_agreement_by_layer, pilot, max_cost, rule=rule)
         # Not for the loggers: TensorBoard's HParams tab keeps what it is given first, which has to be the
@@ -131,16 +138,9 @@ class AttributionModule(HoldsModel):
         self.components = named_components(component)
         self.rule: RuleName = rule
         self.ablation: AblationName = ablation
-        self.top_neurons = top_neurons
+        self.top_neurons, self.only = top_neurons, only
         self.verify, self.sample_seed = verify, sample_seed
-        # What an adaptive run promises, which changes numbers; another one has the same names.
-        promise = {
-            "min_agreement": min_agreement,
-            "min_agreement_by_layer": min_agreement_by_layer,
-            "pilot": pilot,
-            "max_cost": max_cost,
-        }
-        self._promise = promise if targets is not None else dict.fromkeys(promise)
+        self._promise = promised(min_agreement, min_agreement_by_layer, pilot, max_cost)
         self._pilot = pilot if targets is not None else 0
         self.step: Step = step
         self.dtype_name: Dtype = dtype
@@ -217,6 +217,7 @@ class AttributionModule(HoldsModel):
             self._pilot,
             self.ablation,
             self._ablation.contrasts,
+            self.only,
         )
 
     def setup(self, stage: str) -> None:
@@ -332,6 +333,20 @@ class AttributionModule(HoldsModel):
         exact = self._first_seen.compare(batch.contrasts, compare, run_state(self._trainer))
         return scored._replace(exact=exact)
 
+    def answers(self, batch: ContrastBatch) -> Answers:
+        """The model's answers to contrasts, without attribution.
+
+        Args:
+            batch: Contrasts, on any device.
+
+        Returns:
+            On the CPU.
+        """
+        device = self.input_device
+        with arguments_of_passes():
+            found = answer_batch(self._model, self._location, batch.to(device))
+        return Answers(*(each.cpu() for each in found))
+
     @property
     def input_device(self) -> torch.device:
         """The device on which the model takes its input. Loads the model."""
@@ -358,6 +373,7 @@ class AttributionModule(HoldsModel):
             "ablation": self.ablation,
             **self._ablation.identity(),
             "top_neurons": self.top_neurons,
+            "only": self.only,
             **self._promise,
             "sample_seed": self.sample_seed,
             "float32_matmul_precision": torch.get_float32_matmul_precision(),

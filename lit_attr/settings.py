@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
@@ -13,6 +13,7 @@ from lit_attr.facts.contrasts import Step
 from lit_attr.models.layers import Layers, check_layers
 from lit_attr.models.loading import Dtype
 from lit_attr.models.location import named_components
+from lit_attr.records.screening import Only
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,24 @@ def arguments_of_passes() -> Iterator[None]:
         yield
 
 
-def check_settings(
-    layers: Layers,
-    component: str | Sequence[str],
-    verify: int,
-    *,
-    rule: str,
-    ablation: str,
-    step: str,
-    dtype: str,
-) -> None:
+# The words that settings of the module take.
+WORDS: Mapping[str, Collection[str]] = {
+    "rule": CATALOGUE,
+    "ablation": get_args(AblationName),
+    "only": get_args(Only),
+    "step": get_args(Step),
+    "dtype": get_args(Dtype),
+}
+
+
+def check_settings(layers: Layers, component: str | Sequence[str], verify: int, words: Mapping[str, str]) -> None:
     """Checks settings of the module before a model is loaded: Python takes any value.
+
+    Args:
+        layers: The layers.
+        component: The components.
+        verify: The size of the sample.
+        words: Settings that take one of `WORDS`, by name.
 
     Raises:
         ArgumentError: One has another value than it takes.
@@ -86,13 +94,8 @@ def check_settings(
     named_components(component)
     if verify < 0:
         raise ArgumentError("verify", f"{verify} is less than 0")
-    for name, value, words in (
-        ("rule", rule, CATALOGUE),
-        ("ablation", ablation, get_args(AblationName)),
-        ("step", step, get_args(Step)),
-        ("dtype", dtype, get_args(Dtype)),
-    ):
-        check_choice(name, value, words)
+    for name, value in words.items():
+        check_choice(name, value, WORDS[name])
 
 
 def refuse_loading_options(loading: LoadingOptions, **settings: Any) -> None:

@@ -14,9 +14,12 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.plugins.precision import BitsandbytesPrecision, TransformerEnginePrecision
 from numpy.typing import NDArray
 
+from lit_attr.attribution.passes import Answers
 from lit_attr.errors import UserError, warn_once
-from lit_attr.facts.contrasts import Contrast
+from lit_attr.facts.batches import ContrastBatch
+from lit_attr.facts.contrasts import Contrast, ContrastKey
 from lit_attr.facts.rows import Rejected
+from lit_attr.records.screening import Screened
 from lit_attr.records.state import RunState
 
 
@@ -51,6 +54,25 @@ class OwnsMeanWrites(Protocol):
 
     def keep_mean_writes(self, trainer: pl.Trainer, content: bytes) -> Path:
         """Keeps mean writes, unless the run has any, and returns the file of those that it has."""
+
+
+@runtime_checkable
+class OwnsScreening(Protocol):
+    """A callback that keeps which contrasts a run attributes, by the model's answers."""
+
+    def read_screened(self, trainer: pl.Trainer) -> dict[ContrastKey, Screened]:
+        """The contrasts that earlier runs have screened."""
+
+    def keep_screened(self, trainer: pl.Trainer, rows: Sequence[Screened]) -> None:
+        """Keeps the screened contrasts."""
+
+
+@runtime_checkable
+class AnswersContrasts(Protocol):
+    """A module that answers contrasts without attributing them."""
+
+    def answers(self, batch: ContrastBatch) -> Answers:
+        """The model's answers, on the CPU."""
 
 
 @runtime_checkable

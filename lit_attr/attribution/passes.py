@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from lit_attr.errors import ArgumentError
 from lit_attr.facts.batches import ContrastBatch
-from lit_attr.models.hooks import calling, recorded, take_last
+from lit_attr.models.hooks import calling, recorded, take_last, undisturbed
 from lit_attr.models.limits import model_limits
 from lit_attr.models.location import Location, token_embedding
 from lit_attr.models.selftest import watched_gradients, without_gradient
@@ -112,6 +112,30 @@ def last_logits_BV(model: PreTrainedModel, batch: ContrastBatch) -> Tensor:
     """The logits after each row's last token, in float32 at least; call it within `only_last_logits`."""
     logits_BV: Tensor = model(input_ids=batch.token_ids_BT, use_cache=False).logits[:, 0]
     return logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def answer_batch(model: PreTrainedModel, location: Location, batch: ContrastBatch) -> Answers:
+    """The model's answers to a batch, from one forward pass.
+
+    Args:
+        model: A causal language model.
+        location: The modules whose outputs are scored in the same run.
+        batch: The contrasts, on the device of the model's embeddings.
+
+    Raises:
+        ArgumentError: A token id has no embedding in the model, or a context is longer than its positions.
+    """
+    check_inputs(model, batch)
+    found, rows = [], []
+    with undisturbed(model, batch.token_ids_BT.device) as model:
+        for places, part in parts_of_one_width(model, location, batch):
+            with only_last_logits(model, part.last_B):
+                found.append(answers_of(last_logits_BV(model, part), part))
+            rows += places
+    order_B = torch.tensor(rows).argsort()
+    return Answers(*(torch.cat(parts)[order_B.to(parts[0].device)] for parts in zip(*found, strict=True)))
 
 
 def difference_B(logits: Tensor, batch: ContrastBatch) -> Tensor:

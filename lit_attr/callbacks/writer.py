@@ -25,6 +25,7 @@ from lit_attr.records.files import briefly, check_path
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.kept import has_means, keep_error_model, keep_means, read_error_model
 from lit_attr.records.reading import record_of
+from lit_attr.records.screening import Screened, read_screened, write_screened
 from lit_attr.records.state import RunState
 from lit_attr.text import cut
 from lit_attr.trainers import HasContent, datamodule_of, identity_of, rejected_of
@@ -149,6 +150,17 @@ class AttributionWriter(BasePredictionWriter):
             self.run_state(trainer)
             keep_means(self.folder, content)
             return self.folder.mean_writes
+
+    def read_screened(self, trainer: pl.Trainer) -> dict[ContrastKey, Screened]:
+        """The contrasts that earlier runs have screened."""
+        with arguments_of("writer"):
+            self.run_state(trainer)
+            return read_screened(self.folder.screened)
+
+    def keep_screened(self, trainer: pl.Trainer, rows: Sequence[Screened]) -> None:
+        """Keeps the screened contrasts."""
+        with arguments_of("writer"), self.folder.writing():
+            write_screened(self.folder.screened, rows)
 
     def on_predict_batch_start(
         self,

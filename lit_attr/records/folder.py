@@ -70,6 +70,7 @@ class RunFolder:
         self.error_model = self.path / "error_model.json"
         self.mean_writes = self.path / "mean_writes.safetensors"
         self.rejected = self.path / "rejected.jsonl"
+        self.screened = self.path / "screened.jsonl"
         self.summary = self.path / "summary.json"
         self.figures = self.path / "figures"
         self.shown = self.path / "shown.json"
@@ -179,8 +180,9 @@ class RunFolder:
 
     def move_aside(self) -> None:
         """Moves an earlier run's files into a folder of their own beside the new ones."""
-        records = self.batches, self.exact, self.manifest, self.error_model, self.mean_writes, self.rejected
-        known = [path for path in (*records, self.summary, self.figures, self.shown) if path.exists()]
+        records = self.batches, self.exact, self.manifest, self.error_model, self.mean_writes
+        others = self.rejected, self.screened, self.summary, self.figures, self.shown
+        known = [path for path in (*records, *others) if path.exists()]
         if known:
             with self._writing():
                 prefix = datetime.now().strftime("replaced-%Y%m%d-%H%M%S-")
@@ -359,7 +361,7 @@ class RunFolder:
         """Checks that no link or folder is where this run is going to write files."""
         for path in (self.batches, self.exact, self.figures):
             check_own(path, is_folder=True)
-        for path in (self.manifest, self.error_model, self.mean_writes, self.rejected):
+        for path in (self.manifest, self.error_model, self.mean_writes, self.rejected, self.screened):
             check_own(path)
         for path in (self.summary, self.shown, self.config):
             check_own(path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -63,6 +64,19 @@ def check_targets(
             "max_cost", f"{max_cost} leaves nothing for exact effects: the estimates cost {passes}; give more"
         )
     return Targets(min_agreement, by_layer, None if max_cost is None else max_cost - passes)
+
+
+def promised(
+    min_agreement: float | None, by_layer: float | None, pilot: int, max_cost: float | None
+) -> dict[str, Any]:
+    """The settings of an adaptive run, which change numbers, in JSON types; None for any other run."""
+    settings = {
+        "min_agreement": min_agreement,
+        "min_agreement_by_layer": by_layer,
+        "pilot": pilot,
+        "max_cost": max_cost,
+    }
+    return dict.fromkeys(settings) if min_agreement is None else settings
 
 
 class Adaptive:
