@@ -19,8 +19,11 @@ from tiny_runs import example
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")]
 
 SCORES = [[1.0, 2, 3, 4], [5, 6, 7, 8]]
-# The limits are for two free cores; tests of another file may run beside these.
-SLACK = 2
+
+
+def slack() -> float:
+    """What the limits, which are for free cores, are multiplied with: other programs may run beside the tests."""
+    return 2 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +104,7 @@ def test_twenty_thousand_facts(browser: Browser, tmp_path: Path):
         frame = tab.open(view="facts")
         assert frame.locator("#facts tbody tr").count() == 50
         assert "of 21,919" in frame.locator("#rows").inner_text()
-        assert time.monotonic() - begin < 7 * SLACK
+        assert time.monotonic() - begin < 7 * slack()
 
         def seconds(act: str, selector: str, shown: str) -> float:
             """From a click in the page until what it shows is there."""
@@ -123,15 +126,15 @@ def test_twenty_thousand_facts(browser: Browser, tmp_path: Path):
 
         for page in (2, 3, 4):
             shown = f"{50 * page - 49}–{50 * page}"
-            assert seconds('.pager [title^="Next page"]', "#rows", shown) < 0.3 * SLACK
-        assert seconds('.pager [title="Last page"]', "#rows", "21,901–21,919") < 0.3 * SLACK
-        assert seconds('[data-sort="logit_diff"]', "th[aria-sort=descending]", "logit diff.") < 0.3 * SLACK
+            assert seconds('.pager [title^="Next page"]', "#rows", shown) < 0.3 * slack()
+        assert seconds('.pager [title="Last page"]', "#rows", "21,901–21,919") < 0.3 * slack()
+        assert seconds('[data-sort="logit_diff"]', "th[aria-sort=descending]", "logit diff.") < 0.3 * slack()
         first = frame.locator("#facts tbody tr").first
         prompt = first.locator("bdi").first.inner_text()
         # Plotly is loaded with the first picture.
-        assert seconds("#facts tbody tr", "#prompt", prompt) < 0.2 * SLACK
+        assert seconds("#facts tbody tr", "#prompt", prompt) < 0.2 * slack()
         tab.drawn()
-        assert seconds("#next", ".fact .pager", "2 of 21,919") < 0.2 * SLACK
+        assert seconds("#next", ".fact .pager", "2 of 21,919") < 0.2 * slack()
         tab.page.keyboard.press("Escape")
         frame.wait_for_selector("#facts")
         frame.locator("#search").fill("bridge spain")
