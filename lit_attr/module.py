@@ -13,7 +13,7 @@ from lit_attr.attribution.catalogue import AblationName, AblationOptions, RuleNa
 from lit_attr.attribution.gradient import AttributionBatch
 from lit_attr.attribution.neurons import find_neurons
 from lit_attr.attribution.passes import Answers, answer_batch
-from lit_attr.attribution.scoring import Scoring, score_batch
+from lit_attr.attribution.scoring import Scoring, check_window, score_batch
 from lit_attr.datamodule import DataRequirements
 from lit_attr.errors import ArgumentError, arguments_of, warn_about
 from lit_attr.facts.batches import ContrastBatch
@@ -56,9 +56,8 @@ class AttributionModule(HoldsModel):
         ablation: By what exact effects replace a write, and what scores subtract from it: `zero`; `mean`, its mean
             over many contrasts; or `resample`, the write in the run of another fact.
         top_neurons: How many hidden units of the MLPs with the largest scores each record lists. Default: none.
-        only: Which contrasts are attributed: `all`, those that the model `known`, whose true answer is the most
-            likely next token, or `preferred`, whose true answer is above the false one. One forward pass finds
-            them.
+        only: Which contrasts are attributed: `all`; `known`, whose true answer is the most likely next token; or
+            `preferred`, whose true answer is above the false one. One forward pass finds them.
         verify: Number of contrasts whose exact effects are computed beside their scores, so that
             the run can report how well the two agree. One costs as much as the scores of a few dozen; 0 disables
             it. They are the first in a random order of the run; where a loader knows no such order, the first that
@@ -69,6 +68,7 @@ class AttributionModule(HoldsModel):
         pilot: Number of random contrasts whose exact effects show which cells `min_agreement` needs. They come
             first; those of `verify` are others.
         max_cost: Bounds the expected work of `min_agreement`, in passes of the plain gradient.
+        window: Compute for the contrasts of `verify` also the effects of so many consecutive layers together.
         sample_seed: Seed of the run's random order.
         step: Where the two answers are compared: `divergence`, the first token that differs, or `all`, every token
             they have in common positions. A data module without a step of its own follows it.
@@ -98,6 +98,7 @@ class AttributionModule(HoldsModel):
         min_agreement_by_layer: float | None = 0.8,
         pilot: int = 16,
         max_cost: float | None = None,
+        window: int | None = None,
         sample_seed: int = 0,
         step: Step = "divergence",
         dtype: Dtype = "float32",
@@ -138,7 +139,7 @@ class AttributionModule(HoldsModel):
         self.components = named_components(component)
         self.rule: RuleName = rule
         self.ablation: AblationName = ablation
-        self.top_neurons, self.only = top_neurons, only
+        self.top_neurons, self.only, self.window = top_neurons, only, window
         self.verify, self.sample_seed = verify, sample_seed
         self._promise = promised(min_agreement, min_agreement_by_layer, pilot, max_cost)
         self._pilot = pilot if targets is not None else 0
@@ -273,7 +274,8 @@ class AttributionModule(HoldsModel):
             neurons = None
             if self.top_neurons is not None:
                 neurons = find_neurons(self._model, location, self.top_neurons, rule=rule)
-            self._scoring = Scoring(rule, top_neurons=neurons)
+            check_window(location, self.window)
+            self._scoring = Scoring(rule, top_neurons=neurons, window=self.window)
         self.location = location
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -363,7 +365,7 @@ class AttributionModule(HoldsModel):
             "gguf": gguf_digest(self.model_name, self.gguf_file, self.loading.revision),
             "revision": self.loading.revision,
             **model_identity(self._model),
-            "layers": list(self._location.layers),
+            "layers": [*dict.fromkeys(self._location.layers)],
             "component": ", ".join(self.components),
             "module": self._location.template,
             "self_test": self.loading.self_test,
@@ -374,6 +376,7 @@ class AttributionModule(HoldsModel):
             **self._ablation.identity(),
             "top_neurons": self.top_neurons,
             "only": self.only,
+            "window": self.window,
             **self._promise,
             "sample_seed": self.sample_seed,
             "float32_matmul_precision": torch.get_float32_matmul_precision(),

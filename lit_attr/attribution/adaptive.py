@@ -74,7 +74,7 @@ def estimate_batch(
         scoring: How scores are computed.
         replacement_BLTH: The writes of its ablation; zeros where None.
     """
-    rule, _, neurons = scoring
+    rule, _, neurons, _ = scoring
     is_gradient = rule.name == GRADIENT.name
     gradient, share_BLT, clean = _gradient_pass(
         model, location, batch, replacement_BLTH, neurons if is_gradient else None
@@ -159,7 +159,7 @@ def attribute_pilot(
         The exact effects as scores, and in `exact`. A contrast whose effects or scores are not finite keeps its
         estimates, and has the reason in `exact`.
     """
-    rule, ablation, neurons = scoring
+    rule, ablation, neurons, _ = scoring
     replacement_BLTH = ablation.replacement_BLTH(model, location, batch)
     scores = attribute_batch(
         model, location, batch, rule=rule, replacement_BLTH=replacement_BLTH, top_neurons=neurons

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from lit_attr.attribution.exact.effects import resolved_effects
 from lit_attr.attribution.faithfulness import Curves, faithfulness_curves, random_scores_BLT
 from lit_attr.attribution.gradient import ExactEffects as ExactEffects
-from lit_attr.attribution.gradient import attribute_batch
+from lit_attr.attribution.gradient import WindowEffects, attribute_batch
 from lit_attr.attribution.scoring import Scoring
 from lit_attr.errors import one_line, warn_once
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
@@ -45,7 +45,7 @@ def compare_exactly(
         ArgumentError: A token id has no embedding in the model, or the context is longer than its positions.
     """
     batch = collate_contrasts([contrast]).to(input_device(model))
-    rule, ablation, _ = scoring
+    rule, ablation, _, window = scoring
     replacement_BLTH = ablation.replacement_BLTH(model, location, batch)
     scored = attribute_batch(model, location, batch, rule=rule, replacement_BLTH=replacement_BLTH)
     scores_BLT = scored.scores_sum_BLT
@@ -60,6 +60,12 @@ def compare_exactly(
         curves = _curves(model, location, batch, (scores_BLT, effects_BLT), replacement_BLTH)
     if refused is not None:
         effects_LT = torch.zeros_like(effects_LT)
+    windows = None
+    if refused is None and window is not None:
+        found_BLT = resolved_effects(model, location, batch, replacement_BLTH, window=window).effects_BLT
+        windows = WindowEffects(window, found_BLT[0].to("cpu", torch.float32))
+        if not windows.effects_LT.isfinite().all():
+            windows = None
     resolution = 0.0 if refused is not None else resolution_B.item()
     return ExactEffects(
         contrast,
@@ -71,6 +77,7 @@ def compare_exactly(
         resolution,
         curves,
         refused,
+        windows=windows,
     )
 
 

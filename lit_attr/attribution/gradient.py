@@ -40,6 +40,19 @@ if TYPE_CHECKING:
     from lit_attr.attribution.neurons import NeuronScores, NeuronWatch, TopNeurons
 
 
+class WindowEffects(NamedTuple):
+    """Exact effects of the writes of several layers, replaced together.
+
+    Attributes:
+        size: How many layers of one component a window has.
+        effects_LT: float32 on the CPU, in logits, at the place of each window's lowest layer; 0 where a window
+            would end above the highest.
+    """
+
+    size: int
+    effects_LT: Tensor
+
+
 class ExactEffects(NamedTuple):
     """The exact effects of one contrast, and the faithfulness of its scores; see `compare_exactly`.
 
@@ -56,6 +69,7 @@ class ExactEffects(NamedTuple):
             where they could not be computed.
         refused: Why there are no effects; None where there are.
         is_pilot: Whether the error model of an adaptive run is fitted to the contrast.
+        windows: The effects of windows of layers; None where they are not asked for.
     """
 
     contrast: Contrast
@@ -68,6 +82,7 @@ class ExactEffects(NamedTuple):
     curves: Curves | None
     refused: str | None
     is_pilot: bool = False
+    windows: WindowEffects | None = None
 
 
 class AttributionBatch(NamedTuple):

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from lit_attr.attribution.ablation import ZERO, Ablation
 from lit_attr.attribution.gradient import GRADIENT, AttributionBatch, Rule, attribute_batch
 from lit_attr.attribution.neurons import TopNeurons
+from lit_attr.errors import ArgumentError
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.models.location import Location
 
@@ -20,11 +21,30 @@ class Scoring(NamedTuple):
         rule: The rule, from `find_rule`.
         ablation: By what exact effects replace a write, and what scores subtract from it.
         top_neurons: Which hidden units to look for in the same pass; None for none.
+        window: How many layers' writes a comparison with exact effects replaces together as well; None for none.
     """
 
     rule: Rule = GRADIENT
     ablation: Ablation = ZERO
     top_neurons: TopNeurons | None = None
+    window: int | None = None
+
+
+def check_window(location: Location, window: int | None) -> None:
+    """Refuses a window that no layers have.
+
+    Raises:
+        ArgumentError: It has one layer, or more than there are, or the layers are not consecutive.
+    """
+    layers = [*dict.fromkeys(location.layers)]
+    if window is None:
+        return
+    if not 2 <= window <= len(layers):
+        raise ArgumentError("window", f"{window} is not between 2 and the {len(layers)} layers; give another")
+    if layers != [*range(layers[0], layers[0] + len(layers))]:
+        raise ArgumentError(
+            "window", "its layers are replaced together; choose consecutive layers, or leave it out"
+        )
 
 
 def score_batch(

@@ -5,13 +5,13 @@ Axes: B contrasts, L layers, T tokens of one contrast, K neurons.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from msgspec import UNSET
 
 from lit_attr.attribution.faithfulness import PERCENT, RANKINGS, Curves
-from lit_attr.attribution.gradient import AttributionBatch, ExactEffects
+from lit_attr.attribution.gradient import AttributionBatch, ExactEffects, WindowEffects
 from lit_attr.attribution.neurons import NeuronScores
 from lit_attr.facts.contrasts import Contrast
 from lit_attr.facts.rows import Rejected
@@ -26,6 +26,7 @@ from lit_attr.records.schema import (
     Example,
     Neuron,
     Rankings,
+    WindowsRecord,
 )
 
 
@@ -100,6 +101,7 @@ def exact_record(effects: ExactEffects, *, rule: str) -> ExactRecord:
         effects={component: np.ascontiguousarray(effects_LT[each]) for component, each in places.items()},
         is_pilot=effects.is_pilot,
         resolution=effects.resolution,
+        windows=UNSET if effects.windows is None else _windows_record(effects.windows, places),
         curves=None if effects.curves is None else _curves_record(effects.curves),
         refused=effects.refused,
     )
@@ -162,6 +164,16 @@ def _neurons(neurons: NeuronScores, row: int) -> list[Neuron]:
     places = zip(*(each_BK[row].tolist() for each_BK in neurons), strict=True)
     # Where a contrast has fewer neurons than asked for, the last places are empty.
     return [Neuron(layer, token, neuron, score) for layer, token, neuron, score in places if layer >= 0]
+
+
+def _windows_record(windows: WindowEffects, places: Mapping[str, list[int]]) -> WindowsRecord:
+    effects_LT = windows.effects_LT.numpy()
+    # The highest layers are the lowest of no window.
+    lowest = {component: each[: len(each) - windows.size + 1] for component, each in places.items()}
+    return WindowsRecord(
+        windows.size,
+        {component: np.ascontiguousarray(effects_LT[each]) for component, each in lowest.items()},
+    )
 
 
 def _curves_record(curves: Curves) -> CurvesRecord:

@@ -232,7 +232,10 @@ def check_of_run(
     Raises:
         UserError: It is of another one.
     """
-    settings = manifest["model"]
+    settings = {**manifest["model"]}
+    if isinstance(settings.get("component"), str):
+        # In the manifest they are in the order that the user gave.
+        settings["component"] = ", ".join(sorted(settings["component"].split(", ")))
     found = {
         "rule": record.rule,
         "layers": record.layers,

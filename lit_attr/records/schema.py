@@ -184,6 +184,16 @@ class CurvesRecord(Struct, forbid_unknown_fields=True):
     ]
 
 
+class WindowsRecord(Struct, forbid_unknown_fields=True):
+    """The exact effects of several layers' writes, replaced together."""
+
+    size: Annotated[int, Meta(ge=2, description="How many consecutive layers are replaced together.")]
+    effects: Annotated[
+        dict[str, Effects],
+        Meta(min_length=1, description="The effects by component, one row for the lowest layer of each window."),
+    ]
+
+
 class ExactRecord(Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """Exact effects of one contrast, and its faithfulness curves: OUT/exact/*.json."""
 
@@ -192,7 +202,7 @@ class ExactRecord(Struct, forbid_unknown_fields=True, omit_defaults=True, kw_onl
     layers: Layers
     rule: Annotated[str, Meta(description="The rule of the scores that are compared with the effects.")]
     run: RunField | UnsetType = UNSET
-    ablation: Annotated[str, Meta(description="What replaces an ablated write: zero.")]
+    ablation: Annotated[str, Meta(description="What replaces an ablated write: zero, mean or resample.")]
     id: FactId
     step: StepField
     place: Annotated[
@@ -213,6 +223,10 @@ class ExactRecord(Struct, forbid_unknown_fields=True, omit_defaults=True, kw_onl
         float,
         Meta(ge=0, description="In logits: effects of smaller magnitude are rounding noise of the number format."),
     ]
+    windows: (
+        Annotated[WindowsRecord, Meta(description="The effects of windows of layers, where they are asked for.")]
+        | UnsetType
+    ) = UNSET
     curves: Annotated[
         CurvesRecord | None, Meta(description="The contrast's faithfulness curves; null where there are none.")
     ]

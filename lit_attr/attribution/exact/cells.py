@@ -39,6 +39,20 @@ class Cells(NamedTuple):
         return Cells(*(values_N[index] for values_N in self))
 
 
+def covered_N(cells: Cells, place: int, window: int, components: int) -> Tensor:
+    """Indices of the cells whose windows have a place.
+
+    Args:
+        cells: The cells; each is the lowest of its window.
+        place: The place.
+        window: How many layers of one component a window has.
+        components: How many components each layer has on the axis.
+    """
+    above_N = place - cells.place_N
+    is_covered_N = (above_N >= 0) & (above_N < window * components) & (above_N % components == 0)
+    return is_covered_N.nonzero()[:, 0]
+
+
 def passes(cells: Cells, lengths: Sequence[int], max_tokens: int) -> Iterator[Tensor]:
     """Indices of cells of one token, by layer: what one pass over the tokens from there on computes.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_attr.attribution.exact.cells import Cells, most_shared, passes
+from lit_attr.attribution.exact.cells import Cells, covered_N, most_shared, passes
 from lit_attr.attribution.exact.prefix_reuse import CleanRun, run_clean, with_writes
 from lit_attr.attribution.passes import (
     check_inputs,
@@ -65,6 +65,7 @@ class _Part(NamedTuple):
         replacement_of: The replacements for cells, [N, H] or [N, 1].
         max_tokens: Cells × tokens that go through a layer together.
         clean: A run of the rows without any change; None where it is still to be run.
+        window: How many layers are replaced, each cell's own and those above it.
     """
 
     model: PreTrainedModel
@@ -74,6 +75,7 @@ class _Part(NamedTuple):
     replacement_of: Callable[[Cells], Tensor]
     max_tokens: int
     clean: CleanRun | None
+    window: int
 
     @property
     def lengths(self) -> list[int]:
@@ -107,6 +109,7 @@ def resolved_effects(
     *,
     wanted_BLT: Tensor | None = None,
     clean: CleanRun | None = None,
+    window: int = 1,
     max_tokens: int = MAX_TOKENS,
 ) -> ResolvedEffects:
     """The fall of the logit difference when one layer's write at one token is replaced, for each cell wanted.
@@ -128,6 +131,8 @@ def resolved_effects(
         replacement_BLTH: What replaces each write, from `Ablation.replacement_BLTH`; zeros where None.
         wanted_BLT: bool, the cells to compute; the others are 0. Every cell where None.
         clean: A run of the same batch without any change, from `recorded_run`. Default: it is run here.
+        window: How many writes at the token are replaced together: those of so many of the chosen layers, of one
+            component, from the cell's own upwards. Cells with fewer layers above them are 0.
         max_tokens: Bounds memory: cells × tokens that go through a layer together. The layers of one contrast and
             token are never separated.
 
@@ -140,12 +145,14 @@ def resolved_effects(
     """
     check_inputs(model, batch)
     device = batch.token_ids_BT.device
-    is_wanted_BLT = _wanted_BLT(wanted_BLT, location, batch)
+    is_wanted_BLT = _wanted_BLT(wanted_BLT, location, batch, window)
     replacement_BLTH = _as_cells(replacement_BLTH, is_wanted_BLT.shape, device)
     effects_BLT = torch.zeros(is_wanted_BLT.shape, device=device)
     resolution_B = torch.zeros(len(effects_BLT), device=device)
     with undisturbed(model, device) as model:
-        for row_B, part in _parts(model, location, batch, is_wanted_BLT, replacement_BLTH, max_tokens, clean):
+        for row_B, part in _parts(
+            model, location, batch, is_wanted_BLT, replacement_BLTH, max_tokens, clean, window
+        ):
             effects_N, resolution_of_part_B = _part_effects(part, is_measured=wanted_BLT is None)
             row_N, place_N, token_N = part.cells
             effects_BLT[row_B[row_N], place_N, token_N] = effects_N.to(effects_BLT)
@@ -161,6 +168,7 @@ def _parts(
     replacement_BLTH: Tensor,
     max_tokens: int,
     clean: CleanRun | None,
+    window: int,
 ) -> Iterator[tuple[Tensor, _Part]]:
     """The parts of a batch, each with its rows of the batch. Rows without a wanted cell are in none."""
     lengths = [len(contrast.token_ids) for contrast in batch.contrasts]
@@ -181,7 +189,7 @@ def _parts(
         part = part.narrowed(width)
         cells = Cells.of(is_wanted_BLT[row_B])
         run = None if clean is None else clean.select(rows, width)
-        yield row_B, _Part(model, location, part, cells, replacement_of, max_tokens, run)
+        yield row_B, _Part(model, location, part, cells, replacement_of, max_tokens, run, window)
 
 
 def _part_effects(part: _Part, *, is_measured: bool) -> tuple[Tensor, Tensor]:
@@ -195,7 +203,7 @@ def _part_effects(part: _Part, *, is_measured: bool) -> tuple[Tensor, Tensor]:
         effects_N = clean.diff_B.new_zeros(len(part.cells.row_N))
         for index_N in passes(part.cells, part.lengths, part.max_tokens):
             cells = part.cells.select(index_N)
-            effects_N[index_N] = clean.effects_N(cells, part.replacement_of(cells))
+            effects_N[index_N] = clean.effects_N(cells, part.replacement_of, part.window)
         index_N = most_shared(part.cells, part.lengths, len(part.location.layers))[: None if is_measured else 1]
         checked = part.cells.select(index_N)
         plain_N = clean.diff_B[checked.row_N] - _plain_diff_N(part, checked).to(clean.diff_B)
@@ -234,26 +242,32 @@ def _plain_effects(part: _Part) -> tuple[Tensor, Tensor]:
 
 def _plain_diff_N(part: _Part, cells: Cells) -> Tensor:
     """The logit difference with the write of one cell replaced, by a whole forward pass for each cell."""
-    batch, replacement_NH = part.batch.select(cells.row_N.tolist()), part.replacement_of(cells)
-    modules = {place: part.location.modules[place] for place in cells.place_N.unique().tolist()}
-    places = [*modules]
+    batch, components = part.batch.select(cells.row_N.tolist()), len({*part.location.components})
+    covered = [covered_N(cells, place, part.window, components) for place in range(len(part.location.modules))]
+    places = [place for place, index_N in enumerate(covered) if len(index_N)]
 
     def replace(index: int, output: Any) -> Any:
-        index_N = (cells.place_N == places[index]).nonzero()[:, 0]
+        place, index_N = places[index], covered[places[index]]
+        token_N = cells.token_N[index_N]
+        replaced = Cells(cells.row_N[index_N], torch.full_like(index_N, place), token_N)
         shape = batch.token_ids_BT.shape[0], batch.token_ids_BT.shape[1]
-        return with_writes(output, shape, index_N, cells.token_N[index_N], replacement_NH[index_N])
+        return with_writes(output, shape, index_N, token_N, part.replacement_of(replaced))
 
-    with outputs_changed(modules.values(), replace), only_last_logits(part.model, batch.last_B):
+    modules = [part.location.modules[place] for place in places]
+    with outputs_changed(modules, replace), only_last_logits(part.model, batch.last_B):
         return difference_B(part.model(input_ids=batch.token_ids_BT, use_cache=False).logits, batch)
 
 
-def _wanted_BLT(wanted_BLT: Tensor | None, location: Location, batch: ContrastBatch) -> Tensor:
+def _wanted_BLT(wanted_BLT: Tensor | None, location: Location, batch: ContrastBatch, window: int) -> Tensor:
     """The wanted cells, on the CPU, less those that are 0 for certain."""
     layers = len(location.layers)
     position_T = torch.arange(batch.token_ids_BT.shape[1])
     last_B1 = torch.tensor([[len(contrast.token_ids) - 1] for contrast in batch.contrasts])
     can_be_wanted_BLT = token_mask_BT(batch)[:, None].repeat(1, layers, 1)
-    can_be_wanted_BLT[:, location.is_top_only_at_last_L] = (position_T == last_B1)[:, None]
+    if window == 1:
+        can_be_wanted_BLT[:, location.is_top_only_at_last_L] = (position_T == last_B1)[:, None]
+    else:
+        can_be_wanted_BLT[:, layers - (window - 1) * len({*location.components}) :] = False
     if wanted_BLT is None:
         return can_be_wanted_BLT
     if wanted_BLT.shape != can_be_wanted_BLT.shape or wanted_BLT.dtype != torch.bool:

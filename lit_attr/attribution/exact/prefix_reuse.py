@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from lit_attr.attribution.exact.cells import Cells
+from lit_attr.attribution.exact.cells import Cells, covered_N
 from lit_attr.attribution.passes import (
     answer_difference_N,
     difference_B,
@@ -104,7 +104,7 @@ class CleanRun(NamedTuple):
             inputs_LBTH=[of_rows(hidden_BTH, 1) for hidden_BTH in self.inputs_LBTH],
         )
 
-    def effects_N(self, cells: Cells, replacement_NH: Tensor) -> Tensor:
+    def effects_N(self, cells: Cells, replacement_of: Callable[[Cells], Tensor], window: int = 1) -> Tensor:
         """The effects of cells at one token, from one pass over the tokens from there on.
 
         The model is called with one row, so that the masks and positions that it makes for its blocks fit any
@@ -113,7 +113,8 @@ class CleanRun(NamedTuple):
 
         Args:
             cells: The cells, by layer.
-            replacement_NH: The replacement for each.
+            replacement_of: The replacements for cells, [N, H] or [N, 1].
+            window: How many layers are replaced, each cell's own and those above it.
         """
         token, row_N = int(cells.token_N[0]), cells.row_N.to(self.diff_B.device)
         end = max(len(self.batch.contrasts[row].token_ids) for row in cells.row_N.unique().tolist())
@@ -126,10 +127,12 @@ class CleanRun(NamedTuple):
             joining_NTH = clean_BTH[row_N[first:last].to(clean_BTH.device), token:end]
             return torch.cat([hidden_NTH, joining_NTH]) if first else joining_NTH
 
+        components = len({*self.location.components})
+
         def replace(place: int, output: Any) -> Any:
-            first, last = bounds[place]
-            shape = (last, end - token)
-            return with_writes(output, shape, slice(first, last), 0, replacement_NH[first:last])
+            index_N = covered_N(cells, place, window, components)
+            replaced = Cells(cells.row_N[index_N], torch.full_like(index_N, place), cells.token_N[index_N])
+            return with_writes(output, (bounds[place][1], end - token), index_N, 0, replacement_of(replaced))
 
         batch = self.batch
         last_N = batch.last_B[row_N] - token
@@ -140,8 +143,9 @@ class CleanRun(NamedTuple):
             if location.top_mlp is not None:
                 hooks.enter_context(at_last_tokens(location.top_mlp, last_N))
             hooks.enter_context(_inputs_changed({place: blocks[place] for place in places}, join))
-            modules = [location.modules[place] for place in places]
-            hooks.enter_context(outputs_changed(modules, lambda index, output: replace(places[index], output)))
+            changed = [place for place in range(len(bounds)) if len(covered_N(cells, place, window, components))]
+            modules = [location.modules[place] for place in changed]
+            hooks.enter_context(outputs_changed(modules, lambda index, output: replace(changed[index], output)))
             hooks.enter_context(only_answer_logits(self.model, last_N, ids_N2))
             logits_N12 = self.model(
                 input_ids=batch.token_ids_BT[:1, token:end],
@@ -226,7 +230,7 @@ def recorded_run(
 def with_writes(
     output: Any,
     shape: tuple[int, int],
-    rows: Tensor | slice,
+    rows: Tensor,
     tokens: Tensor | int,
     replacement_NH: Tensor,
 ) -> Any:

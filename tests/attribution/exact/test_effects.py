@@ -12,7 +12,7 @@ from whole_forwards import expected_effects
 
 from lit_attr.attribution.ablation import mean_ablation
 from lit_attr.attribution.exact import effects
-from lit_attr.attribution.exact.effects import exact_effects_BLT
+from lit_attr.attribution.exact.effects import exact_effects_BLT, resolved_effects
 from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.errors import UserError
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
@@ -100,6 +100,25 @@ def test_mean_and_donor_writes_replace_the_write(model_type: str):
     assert_exact(exact_effects_BLT(model, location, batch, mean_BLTH), model, location, batch, mean_BLTH)
     donor_BLTH = torch.randn(mean_BLTH.shape, generator=torch.Generator().manual_seed(3))
     assert_exact(exact_effects_BLT(model, location, batch, donor_BLTH), model, location, batch, donor_BLTH)
+
+
+@pytest.mark.parametrize("component", ["mlp", ["attention", "mlp"]])
+@pytest.mark.parametrize(("model_type", "window", "layers"), [("gpt2", 5, 12), ("llama", 3, 4), ("bloom", 2, 2)])
+def test_writes_of_several_layers_are_replaced_together(
+    model_type: str, window: int, layers: int, component: str | list[str]
+):
+    name = "num_hidden_layers" if model_type == "llama" else "n_layer"
+    model = tiny_model(model_type, torch.float64, **{name: layers})
+    location, batch = locate(model, component=component), batch_of()
+    found_BLT = resolved_effects(model, location, batch, window=window).effects_BLT
+    donor_BLTH = torch.randn((*found_BLT.shape, 32), generator=torch.Generator().manual_seed(3))
+    donated_BLT = resolved_effects(model, location, batch, donor_BLTH, window=window).effects_BLT
+    for row, contrast in enumerate(batch.contrasts):
+        length = len(contrast.token_ids)
+        for effects_BLT, writes_LTH in ((found_BLT, None), (donated_BLT, donor_BLTH[row])):
+            expected_LT = expected_effects(model, location, contrast, writes_LTH, window=window)
+            size = expected_LT.abs().max().item()
+            torch.testing.assert_close(effects_BLT[row, :, :length], expected_LT, rtol=0, atol=1e-5 * size)
 
 
 @pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "mistral"])
