@@ -30,7 +30,7 @@ from lit_attr.module import AttributionModule
 from lit_attr.records.encoding import batch_record, split_finite
 from lit_attr.records.reading import records_of
 from lit_attr.text import cut
-from lit_attr.views.pictures import MAX_TOKEN, choose_component, component_name, fact_image, fact_title
+from lit_attr.views.pictures import MAX_TOKEN, component_name, components_name, fact_image, fact_title
 
 # How many heatmaps a sequence of attributions shows.
 MAX_SHOWN = 4
@@ -44,7 +44,7 @@ def attribute(
     facts: str | os.PathLike[str] | Mapping[str, Any] | Iterable[Mapping[str, Any]] = SAMPLE,
     *,
     layers: list[int | str] | str | int = "all",
-    component: str = "mlp",
+    component: str | list[str] = "mlp",
     rule: RuleName = "gradient",
     step: Step = "divergence",
     columns: dict[str, str] | None = None,
@@ -67,7 +67,8 @@ def attribute(
             name, a `datasets.Dataset`.
         layers: `all`, one index, or several, such as `4-8`, `0:12:2` or a list; negative indices count from the
             top.
-        component: `mlp`, `attention`, `block`, or a dotted path from the language model with `{layer}` in it.
+        component: `mlp`, `attention`, `block`, or a dotted path from the language model with `{layer}` in it; or
+            several, whose maps are shown side by side.
         rule: How scores are computed, see `lit_attr.attribution.catalogue`.
         step: Where the two answers are compared: `divergence`, or `all` for a record of every step.
         columns: Column names that differ: ours to yours, such as `{"target_true": "answer"}`.
@@ -179,7 +180,7 @@ class Attributions(Sequence[Attribution]):
         words = f"{len(self)} attributions"
         if self._records:
             preferred = sum(record["logit_diff"] > 0 for record in self._records)
-            scored = f"{component_name(choose_component(self[0]))} {rule_title(self[0]['rule'])}"
+            scored = f"{components_name([*self[0]['scores']])} {rule_title(self[0]['rule'])}"
             words += f", {scored}; true answer preferred in {preferred / len(self):.1%}"
         return words + (f"; {len(self.rejected)} rows left out" if self.rejected else "")
 
@@ -189,12 +190,15 @@ def _figure(record: Mapping[str, Any], width: str) -> str:
     content = BytesIO()
     image = fact_image(record)
     image.save(content, "PNG", optimize=True)
-    scores_LT = record["scores"][choose_component(record)]["sum"]
+    components = [*record["scores"]]
+    component = max(components, key=lambda each: np.abs(record["scores"][each]["sum"]).max())
+    scores_LT = record["scores"][component]["sum"]
     layer, token = np.unravel_index(np.abs(scores_LT).argmax(), scores_LT.shape)
+    of = f" of {component_name(component)}" if len(components) > 1 else ""
     text = cut(record["tokens"][token], MAX_TOKEN)
     alt = (
         f"{fact_title(record)}: logit difference {record['logit_diff']:+.2f}; largest score "
-        f"{scores_LT[layer, token]:+.2f}, at {text!r} in layer {record['layers'][layer]}"
+        f"{scores_LT[layer, token]:+.2f}{of}, at {text!r} in layer {record['layers'][layer]}"
     )
     data = b64encode(content.getvalue()).decode()
     style = f"max-width:{width};height:auto"

@@ -21,12 +21,13 @@ from lit_attr.callbacks.loggers import (
 )
 from lit_attr.callbacks.metrics import LiveCounts
 from lit_attr.evaluation.findings import RunFindings
-from lit_attr.evaluation.summary import has_effects
+from lit_attr.evaluation.strongest import has_effects
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.schema import BatchRecord
 from lit_attr.text import safe_name
 from lit_attr.views.curves import (
     agreement_curves,
+    by_ending,
     effect_curves,
     faithfulness_curves,
     hyperparameters,
@@ -34,7 +35,13 @@ from lit_attr.views.curves import (
 )
 from lit_attr.views.labels import shortened
 from lit_attr.views.pages import neurons_page, summary_page
-from lit_attr.views.pictures import agreement_image, fact_image, magnitude_image, profile_image
+from lit_attr.views.pictures import (
+    agreement_image,
+    components_image,
+    fact_image,
+    magnitude_image,
+    profile_image,
+)
 
 MAX_RELATION = 60  # characters
 
@@ -70,7 +77,7 @@ class RunDisplay:
     def add(self, record: BatchRecord) -> None:
         """Counts a batch that this process has written."""
         if self._counts is None:
-            self._counts = LiveCounts(record.layers, next(iter(record.examples[0].scores)), record.rule)
+            self._counts = LiveCounts(record.layers, [*record.examples[0].scores], record.rule)
         self._counts.add(record)
 
     def show_so_far(self, trainer: pl.Trainer) -> None:
@@ -133,14 +140,16 @@ class RunDisplay:
         """
         summary, manifest = findings.summary, self._folder.read_manifest()
         others = [logger for logger in loggers if not is_tensorboard(logger)]
-        log_curves(others, profile_curves(summary["profile"], "mean_score"))
-        log_curves(others, profile_curves(summary["known_profile"], "mean_score_known"))
-        log_curves(others, effect_curves(summary["profile"]))
-        log_curves(others, effect_curves(summary["known_profile"], "_known"))
-        if summary["agreement"] is not None:
-            log_curves(others, agreement_curves(summary["agreement"]))
-            if "faithfulness" in summary["agreement"]:
-                log_curves(others, faithfulness_curves(summary["agreement"]["faithfulness"]))
+        for ending, of_component in by_ending(summary):
+            profile, known, agreement = (of_component[name] for name in ("profile", "known_profile", "agreement"))
+            log_curves(others, profile_curves(profile, f"mean_score{ending}"))
+            log_curves(others, profile_curves(known, f"mean_score_known{ending}"))
+            log_curves(others, effect_curves(profile, ending))
+            log_curves(others, effect_curves(known, f"_known{ending}"))
+            if agreement is not None:
+                log_curves(others, agreement_curves(agreement, ending))
+                if "faithfulness" in agreement:
+                    log_curves(others, faithfulness_curves(agreement["faithfulness"]))
         for logger in loggers:
             if is_tensorboard(logger):
                 logger.experiment.add_text("summary", summary_page(findings, manifest))
@@ -152,27 +161,33 @@ class RunDisplay:
 def profile_pictures(summary: Mapping[str, Any]) -> Iterator[Picture]:
     """The pictures of the mean effects, or of the mean scores where there are none, also of known facts alone."""
     count = summary["contrasts"]
-    if count:
-        words = f"{count} contrasts · true answer preferred in {summary['contrast_accuracy']:.1%}"
-        yield Picture("profile/role_by_layer", count, partial(profile_image, summary["profile"], words))
-        if has_effects(summary["profile"]):
-            draw = partial(magnitude_image, summary["profile"], words)
-            yield Picture("profile/role_by_layer_magnitude", count, draw)
-    if summary["known"]:
-        words = f"{summary['known']} contrasts of known facts"
-        yield Picture(
-            "profile/role_by_layer_known", count, partial(profile_image, summary["known_profile"], words)
-        )
+    if not count:
+        return
+    words = f"{count} contrasts · true answer preferred in {summary['contrast_accuracy']:.1%}"
+    known = f"{summary['known']} contrasts of known facts"
+    profiles = []
+    for ending, found in by_ending(summary):
+        profiles.append(found["profile"])
+        yield Picture(f"profile/role_by_layer{ending}", count, partial(profile_image, found["profile"], words))
+        if has_effects(found["profile"]):
+            draw = partial(magnitude_image, found["profile"], words)
+            yield Picture(f"profile/role_by_layer_magnitude{ending}", count, draw)
+        if summary["known"]:
+            draw = partial(profile_image, found["known_profile"], known)
+            yield Picture(f"profile/role_by_layer_known{ending}", count, draw)
+    if len(profiles) > 1:
+        yield Picture("profile/components", count, partial(components_image, profiles, words))
 
 
 def _other_pictures(findings: RunFindings) -> Iterator[Picture]:
     """The pictures of the largest relations, and of scores and exact effects."""
-    summary = findings.summary
-    for relation, profile in findings.relations.items():
-        words = f"relation {shortened(relation, MAX_RELATION)} · {max(profile['contrasts'])} contrasts"
-        tag = f"relations/{safe_name(relation)}"
-        yield Picture(tag, summary["contrasts"], partial(profile_image, profile, words))
-    agreement, points = summary["agreement"], findings.points
-    if agreement is not None and points is not None:
-        draw = partial(agreement_image, points, summary)
-        yield Picture("agreement/exact_effects", agreement["contrasts"], draw)
+    count = findings.summary["contrasts"]
+    for (ending, summary), views in zip(by_ending(findings.summary), findings.components.values(), strict=True):
+        for relation, profile in views.relations.items():
+            words = f"relation {shortened(relation, MAX_RELATION)} · {max(profile['contrasts'])} contrasts"
+            tag = f"relations{ending}/{safe_name(relation)}"
+            yield Picture(tag, count, partial(profile_image, profile, words))
+        agreement, points = summary["agreement"], views.points
+        if agreement is not None and points is not None:
+            draw = partial(agreement_image, points, summary)
+            yield Picture(f"agreement/exact_effects{ending}", agreement["contrasts"], draw)

@@ -16,6 +16,7 @@ from torchmetrics import Metric
 
 from lit_attr.evaluation.answers import AnswerCounts
 from lit_attr.evaluation.profile import ProfileSums
+from lit_attr.evaluation.summary import OTHERS
 from lit_attr.records.schema import BatchRecord
 
 
@@ -50,14 +51,16 @@ class LiveCounts:
 
     Args:
         layers: The layers of the scores.
-        component: The component that the scores are of.
+        components: The components that have scores.
         rule: The rule that computed them.
     """
 
-    def __init__(self, layers: Sequence[int], component: str, rule: str) -> None:
+    def __init__(self, layers: Sequence[int], components: Sequence[str], rule: str) -> None:
+        self._shape = layers, components, rule
         self.answers = AnswerCounts()
-        self.profile = ProfileSums(layers, component, rule)
-        self.known_profile = ProfileSums(layers, component, rule)
+        self.profiles, self.known_profiles = (
+            [ProfileSums(layers, component, rule) for component in components] for _ in range(2)
+        )
         self.logit_diff = 0.0
 
     def add(self, record: BatchRecord) -> None:
@@ -67,19 +70,22 @@ class LiveCounts:
                 continue
             self.answers.add(example.logit_diff, example.rank_true)
             self.logit_diff += example.logit_diff
-            scores_LT = example.scores[self.profile.component].sum
-            self.profile.add(scores_LT, example.roles, example.subject_span)
-            if example.rank_true == 0:
-                self.known_profile.add(scores_LT, example.roles, example.subject_span)
+            for profile in self.profiles if example.rank_true else self._profiles():
+                scores_LT = example.scores[profile.component].sum
+                profile.add(scores_LT, example.roles, example.subject_span)
 
     def compute(self) -> dict[str, Any]:
         """The counts in the form of the run's summary, with the mean logit difference as `mean_logit_diff`."""
         found = self.answers.compute()
+        first, *others = (
+            {"profile": profile.compute(), "known_profile": known.compute()}
+            for profile, known in zip(self.profiles, self.known_profiles, strict=True)
+        )
         return {
             **found,
             "mean_logit_diff": self.logit_diff / found["contrasts"] if found["contrasts"] else None,
-            "profile": self.profile.compute(),
-            "known_profile": self.known_profile.compute(),
+            **first,
+            **({OTHERS: {each["profile"]["component"]: each for each in others}} if others else {}),
         }
 
     def reduce(self, device: torch.device) -> LiveCounts:
@@ -94,7 +100,7 @@ class LiveCounts:
         shared.update(torch.from_numpy(flat_N))
         summed_N = shared.compute().cpu().numpy()
         ends = np.cumsum([part.size for part in parts])[:-1]
-        total = LiveCounts(self.profile.layers, self.profile.component, self.profile.rule)
+        total = LiveCounts(*self._shape)
         total._set(
             [values.reshape(part.shape) for values, part in zip(np.split(summed_N, ends), parts, strict=True)]
         )
@@ -113,5 +119,5 @@ class LiveCounts:
         for profile, sums_3LR, counts_3R in zip(self._profiles(), arrays[::2], arrays[1::2], strict=True):
             profile.sums_3LR, profile.counts_3R = sums_3LR, counts_3R.astype(np.int64)
 
-    def _profiles(self) -> tuple[ProfileSums, ProfileSums]:
-        return self.profile, self.known_profile
+    def _profiles(self) -> list[ProfileSums]:
+        return self.profiles + self.known_profiles

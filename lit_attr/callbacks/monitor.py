@@ -20,7 +20,7 @@ from lit_attr.callbacks.loggers import show_image, takes_images
 from lit_attr.callbacks.metrics import LiveCounts
 from lit_attr.datamodule import CounterfactDataModule, DataRequirements
 from lit_attr.errors import ArgumentError, UserError, arguments_of, one_line, warn_about, warn_once
-from lit_attr.evaluation.summary import strongest_at
+from lit_attr.evaluation.strongest import strongest_at
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.contrasts import Contrast
 from lit_attr.facts.sources import SAMPLE
@@ -31,7 +31,7 @@ from lit_attr.records.encoding import batch_record, split_finite
 from lit_attr.records.reading import records_of
 from lit_attr.text import safe_name
 from lit_attr.trainers import datamodule_of
-from lit_attr.views.curves import role_tag
+from lit_attr.views.curves import by_ending, role_tag
 from lit_attr.views.pictures import fact_image, profile_image
 
 # Settings of the data module and arguments of functions to the monitor's.
@@ -85,7 +85,8 @@ class AttributionMonitor(pl.Callback):
             the one `transformers.PreTrainedModel` in the module.
         layers: `all`, one index, or several, such as `4-8`, `0:12:2` or a list; negative indices count from the
             top.
-        component: `mlp`, `attention`, `block`, or a dotted path from the language model with `{layer}` in it.
+        component: `mlp`, `attention`, `block`, or a dotted path from the language model with `{layer}` in it; or
+            several. The tags of all but the first then have the component's name: `role_by_layer_attention`.
         every_n_steps: Optimizer steps between passes. Default: passes after validation only.
         at_validation_end: Whether a pass runs after validation.
         limit: Keep only the first so many rows.
@@ -100,7 +101,7 @@ class AttributionMonitor(pl.Callback):
         tokenizer: str | PreTrainedTokenizerBase | None = None,
         model: str | None = None,
         layers: list[int | str] | str | int = "all",
-        component: str = "mlp",
+        component: str | list[str] = "mlp",
         every_n_steps: int | None = None,
         at_validation_end: bool = True,
         limit: int | None = None,
@@ -244,7 +245,9 @@ class AttributionMonitor(pl.Callback):
         """Attributes this process's facts, and shows the heatmaps among them."""
         model, location, batches, drawn = plan
         with _apart_from_training():
-            counts = LiveCounts(location.layers, self.component, "gradient")
+            counts = LiveCounts(
+                [*dict.fromkeys(location.layers)], [*dict.fromkeys(location.components)], "gradient"
+            )
             for place, contrasts in enumerate(batches):
                 batch = collate_contrasts(contrasts).to(token_embedding(model).weight.device)
                 scored = attribute_batch(model, location, batch)
@@ -263,12 +266,15 @@ class AttributionMonitor(pl.Callback):
         if found["contrasts"]:
             values |= {name: found[name] for name in ("contrast_accuracy", "known_share")}
             values["logit_difference"] = found["mean_logit_diff"]
-            for role in found["profile"]["roles"]:
-                for score, layer, _ in strongest_at(found["profile"], role, 1):
-                    values |= {f"score/{role_tag(role)}": score, f"layer/{role_tag(role)}": float(layer)}
             words = f"{found['contrasts']} contrasts · true answer preferred in {found['contrast_accuracy']:.1%}"
-            image = profile_image(found["profile"], f"step {step} · {words}")
-            show_image(trainer, "attribution/role_by_layer", image, step)
+            for ending, of_component in by_ending(found):
+                profile = of_component["profile"]
+                for role in profile["roles"]:
+                    for score, layer, _ in strongest_at(profile, role, 1):
+                        tag = f"{ending}/{role_tag(role)}"
+                        values |= {f"score{tag}": score, f"layer{tag}": float(layer)}
+                image = profile_image(profile, f"step {step} · {words}")
+                show_image(trainer, f"attribution/role_by_layer{ending}", image, step)
         for logger in trainer.loggers:
             logger.log_metrics({f"attribution/{name}": value for name, value in values.items()}, step)
 

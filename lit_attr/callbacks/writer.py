@@ -111,7 +111,9 @@ class AttributionWriter(BasePredictionWriter):
         return self._state
 
     def pilot_effects(self, trainer: pl.Trainer) -> list[tuple[Contrast, NDArray[np.float64]]]:
-        """The finite exact effects [L, T] of the pilot, once all processes have computed theirs.
+        """The finite exact effects of the pilot, once all processes have computed theirs.
+
+        Each is [L, T], with a row for each component of the first layer, then of the second, and so on.
 
         Raises:
             UserError: Another process of the run is gone, or an earlier batch could not be written.
@@ -121,7 +123,7 @@ class AttributionWriter(BasePredictionWriter):
             self._background.finish()
             records = self.folder.wait_for_exact([contrast.key for contrast in pilot])
         return [
-            (contrast, next(iter(record.effects.values())))
+            (contrast, _layer_by_layer(record.effects))
             for contrast, record in zip(pilot, records, strict=True)
             if record.refused is None
         ]
@@ -332,3 +334,9 @@ class AttributionWriter(BasePredictionWriter):
             self.folder.check(settings, datamodule.content if isinstance(datamodule, HasContent) else None)
         self.folder.open(settings, rejected_of(datamodule))
         return self.folder.read_state()
+
+
+def _layer_by_layer(effects: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+    """The effects of all components in one array: for each layer a row of each component."""
+    stacked_LCT = np.stack([*effects.values()], axis=1)
+    return stacked_LCT.reshape(-1, stacked_LCT.shape[2])

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_attr.evaluation.formats import format_lines
-from lit_attr.evaluation.summary import all_exact, has_effects, mean_text, strongest_at, strongest_cells
+from lit_attr.evaluation.strongest import all_exact, has_effects, mean_text, strongest_at, strongest_cells
+from lit_attr.evaluation.summary import by_component
 from lit_attr.evaluation.validity.agreement import promise_line, verdict
 from lit_attr.facts.roles import POSITION_0
 from lit_attr.records.folder import RunFolder
@@ -36,10 +37,14 @@ def closing_lines(folder: str | Path, *, pictures: bool, resumed: int | None = N
         f"contrasts: {summary['contrasts']}{earlier}, rows refused: {summary['rejected']}{reasons}",
         f"contrast accuracy (true answer above the false one): {_percent(summary['contrast_accuracy'])}",
         f"known facts (true answer above every other token): {_percent(summary['known_share'])}",
-        *_strongest_means(summary["profile"]),
     ]
-    if summary["agreement"] is not None:
-        lines.append(f"agreement: {verdict(summary['agreement'])}")
+    components = by_component(summary)
+    for component, found in components.items():
+        # A single component needs no name.
+        of = f" of {component}" if len(components) > 1 else ""
+        lines.extend(_strongest_means(found["profile"], of))
+        if found["agreement"] is not None:
+            lines.append(f"agreement{of}: {verdict(found['agreement'])}")
     if summary["adaptive"] is not None:
         lines.append(f"adaptive: {promise_line(summary['adaptive'], summary['agreement'])}")
     gradient = settings.get("gradient") if settings.get("rule") != "exact" else None
@@ -57,16 +62,16 @@ def closing_lines(folder: str | Path, *, pictures: bool, resumed: int | None = N
     return "\n".join(lines)
 
 
-def _strongest_means(profile: Mapping[str, Any]) -> Iterator[str]:
+def _strongest_means(profile: Mapping[str, Any], of: str) -> Iterator[str]:
     """Where the means over all contrasts are largest: of exact effects where the run has them, else of scores."""
     if not has_effects(profile):
-        yield f"strongest mean scores (estimates), in logits: {_strongest(profile, 'mean_score') or 'none'}"
+        yield f"strongest mean scores{of} (estimates), in logits: {_strongest(profile, 'mean_score') or 'none'}"
         return
     unit = "in logits, exact effects of all facts" if all_exact(profile) else "in logits, 95% interval"
     found = _strongest(profile, "mean_effect") or "none whose interval excludes 0"
-    yield f"strongest mean effects, {unit}: {found}"
+    yield f"strongest mean effects{of}, {unit}: {found}"
     if found := _strongest(profile, "mean_magnitude"):
-        yield f"largest mean magnitudes of effects, {unit}: {found}"
+        yield f"largest mean magnitudes of effects{of}, {unit}: {found}"
 
 
 def _strongest(profile: Mapping[str, Any], measure: str) -> str:

@@ -34,6 +34,18 @@ class Points(NamedTuple):
     layers_N: NDArray[np.int64]
 
 
+class ComponentViews(NamedTuple):
+    """What the pictures of one component show beside its figures in the summary.
+
+    Attributes:
+        relations: The profiles of the largest relations, by relation.
+        points: Cells whose scores are compared with exact effects; None where there are none.
+    """
+
+    relations: dict[str, dict[str, Any]]
+    points: Points | None
+
+
 class RunFindings(NamedTuple):
     """What `summarise` finds in a run. Contrasts are records as `load_attributions` yields them.
 
@@ -45,8 +57,7 @@ class RunFindings(NamedTuple):
         largest: The contrasts with the largest |logit difference|, the largest first.
         strongest: The contrasts with the largest logit differences, the largest first.
         failures: The contrasts where the false answer is preferred, the clearest first.
-        relations: The profiles of the largest relations, by relation.
-        points: Cells whose scores are compared with exact effects; None where there are none.
+        components: What pictures show of each component, the one named first at the beginning.
     """
 
     summary: dict[str, Any]
@@ -56,8 +67,7 @@ class RunFindings(NamedTuple):
     largest: list[Record]
     strongest: list[Record]
     failures: list[Record]
-    relations: dict[str, dict[str, Any]]
-    points: Points | None
+    components: dict[str, ComponentViews]
 
 
 def key_order(contrast_id: int | str, step: int) -> tuple[bool, int | str, int]:

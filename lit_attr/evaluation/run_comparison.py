@@ -16,7 +16,6 @@ from lit_attr.errors import ArgumentError
 from lit_attr.evaluation.validity.agreement import pearson
 from lit_attr.facts.contrasts import ContrastKey
 from lit_attr.records.folder import RunFolder
-from lit_attr.records.schema import Example
 
 # How many contrasts whose answer has changed are listed.
 LISTED = 10
@@ -41,12 +40,13 @@ def compare_runs(first: str | Path, second: str | Path, *, component: str | None
     Args:
         first: Output folder of the run that is the reference.
         second: Output folder of the other run.
-        component: The component whose scores are compared. Default: the only one that each run has.
+        component: The component whose scores are compared. Default: the first that the first run has.
 
     Returns:
-        In JSON types: `contrasts` compared, and `left_out` by reason; over `all` cells and `by_layer`, `pearson`,
-        `norm_ratio` (the norm of the second run's scores over that of the first's), and `largest_error` (the
-        largest difference relative to the contrast's largest score in the first run); `answers` with the mean
+        In JSON types: the `component`, `contrasts` compared, and `left_out` by reason; over `all` cells and
+        `by_layer`, `pearson`, `norm_ratio` (the norm of the second run's scores over that of the first's), and
+        `largest_error` (the largest difference relative to the contrast's largest score in the first run);
+        `answers` with the mean
         absolute change of the logit difference, in logits, the counts of contrasts whose preferred answer or known
         answer changed, and the clearest of the former. A number is None where there are too few cells for it.
 
@@ -55,7 +55,7 @@ def compare_runs(first: str | Path, second: str | Path, *, component: str | None
         UserError: One of the folders is not a run's.
     """
     runs = [RunFolder(folder) for folder in (first, second)]
-    layers = _common_layers(runs)
+    layers, component = _common_layers(runs), component or _first_component(runs[0])
     reference = dict(_answers(runs[0], layers, component))
     pairs: list[tuple[ContrastKey, _Answer, _Answer]] = []
     only_second = other_tokens = 0
@@ -78,6 +78,7 @@ def compare_runs(first: str | Path, second: str | Path, *, component: str | None
         for at, layer in enumerate(layers)
     }
     return {
+        "component": component,
         "contrasts": len(pairs),
         "left_out": {"only_first": len(reference), "only_second": only_second, "other_tokens": other_tokens},
         "all": _of_cells([(old.scores_LT, new.scores_LT) for _, old, new in pairs], pairs),
@@ -93,7 +94,9 @@ def comparison_lines(found: Mapping[str, Any]) -> Iterator[str]:
         found: What :func:`compare_runs` returns.
     """
     left_out = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found["left_out"].items() if count)
-    yield f"{found['contrasts']} contrasts compared" + (f"; left out: {left_out}" if left_out else "")
+    yield f"{found['contrasts']} contrasts compared, scores of {found['component']}" + (
+        f"; left out: {left_out}" if left_out else ""
+    )
     yield ""
     yield "| layer | Pearson | norm ratio | largest error |"
     yield "| --- | --- | --- | --- |"
@@ -123,31 +126,28 @@ def _common_layers(runs: Sequence[RunFolder]) -> list[int]:
     return common
 
 
-def _answers(
-    run: RunFolder, layers: Sequence[int], component: str | None
-) -> Iterator[tuple[ContrastKey, _Answer]]:
+def _first_component(run: RunFolder) -> str:
+    # A run in common layers with another one has a batch.
+    _, batch = next(run.read_batches())
+    return next(iter(batch.examples[0].scores))
+
+
+def _answers(run: RunFolder, layers: Sequence[int], component: str) -> Iterator[tuple[ContrastKey, _Answer]]:
     for _, batch in run.read_batches():
         rows = [batch.layers.index(layer) for layer in layers]
         for example in batch.examples:
             if example.true_token_id == example.false_token_id:
                 continue
-            scores_LT = example.scores[_component_of(run, example, component)].sum[rows]
+            if component not in example.scores:
+                names = ", ".join(example.scores)
+                raise ArgumentError("component", f"{run.path} has scores of {names}; name one that both runs have")
+            scores_LT = example.scores[component].sum[rows]
             yield (
                 (example.id, example.step),
                 _Answer(
                     scores_LT, tuple(example.tokens), example.prompt, example.logit_diff, example.rank_true == 0
                 ),
             )
-
-
-def _component_of(run: RunFolder, example: Example, component: str | None) -> str:
-    names = list(example.scores)
-    if component is None and len(names) == 1:
-        return names[0]
-    if component not in example.scores:
-        found = ", ".join(names)
-        raise ArgumentError("component", f"{run.path} has scores of {found}; name one that both runs have")
-    return component
 
 
 def _of_cells(

@@ -11,7 +11,8 @@ from itertools import pairwise
 from typing import Any
 
 from lit_attr.evaluation.profile import KINDS
-from lit_attr.text import cut
+from lit_attr.evaluation.summary import by_component
+from lit_attr.text import cut, safe_name
 
 # The half width of a normal distribution's 95% interval, in standard errors.
 CONFIDENCE = 1.96
@@ -19,6 +20,8 @@ CONFIDENCE = 1.96
 WINDOW = 10
 
 MAX_SETTING = 1_000  # characters
+# The file of a picture has more in its name.
+MAX_TAG_BYTES = 100
 _BEFORE = WINDOW // 2
 
 Curves = Iterator[tuple[int, dict[str, float]]]
@@ -44,6 +47,15 @@ def windows(layers: Sequence[int]) -> list[slice]:
 def role_tag(role: str) -> str:
     """A token role as part of a tag."""
     return role.replace(" ", "_")
+
+
+def by_ending(summary: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A run's summary for each of its components, with what ends the tags of its pictures and curves.
+
+    Nothing ends those of the component named first, so that they are the same in a run of it alone.
+    """
+    for place, (component, found) in enumerate(by_component(summary).items()):
+        yield f"_{safe_name(component, MAX_TAG_BYTES)}" if place else "", found
 
 
 def profile_curves(profile: Mapping[str, Any], name: str) -> Curves:
@@ -81,7 +93,7 @@ def effect_curves(profile: Mapping[str, Any], ending: str = "") -> Curves:
 
     Args:
         profile: The profile, as the summary has it; one without exact effects has no such curves.
-        ending: Ends the names of the groups of tags, such as `_known`.
+        ending: Ends the names of the groups of tags, such as `_known` or `_attention`.
 
     Yields:
         A layer, and its values by tag.
@@ -99,11 +111,12 @@ def effect_curves(profile: Mapping[str, Any], ending: str = "") -> Curves:
             yield layer, values
 
 
-def agreement_curves(agreement: Mapping[str, Any]) -> Curves:
+def agreement_curves(agreement: Mapping[str, Any], ending: str = "") -> Curves:
     """The agreement of scores and exact effects by layer, with the ends of the 95% confidence intervals.
 
     Args:
         agreement: The agreement, as the summary has it.
+        ending: Ends the names of the groups of tags, such as `_attention`.
 
     Yields:
         A layer, and its values by tag.
@@ -112,9 +125,10 @@ def agreement_curves(agreement: Mapping[str, Any]) -> Curves:
         values: dict[str, float] = {}
         for name, interval in found["intervals"].items():
             if found[name] is not None:
-                values[f"agreement/{name}"] = found[name]
+                values[f"agreement{ending}/{name}"] = found[name]
             if interval is not None:
-                values[f"agreement_low/{name}"], values[f"agreement_high/{name}"] = interval
+                low, high = (f"agreement{ending}_{end}/{name}" for end in ("low", "high"))
+                values[low], values[high] = interval
         yield int(layer), values
 
 
@@ -170,8 +184,9 @@ def hyperparameters(
     metrics = {
         name: summary[name] for name in ("contrasts", "contrast_accuracy", "known_share", "median_logit_diff")
     }
-    if summary["agreement"] is not None:
-        agreement = summary["agreement"]
-        metrics["agreement_pearson"] = agreement["pearson"]
-        metrics["agreement_pearson_without_position_0"] = agreement["without_position_0"]["pearson"]
+    for ending, found in by_ending(summary):
+        if found["agreement"] is not None:
+            without = found["agreement"]["without_position_0"]["pearson"]
+            metrics[f"agreement_pearson{ending}"] = found["agreement"]["pearson"]
+            metrics[f"agreement_pearson_without_position_0{ending}"] = without
     return settings, {name: value for name, value in metrics.items() if value is not None}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from lit_attr.views.cells import (
     mark_cells,
     scale_of,
 )
-from lit_attr.views.labels import drawable, line_height, text_mask, token_label
+from lit_attr.views.labels import drawable, line_height, text_mask, token_label, wrap
 from lit_attr.views.sheet import (
     FRAME,
     GAP,
@@ -44,8 +45,24 @@ from lit_attr.views.sheet import (
 )
 
 MIN_WIDTH = 480
+# Between maps side by side, where the word "subject" stands.
+PANEL_GAP = 28
 UNDERLINE_ROOM = 3
 APART = 8  # pixels below the row of position 0
+
+
+class Panel(NamedTuple):
+    """One of several maps side by side.
+
+    Attributes:
+        name: Written above it.
+        values: Layers by tokens, or by roles, in logits.
+        marked: The cells that get a dot.
+    """
+
+    name: str
+    values: NDArray[np.floating]
+    marked: NDArray[np.bool_] | None = None
 
 
 def draw_fact_heatmap(
@@ -80,15 +97,40 @@ def draw_fact_heatmap(
         ValueError: If the shape does not match ``layers`` and ``tokens``, a score is not finite, or the span is
             empty or reaches beyond the tokens.
     """
-    check_axes(scores_LT, "scores_LT", layers=layers, tokens=tokens)
-    if not np.isfinite(scores_LT).all():
-        raise ValueError("scores_LT: every score must be finite")
+    panel = Panel("", scores_LT, marked_LT)
+    return draw_fact_heatmaps(
+        [panel], layers=layers, tokens=tokens, subject_span=subject_span, title=title, subtitle=subtitle
+    )
+
+
+def draw_fact_heatmaps(
+    panels: Sequence[Panel],
+    *,
+    layers: Sequence[int],
+    tokens: Sequence[str],
+    subject_span: tuple[int, int],
+    title: str,
+    subtitle: str,
+) -> Image.Image:
+    """Draws several kinds of scores of one fact side by side on one scale, as :func:`draw_fact_heatmap` draws one.
+
+    Args:
+        panels: The scores, signed and finite, layers by tokens.
+        layers: True layer indices of each.
+        tokens: Token texts as decoded.
+        subject_span: First subject token and the one after the last.
+        title: Wrapped, never clipped.
+        subtitle: Wrapped as well.
+    """
+    for _, scores_LT, _ in panels:
+        check_axes(scores_LT, "scores_LT", layers=layers, tokens=tokens)
+        if not np.isfinite(scores_LT).all():
+            raise ValueError("scores_LT: every score must be finite")
     start, stop = subject_span
     if not 0 <= start < stop <= len(tokens):
         raise ValueError(f"subject_span: {subject_span} is not a span of the {len(tokens)} tokens")
     labels = [token_label(token) for token in tokens]
-    marked_TL = None if marked_LT is None else marked_LT.T
-    return _draw(scores_LT.T, layers, labels, range(start, stop), title, subtitle, dotted_NL=marked_TL)
+    return _draw(panels, layers, labels, range(start, stop), title, subtitle)
 
 
 def draw_role_heatmap(
@@ -122,13 +164,40 @@ def draw_role_heatmap(
     Raises:
         ValueError: If the shape does not match ``layers``, ``roles`` and ``counts``, or a mean is infinite.
     """
-    check_axes(means_LR, "means_LR", layers=layers, roles=roles)
-    check_axes(means_LR, "means_LR", layers=layers, counts=counts)
-    if np.isinf(means_LR).any():
-        raise ValueError("means_LR: a mean must be finite, or NaN where there is none")
+    panel = Panel("", means_LR, marked_LR)
+    return draw_role_heatmaps(
+        [panel], layers=layers, roles=roles, counts=counts, title=title, subtitle=subtitle, quantity=quantity
+    )
+
+
+def draw_role_heatmaps(
+    panels: Sequence[Panel],
+    *,
+    layers: Sequence[int],
+    roles: Sequence[str],
+    counts: Sequence[int],
+    title: str,
+    subtitle: str,
+    quantity: Quantity = SCORE,
+) -> Image.Image:
+    """Draws several kinds of means side by side on one scale, as :func:`draw_role_heatmap` draws one.
+
+    Args:
+        panels: The means, layers by roles; NaN where there is none.
+        layers: True layer indices of each.
+        roles: Position 0, then role names.
+        counts: Facts behind each role.
+        title: Wrapped, never clipped.
+        subtitle: Wrapped as well.
+        quantity: What the means are of.
+    """
+    for _, means_LR, _ in panels:
+        check_axes(means_LR, "means_LR", layers=layers, roles=roles)
+        check_axes(means_LR, "means_LR", layers=layers, counts=counts)
+        if np.isinf(means_LR).any():
+            raise ValueError("means_LR: a mean must be finite, or NaN where there is none")
     labels = [f"{drawable(role)}\nn={count:,}" for role, count in zip(roles, counts, strict=True)]
-    marked_RL = None if marked_LR is None else marked_LR.T
-    return _draw(means_LR.T, layers, labels, range(0), title, subtitle, quantity, marked_RL)
+    return _draw(panels, layers, labels, range(0), title, subtitle, quantity)
 
 
 def _set_apart(grid: Image.Image, first_h: int) -> Image.Image:
@@ -201,65 +270,78 @@ def _frame_subject(
 
 
 def _draw(
-    values_NL: NDArray[np.floating],
+    panels: Sequence[Panel],
     layers: Sequence[int],
     labels: Sequence[str],
     marked: range,
     title: str,
     subtitle: str,
     quantity: Quantity = SCORE,
-    dotted_NL: NDArray[np.bool_] | None = None,
 ) -> Image.Image:
     """Draws the whole picture.
 
     Args:
-        values_NL: Finite or NaN.
-        layers: True layer indices of the columns.
+        panels: Values, finite or NaN, with layers first.
+        layers: True layer indices of the columns of each.
         labels: Drawable text, one a row, all with as many lines.
         marked: Rows of the subject; none in a map of roles, where there is a gap below the first row.
         title: As given.
         subtitle: As given.
         quantity: What the values are.
-        dotted_NL: The cells that get a dot.
     """
+    values_NL = np.concatenate([panel.values for panel in panels]).T
     scale = scale_of(values_NL)
-    n_rows, n_layers = values_NL.shape
+    n_rows, n_layers = len(values_NL), len(layers)
     label_lines = labels[0].count("\n") + 1
     label_h = label_lines * line_height(TEXT)
-    cell_w, cell_h = _cell_size(n_rows, n_layers, label_lines)
-    grid, apart = draw_cells(values_NL, scale, cell_w, cell_h), 0
-    if dotted_NL is not None:
-        mark_cells(grid, dotted_NL, cell_w, cell_h)
-    if not marked:
-        grid, apart = _set_apart(grid, cell_h), APART
-    bar = colour_bar(scale, grid.height, quantity)
+    # Several maps together may be wider than one, but not as wide as each alone.
+    cell_w, cell_h = _cell_size(n_rows, n_layers * (len(panels) + 1) // 2, label_lines)
+    grids = [_grid(panel, scale, cell_w, cell_h, is_apart=not marked) for panel in panels]
+    grid_w, grid_h = grids[0].size
+    apart = 0 if marked else APART
+    bar = colour_bar(scale, grid_h, quantity)
     step = _step(cell_h, label_h)
     # Where only some rows are labelled, the first row of the subject is one of them.
     row_labels = {row: _label(labels[row], row in marked) for row in range(marked.start % step, n_rows, step)}
 
     left = PAD + max(label.width for label in row_labels.values()) + GAP
     right = bar.width + PAD
-    width = max(MIN_WIDTH, left + grid.width + right)
-    left += (width - left - grid.width - right) // 2
+    grids_w = len(grids) * (grid_w + PANEL_GAP) - PANEL_GAP
+    width = max(MIN_WIDTH, left + grids_w + right)
+    left += (width - left - grids_w - right) // 2
     headline = heading(title, subtitle, width)
+    names = [[(text_mask(line, TEXT), INK) for line in wrap(panel.name, TEXT, grid_w)] for panel in panels]
+    names_h = max(map(total_height, names)) + GAP if any(panel.name for panel in panels) else 0
     footing = [(text_mask("layer", TEXT), INK), *_note_beyond(values_NL, scale, quantity)]
-    top = PAD + total_height(headline) + PAD
-    bottom = top + grid.height
+    top = PAD + total_height(headline) + PAD + names_h
+    bottom = top + grid_h
     foot = bottom + GAP + line_height(TEXT)
     height = foot + total_height(footing) + PAD
 
     image = Image.new("RGB", (width, height), "white")
-    image.paste(grid, (left, top))
-    image.paste(bar, (left + grid.width, top - SPILL))
-    ImageDraw.Draw(image).rectangle((left - 1, top - 1, left + grid.width, bottom), outline=FRAME)
+    image.paste(bar, (left + grids_w, top - SPILL))
     for row, label in row_labels.items():
         colour = INK if row in marked else SOFT_INK
         y = top + row * cell_h + cell_h // 2 + (apart if row else 0)
         put(image, label, colour, left - GAP, y, (1, 0.5))
-    _number_layers(image, layers, left, bottom, cell_w)
-    if marked:
-        rows = top + marked.start * cell_h - 1, top + marked.stop * cell_h
-        _frame_subject(image, rows, (left - 1, top, left + grid.width, bottom), 2 if cell_h > 8 else 1)
+    for place, (grid, name) in enumerate(zip(grids, names, strict=True)):
+        x = left + place * (grid_w + PANEL_GAP)
+        image.paste(grid, (x, top))
+        ImageDraw.Draw(image).rectangle((x - 1, top - 1, x + grid_w, bottom), outline=FRAME)
+        _number_layers(image, layers, x, bottom, cell_w)
+        if marked:
+            rows = top + marked.start * cell_h - 1, top + marked.stop * cell_h
+            _frame_subject(image, rows, (x - 1, top, x + grid_w, bottom), 2 if cell_h > 8 else 1)
+        if names_h:
+            put_lines(image, name, x + grid_w / 2, top - GAP - total_height(name), 0.5)
     put_lines(image, headline, PAD, PAD, 0)
-    put_lines(image, footing, left + grid.width / 2, foot, 0.5)
+    put_lines(image, footing, left + grids_w / 2, foot, 0.5)
     return image
+
+
+def _grid(panel: Panel, scale: float, cell_w: int, cell_h: int, *, is_apart: bool) -> Image.Image:
+    """The cells of a map with their dots; with a gap below the first row where that is apart."""
+    grid = draw_cells(panel.values.T, scale, cell_w, cell_h)
+    if panel.marked is not None:
+        mark_cells(grid, panel.marked.T, cell_w, cell_h)
+    return _set_apart(grid, cell_h) if is_apart else grid

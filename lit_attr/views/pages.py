@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lit_attr.evaluation.findings import RunFindings
-from lit_attr.evaluation.summary import all_exact, has_effects, mean_text, strongest_at, strongest_cells
+from lit_attr.evaluation.strongest import all_exact, has_effects, mean_text, strongest_at, strongest_cells
+from lit_attr.evaluation.summary import by_component
 from lit_attr.evaluation.validity.agreement import promise_line, verdict
 from lit_attr.facts.roles import POSITION_0
 from lit_attr.text import cut
@@ -26,12 +27,18 @@ def summary_page(findings: RunFindings, manifest: Mapping[str, Any]) -> str:
     summary = findings.summary
     lines = ["Every fact, with its heatmap and its exact effects: the tab [Attributions](#attributions).", ""]
     lines += ["## Found", "", *_counts(summary)]
-    lines += ["", *_strongest_layers(summary["profile"])]
+    components = by_component(summary)
+    for component, found in components.items():
+        if len(components) > 1:
+            lines += ["", f"### {_escaped(component)}"]
+        lines += ["", *_strongest_layers(found["profile"])]
     if summary["adaptive"] is not None:
         promise = _escaped(promise_line(summary["adaptive"], summary["agreement"]))
         lines += ["", "## Adaptive attribution", "", promise]
-    if summary["agreement"] is not None:
-        lines += ["", "## Agreement", "", *_agreement(summary["agreement"])]
+    for component, found in components.items():
+        if found["agreement"] is not None:
+            of = f" of {_escaped(component)}" if len(components) > 1 else ""
+            lines += ["", f"## Agreement{of}", "", *_agreement(found["agreement"])]
     lines += ["", "## Strongest facts", "", *_facts(findings.strongest)]
     lines += ["", "## Failures: the false answer preferred", "", *_facts(findings.failures)]
     for group in ("model", "data"):

@@ -1,22 +1,26 @@
-"""The pictures of a run, drawn from its records and its summary."""
+"""The pictures of a run, drawn from its records and its summary.
+
+Axes: P profiles, L layers, R roles.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from lit_attr.attribution.catalogue import rule_title
 from lit_attr.errors import ArgumentError
 from lit_attr.evaluation.effects import FEWEST_FACTS
 from lit_attr.evaluation.findings import Points
-from lit_attr.evaluation.summary import all_exact, has_effects
+from lit_attr.evaluation.strongest import all_exact, has_effects
 from lit_attr.evaluation.validity.agreement import verdict
 from lit_attr.text import cut
 from lit_attr.views.cells import Quantity
-from lit_attr.views.heatmaps import draw_fact_heatmap, draw_role_heatmap
+from lit_attr.views.heatmaps import Panel, draw_fact_heatmaps, draw_role_heatmaps
 from lit_attr.views.labels import shortened
 from lit_attr.views.scatter import draw_scatter
 
@@ -26,33 +30,40 @@ MAX_RULE = 60
 
 
 def fact_image(record: Mapping[str, Any], component: str | None = None) -> Image.Image:
-    """Draws the heatmap of one contrast.
+    """Draws the heatmap of one contrast; of several components, their maps side by side on one scale.
 
     Args:
         record: The contrast, as `load_attributions` yields it.
-        component: The component whose scores are drawn. Default: the record's only one.
+        component: The component whose scores are drawn alone. Default: all.
 
     Raises:
-        ArgumentError: The record has no scores of the component, or of several components while none is named.
+        ArgumentError: The record has no scores of the component.
     """
-    component = choose_component(record, component)
+    components = [*record["scores"]] if component is None else [choose_component(record, component)]
     compared = " − ".join(shortened(record[name].strip(), MAX_TOKEN) for name in ("true_token", "false_token"))
     known = "known" if record["rank_true"] == 0 else "not known"
     difference = f"{record['logit_diff']:+.2f}".replace("-", "−")
     start, stop = record["subject_span"]
-    subtitle = f"logit difference {compared}: {difference} · {known} · {component_name(component)} "
+    subtitle = f"logit difference {compared}: {difference} · {known} · {components_name(components)} "
     subtitle += _rule_name(record["rule"])
     exact = record.get("is_exact")
     if exact is not None:
         subtitle += " · dots: exact effects"
-    return draw_fact_heatmap(
-        np.asarray(record["scores"][component]["sum"], dtype=float),
+    panels = [
+        Panel(
+            component_name(each) if len(components) > 1 else "",
+            np.asarray(record["scores"][each]["sum"], dtype=float),
+            None if exact is None else np.asarray(exact[each], dtype=np.bool_),
+        )
+        for each in components
+    ]
+    return draw_fact_heatmaps(
+        panels,
         layers=record["layers"],
         tokens=record["tokens"],
         subject_span=(start, stop),
         title=fact_title(record),
         subtitle=subtitle,
-        marked_LT=None if exact is None else np.asarray(exact[component], dtype=np.bool_),
     )
 
 
@@ -72,14 +83,25 @@ def profile_image(profile: Mapping[str, Any], subtitle: str) -> Image.Image:
         profile: The profile, as the summary has it.
         subtitle: Which contrasts it averages.
     """
-    if has_effects(profile):
-        return _effects_image(profile, subtitle, "mean_effect", Quantity("effect"))
-    name = f"{component_name(profile['component'])} {_rule_name(profile['rule'])}"
-    return draw_role_heatmap(
-        np.array(profile["mean_score"], dtype=float),
-        layers=profile["layers"],
-        roles=profile["roles"],
-        counts=profile["contrasts"],
+    return components_image([profile], subtitle)
+
+
+def components_image(profiles: Sequence[Mapping[str, Any]], subtitle: str) -> Image.Image:
+    """Draws the heatmaps of the profiles of several components side by side on one scale, as `profile_image` does.
+
+    Args:
+        profiles: The profiles of the same contrasts.
+        subtitle: Which contrasts they average.
+    """
+    if all(map(has_effects, profiles)):
+        return _effects_image(profiles, subtitle, "mean_effect", Quantity("effect"))
+    first = profiles[0]
+    name = f"{components_name([each['component'] for each in profiles])} {_rule_name(first['rule'])}"
+    return draw_role_heatmaps(
+        [Panel(_panel_name(profiles, each), np.array(each["mean_score"], dtype=float)) for each in profiles],
+        layers=first["layers"],
+        roles=first["roles"],
+        counts=first["contrasts"],
         title=f"Mean {name} by layer and token role (estimates)",
         subtitle=subtitle,
     )
@@ -92,33 +114,50 @@ def magnitude_image(profile: Mapping[str, Any], subtitle: str) -> Image.Image:
         profile: The profile, as the summary has it, with mean effects.
         subtitle: Which contrasts it averages.
     """
-    return _effects_image(profile, subtitle, "mean_magnitude", Quantity("effect", is_signed=False))
+    return _effects_image([profile], subtitle, "mean_magnitude", Quantity("effect", is_signed=False))
 
 
-def _effects_image(profile: Mapping[str, Any], subtitle: str, measure: str, quantity: Quantity) -> Image.Image:
-    means_LR = np.array(profile[measure], dtype=float)
-    marked_LR = None
-    if all_exact(profile):
+def _effects_image(
+    profiles: Sequence[Mapping[str, Any]], subtitle: str, measure: str, quantity: Quantity
+) -> Image.Image:
+    first = profiles[0]
+    means_PLR = [np.array(each[measure], dtype=float) for each in profiles]
+    marked_PLR: list[NDArray[np.bool_] | None] = [None] * len(profiles)
+    if all_exact(first):
         source = "exact effects of all facts"
     else:
-        source = f"{_rule_name(profile['rule'])} of all facts, exact effects of {max(profile['sampled'])}"
-        if (np.isnan(means_LR).any(0) & (np.array(profile["facts"]) > 0)).any():
+        source = f"{_rule_name(first['rule'])} of all facts, exact effects of {max(first['sampled'])}"
+        if (np.isnan(means_PLR[0]).any(0) & (np.array(first["facts"]) > 0)).any():
             source += f" · grey: fewer than {FEWEST_FACTS} of these"
         if quantity.is_signed:
-            low_LR, high_LR = (np.array(profile[end], dtype=float) for end in ("interval_low", "interval_high"))
-            marked_LR = (low_LR > 0) | (high_LR < 0)
+            marked_PLR = [_excludes_0_LR(each) for each in profiles]
             source += " · dots: the 95% interval excludes 0"
     kind = "effect" if quantity.is_signed else "|effect|"
-    return draw_role_heatmap(
-        means_LR,
-        layers=profile["layers"],
-        roles=profile["roles"],
-        counts=profile["contrasts"],
-        title=f"Mean exact {component_name(profile['component'])} {kind} by layer and token role",
+    name = components_name([each["component"] for each in profiles])
+    panels = [
+        Panel(_panel_name(profiles, each), means_LR, marked_LR)
+        for each, means_LR, marked_LR in zip(profiles, means_PLR, marked_PLR, strict=True)
+    ]
+    return draw_role_heatmaps(
+        panels,
+        layers=first["layers"],
+        roles=first["roles"],
+        counts=first["contrasts"],
+        title=f"Mean exact {name} {kind} by layer and token role",
         subtitle=f"{subtitle} · {source}",
         quantity=quantity,
-        marked_LR=marked_LR,
     )
+
+
+def _excludes_0_LR(profile: Mapping[str, Any]) -> NDArray[np.bool_]:
+    low_LR, high_LR = (np.array(profile[end], dtype=float) for end in ("interval_low", "interval_high"))
+    excluded_LR: NDArray[np.bool_] = (low_LR > 0) | (high_LR < 0)
+    return excluded_LR
+
+
+def _panel_name(profiles: Sequence[Mapping[str, Any]], profile: Mapping[str, Any]) -> str:
+    """The name above a map; a single map needs none."""
+    return component_name(profile["component"]) if len(profiles) > 1 else ""
 
 
 def agreement_image(points: Points, summary: Mapping[str, Any]) -> Image.Image:
@@ -139,18 +178,16 @@ def agreement_image(points: Points, summary: Mapping[str, Any]) -> Image.Image:
 
 
 def choose_component(record: Mapping[str, Any], component: str | None = None) -> str:
-    """The component whose scores are shown: the one named, or the only one that the record has.
+    """The component whose scores are shown: the one named, or the first that the record has.
 
     Raises:
-        ArgumentError: The record has no scores of the component, or of several components while none is named.
+        ArgumentError: The record has no scores of the component.
     """
-    components: list[str] = sorted(record["scores"])
-    if component is None and len(components) == 1:
-        return components[0]
-    names = ", ".join(components)
+    components: list[str] = [*record["scores"]]
     if component is None:
-        raise ArgumentError("component", f"there are scores of {names}; name one of them")
+        return components[0]
     if component not in components:
+        names = ", ".join(components)
         raise ArgumentError("component", f"there are no scores of {component}; take one of {names}")
     return component
 
@@ -158,6 +195,12 @@ def choose_component(record: Mapping[str, Any], component: str | None = None) ->
 def component_name(component: str) -> str:
     """The component's name in titles."""
     return "MLP" if component == "mlp" else cut(component, MAX_ANSWER)
+
+
+def components_name(components: Sequence[str]) -> str:
+    """The names of several components in titles."""
+    *others, last = map(component_name, components)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _rule_name(rule: str) -> str:

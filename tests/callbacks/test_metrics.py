@@ -28,7 +28,7 @@ def record_with(folder: Path, *examples: dict[str, Any]) -> BatchRecord:
 
 
 def counts_of(record: BatchRecord) -> LiveCounts:
-    counts = LiveCounts(record.layers, "mlp", record.rule)
+    counts = LiveCounts(record.layers, ["mlp"], record.rule)
     counts.add(record)
     return counts
 
@@ -52,7 +52,7 @@ def test_counts_equal_hand_computed_ones(tmp_path: Path):
 def test_reduce_keeps_the_counts_of_a_single_process(tmp_path: Path):
     counts = counts_of(record_with(tmp_path, PREFERRED, MISSED))
     assert counts.reduce(CPU).compute() == counts.compute()
-    assert LiveCounts([0], "mlp", "gradient").reduce(CPU).compute()["contrasts"] == 0
+    assert LiveCounts([0], ["mlp"], "gradient").reduce(CPU).compute()["contrasts"] == 0
 
 
 def test_a_shared_sum_adds_up_its_updates():
@@ -86,7 +86,7 @@ def count_in_this_process(folder: Path) -> None:
     distributed.init_process_group("gloo")
     rank = distributed.get_rank()
     counts = counts_of(record_with(folder / f"run-{rank}", (PREFERRED, MISSED)[rank]))
-    empty = LiveCounts(counts.profile.layers, "mlp", "gradient")
+    empty = LiveCounts(counts.profiles[0].layers, ["mlp"], "gradient")
     reduced = [each.reduce(CPU).compute() for each in (counts, empty if rank else counts)]
     (folder / f"{rank}.json").write_text(json.dumps(reduced))
     distributed.destroy_process_group()

@@ -77,7 +77,7 @@ def test_spread_contrasts_come_first_in_the_runs_random_order(
 
 
 def test_each_relation_has_a_profile(folder: RunFolder):
-    relations = summarise(folder).relations
+    relations = summarise(folder).components["mlp"].relations
     last = MEAN_ROLES.index("last")
     assert {name: profile["contrasts"][last] for name, profile in relations.items()} == {"P1": 8, "P2": 16}
     assert relations["P1"]["mean_score"][0][last] == pytest.approx(sum(range(0, 24, 3)) / 8)
@@ -91,6 +91,6 @@ def test_the_largest_relations_have_a_profile(make_run: Callable, example: Examp
         for row in range(count)
     ]
     examples.append(msgspec.structs.replace(example, id="none", relation_id=""))
-    assert list(summarise(make_run(examples)).relations) == ["P3", "P4", "P5", "P6", "P7", "P8"]
+    assert list(summarise(make_run(examples)).components["mlp"].relations) == ["P3", "P4", "P5", "P6", "P7", "P8"]
     only = [each for each in examples if each.relation_id == "P4"]
-    assert summarise(make_run(only, name="only")).relations == {}
+    assert summarise(make_run(only, name="only")).components["mlp"].relations == {}

@@ -15,16 +15,10 @@ from transformers import PreTrainedModel
 
 from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
 from lit_attr.errors import UserError
+from lit_attr.evaluation.component import MOST_POINTS
 from lit_attr.evaluation.effects import Sample, Sums, mean_effects
-from lit_attr.evaluation.summary import (
-    MOST_POINTS,
-    all_exact,
-    has_effects,
-    mean_text,
-    strongest_at,
-    strongest_cells,
-    summarise,
-)
+from lit_attr.evaluation.strongest import all_exact, has_effects, mean_text, strongest_at, strongest_cells
+from lit_attr.evaluation.summary import summarise
 from lit_attr.evaluation.validity.agreement import Compared, agreement_report
 from lit_attr.evaluation.validity.faithfulness import faithfulness_report
 from lit_attr.facts.batches import collate_contrasts
@@ -106,7 +100,8 @@ def test_a_run_without_contrasts_has_a_summary(tmp_path: Path):
     assert summary["median_logit_diff"] is None
     assert {name: summary["profile"][name] for name in settings} == settings
     assert summary["profile"]["mean_score"] == [[None] * len(MEAN_ROLES)] * 2
-    assert (found.spread, found.largest, found.points, found.not_found) == ([], [], None, ["a"])
+    assert (found.spread, found.largest, found.not_found) == ([], [], ["a"])
+    assert found.components["block"].points is None
     # A stranger's module may have no settings.
     stranger = RunFolder(tmp_path / "stranger")
     stranger.open({"model": {"class": "Module"}, "data": {}}, [])
@@ -133,11 +128,11 @@ def test_agreement_is_that_of_the_contrasts_with_exact_effects(
     expected |= {"sample": "random", "faithfulness": faithfulness_report([each.curves for each in exact[:3]])}
     assert agreement == expected
     scores_N = np.concatenate([each.scores_LT.ravel() for each in compared])
-    np.testing.assert_array_equal(found.points.scores_N, scores_N)
+    np.testing.assert_array_equal(found.components["mlp"].points.scores_N, scores_N)
     np.testing.assert_array_equal(
-        found.points.effects_N, np.concatenate([each.effects_LT.ravel() for each in compared])
+        found.components["mlp"].points.effects_N, np.concatenate([each.effects_LT.ravel() for each in compared])
     )
-    assert found.points.layers_N.tolist() == [
+    assert found.components["mlp"].points.layers_N.tolist() == [
         layer for each in compared for layer in range(3) for _ in range(each.scores_LT.shape[1])
     ]
 
@@ -158,17 +153,17 @@ def test_refused_exact_effects_are_no_agreement(make_run: Callable, drawn: Calla
     examples = drawn(2)
     folder = make_run(examples, [exact_of(examples[0], 0, refused="not finite")])
     found = summarise(folder)
-    assert (found.summary["agreement"], found.points) == (None, None)
+    assert (found.summary["agreement"], found.components["mlp"].points) == (None, None)
 
 
 def test_a_picture_gets_a_bounded_number_of_cells(
     make_run: Callable, drawn: Callable, exact_of: Callable, monkeypatch: pytest.MonkeyPatch
 ):
     assert MOST_POINTS == 20_000
-    monkeypatch.setattr("lit_attr.evaluation.summary.MOST_POINTS", 40)
+    monkeypatch.setattr("lit_attr.evaluation.component.MOST_POINTS", 40)
     examples = drawn(6)
     folder = make_run(examples, [exact_of(each, place) for place, each in enumerate(examples)])
-    points = summarise(folder).points
+    points = summarise(folder).components["mlp"].points
     assert [len(each) for each in points] == [40, 40, 40]
     first = examples[0].scores["mlp"].sum
     np.testing.assert_array_equal(points.scores_N[: first.size], first.ravel())
@@ -189,12 +184,13 @@ def test_how_contrasts_are_spread_over_files_does_not_matter(
     found = [summarise(run, **asked) for run in runs]
     for other in found[1:]:
         assert other.summary == found[0].summary
-        assert other.relations == found[0].relations
+        assert other.components["mlp"].relations == found[0].components["mlp"].relations
         assert other.not_found == [99]
         for name in ("spread", "asked_for", "largest", "strongest", "failures"):
             ours, theirs = ([each["id"] for each in getattr(every, name)] for every in (other, found[0]))
             assert ours == theirs
-        for ours_N, theirs_N in zip(other.points, found[0].points, strict=True):
+        points = (every.components["mlp"].points for every in (other, found[0]))
+        for ours_N, theirs_N in zip(*points, strict=True):
             np.testing.assert_array_equal(ours_N, theirs_N)
 
 
@@ -221,8 +217,9 @@ def test_contrasts_of_one_fact_are_one_cluster(make_run: Callable, example: Exam
     # Known: 1 and 3 of a, 8 of c, mean 4: -4 and 4; √(2 · 32) / 3.
     assert (known["facts"][last], known["contrasts"][last], known["mean_score"][0][last]) == (2, 3, 4)
     assert known["standard_error"][0][last] == pytest.approx(8 / 3)
-    assert {name: each["contrasts"][last] for name, each in found.relations.items()} == {"Pa": 3, "Pb": 1, "Pc": 2}
-    assert found.relations["Pa"]["standard_error"][0][last] is None
+    relations = found.components["mlp"].relations
+    assert {name: each["contrasts"][last] for name, each in relations.items()} == {"Pa": 3, "Pb": 1, "Pc": 2}
+    assert relations["Pa"]["standard_error"][0][last] is None
 
 
 def test_the_order_of_files_does_not_matter_to_facts_of_several_contrasts(make_run: Callable, drawn: Callable):
@@ -262,7 +259,7 @@ def test_mean_effects_come_from_the_random_sample(
     groups = {
         "profile": (found.summary["profile"], lambda each: True),
         "known": (found.summary["known_profile"], lambda each: each.rank_true == 0),
-        "P2": (found.relations["P2"], lambda each: each.relation_id == "P2"),
+        "P2": (found.components["mlp"].relations["P2"], lambda each: each.relation_id == "P2"),
     }
     for profile, belongs in groups.values():
         group = [each for each in examples if belongs(each) and each.roles[-1] == "last"]

@@ -21,4 +21,10 @@ def report(pearson: float | None, by_layer: dict[str, dict[str, Any]], **figures
     """A report on 4 contrasts, with intervals of 0.1 to either side over all cells."""
     ends = (None, None) if pearson is None else (pearson - 0.1, pearson + 0.1)
     whole = part(pearson, *ends, **figures)
-    return {"contrasts": 4, **whole, "without_position_0": part(0.5, 0.375, 0.625), "by_layer": by_layer}
+    return {
+        "contrasts": 4,
+        "ablation": "zero",
+        **whole,
+        "without_position_0": part(0.5, 0.375, 0.625),
+        "by_layer": by_layer,
+    }

@@ -32,7 +32,7 @@ def findings(
     }
     lists = ("spread", "asked_for", "not_found", "largest", "strongest", "failures")
     found: dict[str, Any] = {name: [] for name in lists}
-    return RunFindings(**{**found, "summary": summary, "relations": {}, "points": None, **changes})
+    return RunFindings(**{**found, "summary": summary, "components": {}, **changes})
 
 
 def test_page_counts_and_names_the_strongest_layers():

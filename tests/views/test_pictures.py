@@ -89,13 +89,12 @@ def test_fact_image_draws_the_component_asked_for():
     assert same(fact_image(several, "mlp"), fact_image(RECORD))
 
 
-def test_component_must_be_unambiguous():
+def test_component_is_the_first_unless_one_is_named():
     several = {"scores": {"mlp": {}, "attention": {}}}
+    assert choose_component(several) == "mlp"
     assert choose_component({"scores": {"block": {}}}) == "block"
-    assert choose_component(several, "mlp") == "mlp"
-    with pytest.raises(ArgumentError, match="component: there are scores of attention, mlp; name one of them"):
-        choose_component(several)
-    with pytest.raises(ArgumentError, match="component: there are no scores of block; take one of attention, mlp"):
+    assert choose_component(several, "attention") == "attention"
+    with pytest.raises(ArgumentError, match="component: there are no scores of block; take one of mlp, attention"):
         choose_component(several, "block")
 
 

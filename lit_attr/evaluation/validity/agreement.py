@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lit_attr.attribution.error_model import FORWARDS_A_GRADIENT, costs_LT
 from lit_attr.evaluation.validity.intervals import (
     correlation_interval,
     moments_of,
@@ -54,7 +53,7 @@ class Compared(NamedTuple):
 
 
 def agreement_report(
-    layers: Sequence[int], compared: Sequence[Compared], resolution: float = 0.0
+    layers: Sequence[int], compared: Sequence[Compared], resolution: float = 0.0, ablation: str = "zero"
 ) -> dict[str, Any]:
     """Agreement over all cells, over all but those of the first token, in each layer, and at each role.
 
@@ -70,6 +69,7 @@ def agreement_report(
         layers: The layers of the scores, in their order.
         compared: The contrasts.
         resolution: Effects of smaller magnitude are rounding noise, in logits.
+        ablation: What replaced the writes.
 
     Returns:
         The report in JSON types; a number or an interval is None where there are too few cells for it.
@@ -87,7 +87,7 @@ def agreement_report(
     return {
         "contrasts": len(compared),
         "facts": len(facts.weights_SF.T),
-        "ablation": "zero",
+        "ablation": ablation,
         "resolution": resolution,
         **of_tokens([np.ones(len(each.roles), dtype=np.bool_) for each in compared], TOP),
         **_estimated(compared, facts, resolution),
@@ -108,6 +108,46 @@ def agreement_report(
     }
 
 
+def agreement_together(
+    components: Mapping[str, Sequence[Compared]], reports: Mapping[str, Mapping[str, Any]], resolution: float = 0.0
+) -> dict[str, Any]:
+    """Agreement over the cells of several components together, which is what an adaptive run promises.
+
+    Args:
+        components: The contrasts of each component, in one order.
+        reports: The agreement of each component, see :func:`agreement_report`.
+        resolution: Effects of smaller magnitude are rounding noise, in logits.
+
+    Returns:
+        In JSON types: the figures of `agreement_report` over all cells, and as `by_layer` Pearson's correlation in
+        each layer of each component.
+    """
+    together = [_stacked(parts) for parts in zip(*components.values(), strict=True)]
+    facts = Facts.of([each.fact for each in together])
+    cells = [(each.scores_LT.ravel(), each.effects_LT.ravel()) for each in together]
+    return {
+        "contrasts": len(together),
+        "resolution": resolution,
+        **agreement_of(cells, facts, top=TOP, resolution=resolution),
+        **_estimated(together, facts, resolution),
+        "by_layer": {
+            f"{layer} ({component})": {"pearson": part["pearson"]}
+            for component, report in reports.items()
+            for layer, part in report["by_layer"].items()
+        },
+    }
+
+
+def _stacked(parts: Sequence[Compared]) -> Compared:
+    """One contrast's cells of several components, one component's layers after the other's."""
+    exact = [each.is_exact_LT for each in parts if each.is_exact_LT is not None]
+    return parts[0]._replace(
+        scores_LT=np.concatenate([each.scores_LT for each in parts]),
+        effects_LT=np.concatenate([each.effects_LT for each in parts]),
+        is_exact_LT=np.concatenate(exact) if len(exact) == len(parts) else None,
+    )
+
+
 def _estimated(compared: Sequence[Compared], facts: Facts, resolution: float) -> dict[str, Any]:
     cells = [
         (each.scores_LT[~each.is_exact_LT], each.effects_LT[~each.is_exact_LT])
@@ -117,37 +157,6 @@ def _estimated(compared: Sequence[Compared], facts: Facts, resolution: float) ->
     if len(cells) < len(compared) or not cells:
         return {}
     return {"estimated_cells": agreement_of(cells, facts, top=TOP, resolution=resolution)}
-
-
-class ExactCells:
-    """How many cells of an adaptive run are exact, and what they cost.
-
-    Args:
-        layers: The chosen layers.
-        depth: The number of layers of the language model.
-    """
-
-    def __init__(self, layers: Sequence[int], depth: int) -> None:
-        self._layers, self._depth = layers, depth
-        self._contrasts = self._cells = self._exact = 0
-        self._cost = 0.0
-
-    def add(self, is_exact_LT: NDArray[np.bool_]) -> None:
-        """Adds a contrast that the error model has decided about."""
-        self._contrasts += 1
-        self._cells += is_exact_LT.size
-        self._exact += int(is_exact_LT.sum())
-        self._cost += float(costs_LT(self._layers, self._depth, is_exact_LT.shape[1])[is_exact_LT].sum())
-
-    def compute(self) -> dict[str, Any]:
-        """The share of exact cells, and their mean cost in passes of the plain gradient for each contrast."""
-        if not self._contrasts:
-            return {"contrasts": 0, "exact_share": None, "exact_cost": None}
-        return {
-            "contrasts": self._contrasts,
-            "exact_share": self._exact / self._cells,
-            "exact_cost": self._cost / self._contrasts / FORWARDS_A_GRADIENT,
-        }
 
 
 class Facts(NamedTuple):
@@ -238,7 +247,7 @@ def verdict(report: Mapping[str, Any]) -> str:
     A layer is named as unreliable only where the upper end of its interval is below `RELIABLE`, and as undecided
     where the interval contains `RELIABLE`.
     """
-    line = f"{report['contrasts']} contrasts compared with their exact effects (zero ablation): "
+    line = f"{report['contrasts']} contrasts compared with their exact effects ({report['ablation']} ablation): "
     if report["pearson"] is None:
         line += "r is undefined"
     else:
@@ -258,7 +267,14 @@ def verdict(report: Mapping[str, Any]) -> str:
 
 
 def promise_line(adaptive: Mapping[str, Any], agreement: Mapping[str, Any] | None) -> str:
-    """What an adaptive run was asked for, what it reached, and what it paid, in one line."""
+    """What an adaptive run was asked for, what it reached, and what it paid, in one line.
+
+    Args:
+        adaptive: What the summary has of the promise. Of a run of several components it has the `agreement` over
+            the cells of all of them, which the promise is about.
+        agreement: The agreement of the run's only component.
+    """
+    agreement = adaptive.get("agreement", agreement)
     asked, by_layer = adaptive["min_agreement"], adaptive["min_agreement_by_layer"]
     line = f"r of at least {asked} asked for"
     line += "" if by_layer is None else f", {by_layer} in each layer"

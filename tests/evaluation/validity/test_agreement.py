@@ -12,7 +12,6 @@ from scipy import stats
 
 from lit_attr.evaluation.validity.agreement import (
     Compared,
-    ExactCells,
     Facts,
     agreement_of,
     agreement_report,
@@ -256,15 +255,6 @@ def test_estimated_cells_are_judged_alone():
     # 2, 3 and 1 against 5, 2 and 1.
     assert found["pearson"] == pytest.approx(np.corrcoef([2, 3, 1], [5, 2, 1])[0, 1])
     assert "estimated_cells" not in agreement_report([0, 1], [pair._replace(is_exact_LT=None)])
-
-
-def test_exact_cells_are_counted_with_their_cost():
-    exact = ExactCells([0, 2], depth=4)
-    assert exact.compute() == {"contrasts": 0, "exact_share": None, "exact_cost": None}
-    # Forwards: (4 − 0)(2 − 0)/8 = 1 and (4 − 2)(2 − 1)/8 = 1/4. A gradient takes two.
-    exact.add(np.array([[True, False], [False, True]]))
-    exact.add(np.zeros((2, 2), dtype=bool))
-    assert exact.compute() == {"contrasts": 2, "exact_share": 2 / 8, "exact_cost": 1.25 / 2 / 2}
 
 
 def test_constant_values_have_no_correlation():
