@@ -40,26 +40,28 @@ def compare_runs(first: str | Path, second: str | Path, *, component: str | None
     Args:
         first: Output folder of the run that is the reference.
         second: Output folder of the other run.
-        component: The component whose scores are compared. Default: the first that the first run has.
+        component: The component whose scores are compared. Default: the first that the first run has; of a second
+            run without it, its own first.
 
     Returns:
-        In JSON types: the `component`, `contrasts` compared, and `left_out` by reason; over `all` cells and
-        `by_layer`, `pearson`, `norm_ratio` (the norm of the second run's scores over that of the first's), and
-        `largest_error` (the largest difference relative to the contrast's largest score in the first run);
-        `answers` with the mean
-        absolute change of the logit difference, in logits, the counts of contrasts whose preferred answer or known
-        answer changed, and the clearest of the former. A number is None where there are too few cells for it.
+        In JSON types: the `components` of the two runs, `contrasts` compared, and `left_out` by reason; over `all`
+        cells and `by_layer`, `pearson`, `norm_ratio` (the norm of the second run's scores over that of the
+        first's), and `largest_error` (the largest difference relative to the contrast's largest score in the first
+        run); `answers` with the mean absolute change of the logit difference, in logits, the counts of contrasts
+        whose preferred answer or known answer changed, and the clearest of the former. A number is None where
+        there are too few cells for it.
 
     Raises:
         ArgumentError: The runs have no layer or no contrast in common.
         UserError: One of the folders is not a run's.
     """
     runs = [RunFolder(folder) for folder in (first, second)]
-    layers, component = _common_layers(runs), component or _first_component(runs[0])
-    reference = dict(_answers(runs[0], layers, component))
+    layers = _common_layers(runs)
+    components = _chosen_components(runs, component)
+    reference = dict(_answers(runs[0], layers, components[0]))
     pairs: list[tuple[ContrastKey, _Answer, _Answer]] = []
     only_second = other_tokens = 0
-    for key, answer in _answers(runs[1], layers, component):
+    for key, answer in _answers(runs[1], layers, components[1]):
         expected = reference.pop(key, None)
         if expected is None:
             only_second += 1
@@ -78,7 +80,7 @@ def compare_runs(first: str | Path, second: str | Path, *, component: str | None
         for at, layer in enumerate(layers)
     }
     return {
-        "component": component,
+        "components": components,
         "contrasts": len(pairs),
         "left_out": {"only_first": len(reference), "only_second": only_second, "other_tokens": other_tokens},
         "all": _of_cells([(old.scores_LT, new.scores_LT) for _, old, new in pairs], pairs),
@@ -94,7 +96,8 @@ def comparison_lines(found: Mapping[str, Any]) -> Iterator[str]:
         found: What :func:`compare_runs` returns.
     """
     left_out = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found["left_out"].items() if count)
-    yield f"{found['contrasts']} contrasts compared, scores of {found['component']}" + (
+    scored = " and ".join(dict.fromkeys(found["components"]))
+    yield f"{found['contrasts']} contrasts compared, scores of {scored}" + (
         f"; left out: {left_out}" if left_out else ""
     )
     yield ""
@@ -126,10 +129,18 @@ def _common_layers(runs: Sequence[RunFolder]) -> list[int]:
     return common
 
 
-def _first_component(run: RunFolder) -> str:
-    # A run in common layers with another one has a batch.
-    _, batch = next(run.read_batches())
-    return next(iter(batch.examples[0].scores))
+def _chosen_components(runs: Sequence[RunFolder], component: str | None) -> list[str]:
+    # All files of a run have the same components.
+    names = [[*next(run.read_batches())[1].examples[0].scores] for run in runs]
+    if component is None:
+        first = names[0][0]
+        return [first, first if first in names[1] else names[1][0]]
+    for run, found in zip(runs, names, strict=True):
+        if component not in found:
+            raise ArgumentError(
+                "component", f"{run.path} has scores of {', '.join(found)}; name one that both runs have"
+            )
+    return [component, component]
 
 
 def _answers(run: RunFolder, layers: Sequence[int], component: str) -> Iterator[tuple[ContrastKey, _Answer]]:
@@ -138,9 +149,6 @@ def _answers(run: RunFolder, layers: Sequence[int], component: str) -> Iterator[
         for example in batch.examples:
             if example.true_token_id == example.false_token_id:
                 continue
-            if component not in example.scores:
-                names = ", ".join(example.scores)
-                raise ArgumentError("component", f"{run.path} has scores of {names}; name one that both runs have")
             scores_LT = example.scores[component].sum[rows]
             yield (
                 (example.id, example.step),

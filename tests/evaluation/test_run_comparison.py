@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_other_tokens_are_not_compared(tmp_path: Path):
 
 def test_the_lines_have_a_row_a_layer(runs: tuple[Path, Path]):
     lines = [*comparison_lines(compare_runs(*runs))]
-    assert lines[0] == "2 contrasts compared; left out: 1 only first, 1 only second"
+    assert lines[0] == "2 contrasts compared, scores of mlp; left out: 1 only first, 1 only second"
     assert [line.split(" | ")[0] for line in lines if line.startswith("| ")][2:] == ["| all", "| 0", "| 1"]
     assert lines[-1] == "- id 2, step 0: +1.50 to -0.50: 'A B is in'"
 
@@ -75,3 +76,20 @@ def test_runs_without_a_common_contrast_or_component_are_refused(runs: tuple[Pat
         compare_runs(runs[0], other)
     with pytest.raises(UserError, match="has scores of mlp; name one that both runs have"):
         compare_runs(*runs, component="attention")
+
+
+def test_the_first_component_of_the_first_run_is_compared_unless_one_is_named(tmp_path: Path):
+    def of(**scores: list[list[float]]) -> dict[str, Any]:
+        return {**example(1, FIRST_ONE), "scores": {name: {"sum": each} for name, each in scores.items()}}
+
+    zero = [[0.0] * len(FIRST_ONE[0]) for _ in FIRST_ONE]
+    first = write_run(tmp_path / "first", [of(attention=FIRST_ONE, mlp=zero)])
+    second = write_run(tmp_path / "second", [of(mlp=zero, attention=FIRST_ONE)])
+    found = compare_runs(first, second)
+    assert (found["components"], found["all"]["norm_ratio"]) == (["attention", "attention"], 1)
+    assert compare_runs(first, second, component="mlp")["all"]["norm_ratio"] is None
+    # A run of another component.
+    block = write_run(tmp_path / "block", [of(block=FIRST_ONE)])
+    found = compare_runs(first, block)
+    assert (found["components"], found["all"]["norm_ratio"]) == (["attention", "block"], 1)
+    assert next(comparison_lines(found)) == "1 contrasts compared, scores of attention and block"

@@ -10,7 +10,6 @@ from sealed import reseal
 from tiny_runs import LAST, ONE, QUANTILE, START, TWO, example, write_run
 
 from lit_attr.attribution.gradient import AttributionBatch
-from lit_attr.errors import ArgumentError
 from lit_attr.evaluation.summary import summarise
 from lit_attr.records.encoding import batch_record
 from lit_attr.records.folder import RunFolder
@@ -96,7 +95,8 @@ def test_facts_are_spread_over_the_run_or_chosen_by_id(tmp_path: Path):
     assert picked(3, ["7", "2"], True) == [7, 2]
 
 
-def test_refuses_scores_of_several_components(tmp_path: Path):
-    several = {**ONE, "scores": {"mlp": ONE["scores"]["mlp"], "attention": ONE["scores"]["mlp"]}}
-    with pytest.raises(ArgumentError, match="component: there are scores of attention, mlp; name one of them"):
-        read_run(write_run(tmp_path / "run", [several, TWO]))
+def test_takes_the_scores_of_the_component_named_first(tmp_path: Path):
+    scores = {"attention": TWO["scores"]["mlp"], "mlp": ONE["scores"]["mlp"]}
+    taken = read_run(write_run(tmp_path / "run", [{**ONE, "scores": scores}]))
+    assert (taken.component, taken.title) == ("attention", "tiny attention")
+    np.testing.assert_array_equal(taken.means_NLR[0, :, LAST], [6, -4])
