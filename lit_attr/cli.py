@@ -92,6 +92,7 @@ def export(
     output: Path | None = None,
     per: Literal["example", "layer"] | None = None,
     escape_formulas: bool = False,
+    neurons: bool = False,
 ) -> None:
     """Writes the records of a run for other programs.
 
@@ -108,10 +109,12 @@ def export(
             `attributions.csv` or `inseq`.
         per: With `inseq`, whether a file holds all layers of a contrast (`example`, the default) or one (`layer`).
         escape_formulas: With `csv`, put a `'` before each text that a spreadsheet would run as a formula.
+        neurons: With `csv`, write a row a contrast and neuron instead, of a run with `model.top_neurons`.
     """
     from lit_attr.records.exports.export import export as write_export
 
-    print_text(str(write_export(out, to, output=output, per=per, escape_formulas=escape_formulas)))
+    path = write_export(out, to, output=output, per=per, escape_formulas=escape_formulas, neurons=neurons)
+    print_text(str(path))
 
 
 def compare(out: list[Path], component: str | None = None) -> None:
@@ -146,6 +149,10 @@ def _run_on_records(words: Sequence[str]) -> None:
         nargs = None if function is export else "+"
         command.add_argument("out", nargs=nargs, type=Path, help="output folder of a run, or of several")
         command.add_function_arguments(function, as_positional=False, skip={"out"})
+        for action in command._actions:
+            if action.default is False:
+                # The flag alone says true.
+                action.nargs, action.const = "?", True
         commands.add_subcommand(name, command, help=summary)
     try:
         settings = parser.parse_args([*words])
