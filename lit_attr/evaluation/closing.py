@@ -38,6 +38,12 @@ def closing_lines(folder: str | Path, *, pictures: bool, resumed: int | None = N
         f"contrast accuracy (true answer above the false one): {_percent(summary['contrast_accuracy'])}",
         f"known facts (true answer above every other token): {_percent(summary['known_share'])}",
     ]
+    if "left_out" in summary:
+        total = summary["left_out"] + summary["contrasts"]
+        only = settings["only"]
+        lines.insert(
+            1, f"left out: {summary['left_out']} of {total} contrasts are not {only} (list: {run.screened})"
+        )
     components = by_component(summary)
     for component, found in components.items():
         # A single component needs no name.
@@ -45,6 +51,7 @@ def closing_lines(folder: str | Path, *, pictures: bool, resumed: int | None = N
         lines.extend(_strongest_means(found["profile"], of))
         if found["agreement"] is not None:
             lines.append(f"agreement{of}: {verdict(found['agreement'])}")
+            lines.extend(_windows(found["agreement"], of))
     if summary["adaptive"] is not None:
         lines.append(f"adaptive: {promise_line(summary['adaptive'], summary['agreement'])}")
     gradient = settings.get("gradient") if settings.get("rule") != "exact" else None
@@ -72,6 +79,18 @@ def _strongest_means(profile: Mapping[str, Any], of: str) -> Iterator[str]:
     yield f"strongest mean effects{of}, {unit}: {found}"
     if found := _strongest(profile, "mean_magnitude"):
         yield f"largest mean magnitudes of effects{of}, {unit}: {found}"
+
+
+def _windows(agreement: Mapping[str, Any], of: str) -> Iterator[str]:
+    """How far sums of scores estimate the effects of several layers together, where these are computed."""
+    windows = agreement.get("windows")
+    if windows is not None and windows["pearson"] is not None:
+        ends = windows["interval"]
+        interval = "" if ends is None else f" (95% interval {ends[0]:.2f} to {ends[1]:.2f})"
+        yield (
+            f"windows of {windows['size']} layers{of}: r = {windows['pearson']:.2f}{interval} between their "
+            "effects and the sums of their scores"
+        )
 
 
 def _strongest(profile: Mapping[str, Any], measure: str) -> str:

@@ -17,6 +17,7 @@ from lit_attr.errors import UserError
 from lit_attr.evaluation.findings import Points, RelationProfiles, key_order
 from lit_attr.evaluation.profile import CheckedMeans, ContrastMeans, EffectProfile, ProfileSums, contrast_means
 from lit_attr.evaluation.validity.agreement import Compared, agreement_report
+from lit_attr.evaluation.validity.windows import windows_report
 from lit_attr.records.schema import ExactRecord, Example
 
 # As many cells as a scatter plot can show.
@@ -141,6 +142,9 @@ class ComponentReading:
             # All of a run have the same.
             compared[0][0].ablation,
         )
+        windows = windows_report(self.like.layers, self.like.component, self.like.rule, compared)
+        if windows is not None:
+            report["windows"] = windows
         return report, _points(self.like.layers, [each for _, each in compared])
 
 

@@ -21,6 +21,7 @@ from lit_attr.facts.contrasts import ContrastKey, order_key
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.kept import read_error_model
 from lit_attr.records.schema import FORMAT_VERSION, SUMMARY_FORMAT, BatchRecord, ExactRecord, Example
+from lit_attr.records.screening import read_screened
 
 # Where the summary of a run of several components has the figures of those after the first.
 OTHERS = "other_components"
@@ -49,7 +50,7 @@ def summarise(
     Raises:
         UserError: A file in the folder does not follow its format.
     """
-    manifest = folder.read_manifest()
+    manifest, screened = folder.read_manifest(), read_screened(folder.screened)
     settings, step = manifest.get("model", {}), manifest.get("data", {}).get("step")
     exact = {(record.id, record.step): (path, record) for path, record in folder.read_exact()}
     chosen = Chosen(heatmap_ids, spread=spread, largest=largest, seed=settings.get("sample_seed", 0))
@@ -69,6 +70,7 @@ def summarise(
             **reading.answers.compute(),
             "median_logit_diff": statistics.median(reading.differences) if reading.differences else None,
             "rejected": folder.count_rejected(),
+            **({"left_out": sum(not each.is_kept for each in screened.values())} if screened else {}),
             **first.summary,
             "neurons": reading.neurons.compute(),
             **({OTHERS: {name: each.summary for name, each in others_by_name.items()}} if others else {}),
