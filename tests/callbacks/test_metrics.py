@@ -94,3 +94,23 @@ def count_in_this_process(folder: Path) -> None:
 
 if __name__ == "__main__":
     count_in_this_process(Path(sys.argv[1]))
+
+
+def test_components_are_counted_apart(tmp_path: Path):
+    """As the first of two, as the second, and added up over processes."""
+
+    def with_attention(example: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+        return {**example, "scores": {"mlp": example["scores"]["mlp"], "attention": other["scores"]["mlp"]}}
+
+    record = record_with(tmp_path, with_attention(PREFERRED, MISSED), with_attention(MISSED, PREFERRED))
+    counts = LiveCounts(record.layers, ["mlp", "attention"], record.rule)
+    counts.add(record)
+    for found in (counts.compute(), counts.reduce(CPU).compute()):
+        other = found["other_components"]["attention"]
+        assert list(found["other_components"]) == ["attention"]
+        # The scores of attention are those of mlp in the other fact: the means of both are the same, and those of
+        # the known one are TWO's.
+        assert at(other["profile"], "position 0") == at(found["profile"], "position 0") == [2.5, 9.5]
+        assert at(found["known_profile"], "position 0") == [10, 20]
+        assert at(other["known_profile"], "position 0") == [-5, -1]
+        assert other["profile"]["component"] == "attention"

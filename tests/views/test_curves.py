@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from agreements import part, report
 from lit_attr.evaluation.profile import KINDS
 from lit_attr.views.curves import (
     agreement_curves,
+    by_ending,
     effect_curves,
     faithfulness_curves,
     hyperparameters,
@@ -22,6 +24,7 @@ SUMMARY: dict[str, Any] = {
     "known_share": 0.5,
     "median_logit_diff": None,
     "agreement": None,
+    "profile": {"component": "mlp"},
 }
 
 
@@ -140,3 +143,34 @@ def test_agreement_is_a_final_number(pearson: float | None, metrics: dict[str, f
     metrics = {**metrics, "agreement_pearson_without_position_0": 0.5}
     _, found = hyperparameters(summary, {"model": {}, "data": {}})
     assert {name: value for name, value in found.items() if name not in SUMMARY} == metrics
+
+
+def test_components_but_the_first_have_tags_of_their_own():
+    path = "transformer.h.{layer}.attn.c_attn"
+    names = ("attention", path, path.replace(".", "_"))
+    others = {
+        name: {"profile": {"component": name}, "agreement": report(0.1 * place, {})}
+        for place, name in enumerate(names)
+    }
+    summary = {**SUMMARY, "agreement": report(0.75, {}), "other_components": others}
+    found = dict(by_ending(summary))
+    assert [each["profile"]["component"] for each in found.values()] == ["mlp", *names]
+    assert [*found][:2] == ["", "_attention"]
+    for ending in [*found][2:]:
+        # A part of a file's name on every system, and no two the same.
+        assert re.fullmatch(r"[\w.-]{1,101}", ending)
+        assert found[ending]["contrasts"] == 4
+    assert len(found) == 4
+    _, metrics = hyperparameters(summary, {"model": {}, "data": {}})
+    assert (metrics["agreement_pearson"], metrics["agreement_pearson_attention"]) == (0.75, 0)
+    layer = {"3": part(0.5, 0.25, 0.625)}
+    assert [*agreement_curves(report(0.5, layer), "_attention")] == [
+        (
+            3,
+            {
+                "agreement_attention/pearson": 0.5,
+                "agreement_attention_low/pearson": 0.25,
+                "agreement_attention_high/pearson": 0.625,
+            },
+        )
+    ]

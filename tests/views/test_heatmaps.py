@@ -8,7 +8,13 @@ from PIL import ImageChops
 from pixels import place, place_upright, shows
 
 from lit_attr.views import cells, heatmaps, sheet
-from lit_attr.views.heatmaps import draw_fact_heatmap, draw_role_heatmap
+from lit_attr.views.heatmaps import (
+    Panel,
+    draw_fact_heatmap,
+    draw_fact_heatmaps,
+    draw_role_heatmap,
+    draw_role_heatmaps,
+)
 from lit_attr.views.labels import drawable, line_height, text_mask, text_width
 
 SUBJECT = ["first subject", "middle subject", "last subject"]
@@ -441,3 +447,80 @@ def test_subject_labels_are_underlined_below_all_letters():
     ruled = (label[:, 2:-2] == 255).all(axis=1)
     assert ruled.any()
     assert not plain[ruled.argmax() :].any()
+
+
+def facts(*scores, names=("MLP", "attention"), **changes):
+    n_layers, n_tokens = scores[0].shape
+    settings = {
+        "layers": range(n_layers),
+        "tokens": [f" token{at}" for at in range(n_tokens)],
+        "subject_span": (n_tokens - 1, n_tokens),
+        "title": "The capital of Spain is →  Madrid / Paris",
+        "subtitle": "logit difference +4.70",
+    }
+    panels = [Panel(name, each) for name, each in zip(names, scores, strict=True)]
+    return draw_fact_heatmaps(panels, **(settings | changes))
+
+
+def panel_box(which, layer, token, n_layers=N_LAYERS):
+    """The box of a cell in one of two maps: the pixels that change with it."""
+    base = [anchored()[:n_layers], anchored()[:n_layers]]
+    other = [each.copy() for each in base]
+    other[which][layer, token] = -1.0
+    return ImageChops.difference(facts(*base), facts(*other)).getbbox()
+
+
+def test_maps_side_by_side_have_one_scale():
+    left, right = anchored((2, 2, 0.5)), 4 * anchored((5, 2, 0.125))
+    image = facts(left, right)
+    # The second map's 4 sets the scale: half a logit has the same colour in both, and the first's 1 is lighter.
+    assert colour_at(image, panel_box(0, 2, 2)) == colour_at(image, panel_box(1, 5, 2))
+    assert colour_at(image, panel_box(1, 3, N_TOKENS - 1)) == tuple(cells.TABLE[-1])
+    assert colour_at(image, panel_box(0, 3, N_TOKENS - 1)) == tuple(
+        cells.TABLE[cells.HALF_STEPS + round(cells.HALF_STEPS / 4)]
+    )
+    assert shows(image, (0, 0, *image.size), "+4.00")
+
+
+def test_maps_side_by_side_have_their_names_and_numbers():
+    image = facts(anchored(), anchored())
+    whole = (0, 0, *image.size)
+    for which, name in enumerate(("MLP", "attention")):
+        first, last = panel_box(which, 0, 0), panel_box(which, N_LAYERS - 1, 0)
+        x, y = place(image, whole, name)
+        assert x == pytest.approx((first[0] + last[2]) / 2, abs=3)
+        assert y < first[1]
+        below = (first[0] - 5, panel_box(which, 0, N_TOKENS - 1)[3], last[2] + 5, image.height)
+        for layer in (0, N_LAYERS - 1):
+            assert shows(image, below, str(layer))
+    assert panel_box(0, N_LAYERS - 1, 0)[2] < panel_box(1, 0, 0)[0]
+    assert panel_box(0, 0, 1)[1::2] == panel_box(1, 0, 1)[1::2]
+
+
+def test_a_single_map_is_that_of_a_picture_of_its_own():
+    scores = anchored((2, 2, 0.5))
+    panel = facts(scores, names=("",), subtitle="logit difference +4.70 · MLP gradient × activation")
+    assert ImageChops.difference(panel, fact(scores)).getbbox() is None
+
+
+def test_every_map_is_checked():
+    with pytest.raises(ValueError, match="scores_LT: shape"):
+        facts(anchored(), anchored()[1:])
+    with pytest.raises(ValueError, match="finite"):
+        draw_role_heatmaps(
+            [Panel("a", np.zeros((2, 8))), Panel("b", np.full((2, 8), np.inf))],
+            layers=[0, 1],
+            roles=ROLES,
+            counts=[1] * 8,
+            title="",
+            subtitle="",
+        )
+
+
+@pytest.mark.parametrize("n_layers", [1, 30, 96])
+def test_long_names_stay_above_their_maps(n_layers):
+    name = "transformer.h.{layer}.attention.output"
+    image = facts(*[np.ones((n_layers, N_TOKENS))] * 3, names=[name] * 3)
+    # Nothing is drawn at the edges.
+    assert set(np.asarray(image)[:, :4].ravel()) == set(np.asarray(image)[:, -4:].ravel()) == {255}
+    assert image.width < 1600

@@ -15,11 +15,18 @@ from lit_attr.evaluation.findings import Points
 from lit_attr.evaluation.validity.agreement import verdict
 from lit_attr.facts.roles import MEAN_ROLES
 from lit_attr.views.cells import Quantity
-from lit_attr.views.heatmaps import draw_fact_heatmap, draw_role_heatmap
+from lit_attr.views.heatmaps import (
+    Panel,
+    draw_fact_heatmap,
+    draw_fact_heatmaps,
+    draw_role_heatmap,
+    draw_role_heatmaps,
+)
 from lit_attr.views.pictures import (
     agreement_image,
     choose_component,
     component_name,
+    components_image,
     fact_image,
     magnitude_image,
     profile_image,
@@ -175,3 +182,58 @@ def test_agreement_image_says_the_verdict():
 @pytest.mark.parametrize(("component", "name"), [("mlp", "MLP"), ("attention", "attention")])
 def test_component_names(component: str, name: str):
     assert component_name(component) == name
+
+
+def test_fact_image_draws_all_components_side_by_side():
+    other = {"sum": [[1, 2, 3, 4], [5, 6, 7, 8]]}
+    marked = {"mlp": np.zeros((2, 4), dtype=bool), "attention": np.ones((2, 4), dtype=bool)}
+    several = {**RECORD, "scores": {"mlp": ONE["scores"]["mlp"], "attention": other}, "rank_true": 0}
+    scores = {name: np.array(each["sum"], dtype=float) for name, each in several["scores"].items()}
+    for is_exact, ending in ((None, ""), (marked, " · dots: exact effects")):
+        expected = draw_fact_heatmaps(
+            [
+                Panel(title, scores[name], None if is_exact is None else is_exact[name])
+                for name, title in (("mlp", "MLP"), ("attention", "attention"))
+            ],
+            layers=[2, 5],
+            tokens=ONE["tokens"],
+            subject_span=(0, 2),
+            title="A B is in → X / Y",
+            subtitle=f"logit difference X − Y: −1.50 · known · MLP and attention gradient × activation{ending}",
+        )
+        record = several if is_exact is None else {**several, "is_exact": is_exact}
+        assert same(fact_image(record), expected)
+
+
+def test_components_are_drawn_side_by_side():
+    other = {**PROFILE, "component": "attention", "mean_score": [[-2.0] * 8, [1.0] * 8]}
+    shared = {"layers": [2, 5], "roles": MEAN_ROLES, "counts": [4] * len(MEAN_ROLES)}
+    panels = [
+        Panel(title, np.array(each["mean_score"], dtype=float))
+        for title, each in (("MLP", PROFILE), ("attention", other))
+    ]
+    expected = draw_role_heatmaps(
+        panels,
+        **shared,
+        title="Mean MLP and attention gradient × activation by layer and token role (estimates)",
+        subtitle="4 contrasts",
+    )
+    assert same(components_image([PROFILE, other], "4 contrasts"), expected)
+
+
+def test_components_show_mean_effects_where_all_have_them():
+    ends = {"interval_low": [[-1.0] * 8, [-0.5] * 8], "interval_high": [[0.5] * 8, [-0.25] * 8]}
+    effects = {"mean_effect": [[-2.0] * 8, [-0.375] * 8], "sampled": [2] * 8, "facts": [4] * 8, **ends}
+    profiles = [{**PROFILE, **effects, "component": name} for name in ("mlp", "attention", "block")]
+    marked_LR = np.array([[False] * 8, [True] * 8])
+    expected = draw_role_heatmaps(
+        [Panel(title, np.array(effects["mean_effect"]), marked_LR) for title in ("MLP", "attention", "block")],
+        layers=[2, 5],
+        roles=MEAN_ROLES,
+        counts=[4] * len(MEAN_ROLES),
+        title="Mean exact MLP, attention and block effect by layer and token role",
+        subtitle="4 contrasts · gradient × activation of all facts, exact effects of 2 · dots: the 95% interval "
+        "excludes 0",
+        quantity=Quantity("effect"),
+    )
+    assert same(components_image(profiles, "4 contrasts"), expected)
