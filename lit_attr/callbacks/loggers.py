@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 import lightning.pytorch as pl
 import msgspec
 import numpy as np
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
 from lit_attr.errors import UserError
@@ -40,9 +40,21 @@ def _to_tensorboard(logger: TensorBoardLogger, tag: str, image: Image.Image, ste
     logger.experiment.add_image(tag, np.asarray(image), global_step=step, dataformats="HWC")
 
 
-# How each kind of logger takes a picture. Another kind needs a function like the one above.
+def _to_wandb(logger: WandbLogger, tag: str, image: Image.Image, step: int) -> None:
+    # Its steps count all that is logged, and it refuses one that is not larger than the last.
+    logger.log_image(tag, [image])
+
+
+def _to_mlflow(logger: MLFlowLogger, tag: str, image: Image.Image, step: int) -> None:
+    name = f"{tag}.png" if step == 0 else f"{tag}-{step}.png"
+    logger.experiment.log_image(logger.run_id, image, artifact_file=name)
+
+
+# How each kind of logger takes a picture. Another kind needs a function like those above.
 IMAGE_LOGGERS: dict[type[Logger], Callable[[Any, str, Image.Image, int], None]] = {
-    TensorBoardLogger: _to_tensorboard
+    TensorBoardLogger: _to_tensorboard,
+    WandbLogger: _to_wandb,
+    MLFlowLogger: _to_mlflow,
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import orjson
 import pytest
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 from project import writing_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -135,6 +135,26 @@ def test_each_of_several_loggers_gets_what_it_supports(tmp_path: Path):
     assert not (tmp_path / "out" / "figures").exists()
     assert (tmp_path / "csv" / "metrics.csv").exists()
     assert [*(tmp_path / "board").glob("events.*")]
+
+
+def test_weights_and_biases_gets_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = WandbLogger(project="lit-attr", offline=True, save_dir=tmp_path)
+    run(tmp_path / "out", logger, max_heatmaps=1)
+    logger.experiment.finish()
+    pictures = [*(tmp_path / "wandb" / "latest-run").rglob("*.png")]
+    assert {path.parent.name for path in pictures} >= {"facts", "profile"}
+    assert not (tmp_path / "out" / "figures").exists()
+
+
+def test_mlflow_gets_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    run(tmp_path / "out", MLFlowLogger(tracking_uri=f"file:{tmp_path / 'mlruns'}"), max_heatmaps=1)
+    pictures = [*(tmp_path / "mlruns").rglob("*.png")]
+    assert {path.parent.name for path in pictures} >= {"facts", "profile"}
+    assert not (tmp_path / "out" / "figures").exists()
 
 
 def test_another_kind_of_logger_needs_one_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
