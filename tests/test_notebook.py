@@ -298,3 +298,26 @@ def test_a_model_without_a_name_needs_a_tokenizer(random_model: GPT2LMHeadModel)
         UserError, match="^attribute.tokenizer: neither the module nor the data module has one; give one"
     ):
         attribute(random_model, facts=ROWS)
+
+
+def test_several_components_are_shown_side_by_side():
+    records = attribute(facts=ROWS[:2], component=["mlp", "attention"])
+    assert repr(records).startswith("<2 attributions, MLP and attention gradient × activation")
+    for component in ("mlp", "attention"):
+        alone = attribute(facts=ROWS[:2], component=component)
+        for record, other in zip(records, alone, strict=True):
+            assert list(record["scores"]) == ["mlp", "attention"]
+            np.testing.assert_array_equal(record["scores"][component]["sum"], other["scores"][component]["sum"])
+    (record, _) = records
+    largest = {name: np.abs(each["sum"]).max() for name, each in record["scores"].items()}
+    name = {"mlp": "MLP", "attention": "attention"}[max(largest, key=largest.__getitem__)]
+    assert f" of {name}, at " in record._repr_html_()
+
+
+def test_adaptive_attributions_of_several_components_are_exact_in_each():
+    records = attribute(facts=ROWS[:3], component=["mlp", "attention"], min_agreement=0.9, pilot=4)
+    for record in records:
+        assert {name: np.all(cells) for name, cells in record["is_exact"].items()} == {
+            "mlp": True,
+            "attention": True,
+        }

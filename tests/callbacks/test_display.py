@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from project import writing_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -18,6 +18,7 @@ from lit_attr.facts.batches import ContrastBatch
 from lit_attr.facts.sources import SAMPLE, open_rows
 from lit_attr.module import AttributionModule
 from lit_attr.records.reading import load_attributions
+from lit_attr.text import safe_name
 
 ROWS = [*open_rows(SAMPLE)][::40]
 PICTURES = {"agreement/exact_effects", "profile/role_by_layer", "profile/role_by_layer_known"}
@@ -121,3 +122,26 @@ def test_neurons_have_a_page_in_tensorboard(tmp_path: Path):
     assert "neurons/text_summary" not in sent(tmp_path / "without", "tensors")
     records = [*load_attributions(tmp_path / "out")]
     assert records and all(len(record["neurons"]) == 5 for record in records)
+
+
+def test_each_component_has_its_pictures(tmp_path: Path):
+    """Also a path with braces, whose names every file system takes; a second run draws none again."""
+    path = "transformer.h.{layer}.attn"
+    logger = CSVLogger(str(tmp_path), name="", version="")
+
+    def predict() -> dict[str, int]:
+        trainer = writing_trainer(tmp_path / "out", logger=logger, max_heatmaps=1)
+        module = AttributionModule(component=["mlp", path], verify=2)
+        trainer.predict(module, datamodule=CounterfactDataModule(ROWS, batch_size=8), return_predictions=False)
+        figures = tmp_path / "out" / "figures"
+        files = figures.rglob("*.png")
+        return {each.relative_to(figures).with_suffix("").as_posix(): each.stat().st_mtime_ns for each in files}
+
+    found = predict()
+    ending = f"_{safe_name(path)}"
+    both = {tag + end for tag in PICTURES for end in ("", ending)}
+    assert {tag for tag in found if not tag.startswith(("facts/", "relations"))} == {*both, "profile/components"}
+    assert predict() == found
+    curves = (tmp_path / "metrics.csv").read_text().splitlines()[0].split(",")
+    for curve in ("mean_score", "agreement", "mean_score_known"):
+        assert {f"{curve}{end}" for end in ("", ending)} <= {name.split("/")[0] for name in curves}

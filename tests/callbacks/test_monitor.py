@@ -315,3 +315,21 @@ def test_leaves_out_unusable_rows(tmp_path: Path):
     facts = [{**FACTS[0], "subject": None}, *FACTS]
     fit(AttributionMonitor(facts, limit=5), logger=csv_logger(tmp_path))
     assert {numbers["contrasts"] for numbers in read_csv(tmp_path).values()} == {4}
+
+
+def test_components_are_attributed_side_by_side(tmp_path: Path):
+    """With the numbers of a monitor of each."""
+
+    def logged(component: str | list[str], name: str) -> dict[str, float]:
+        monitor = AttributionMonitor(FACTS[:3], every_n_steps=6, layers=[0, -1], component=component)
+        fit(monitor, logger=csv_logger(tmp_path / name), max_epochs=1)
+        return read_csv(tmp_path / name)[6]
+
+    both, mlp, attention = (
+        logged(each, str(at)) for at, each in enumerate((["mlp", "attention"], "mlp", "attention"))
+    )
+    assert {name: both[name] for name in mlp} == mlp
+    for name, value in attention.items():
+        kind, slash, role = name.partition("/")
+        assert both[f"{kind}_attention/{role}" if slash else name] == value
+    assert len(both) == len(mlp) + sum("/" in name for name in attention)

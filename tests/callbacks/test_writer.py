@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader
 from transformers import GPT2LMHeadModel
 
-from lit_attr.callbacks.writer import AttributionWriter
+from lit_attr.callbacks.writer import AttributionWriter, _layer_by_layer
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import UserError
 from lit_attr.facts.batches import collate_contrasts
@@ -230,3 +230,10 @@ def test_nothing_is_created_before_a_run_can_start(tmp_path: Path):
     with pytest.raises(UserError, match="there is no layer 99"):
         run(tmp_path / "out", module={"layers": [99]})
     assert not (tmp_path / "out").exists()
+
+
+def test_the_pilots_effects_are_layer_by_layer():
+    """As a location of several components has its modules."""
+    effects = {"mlp": np.array([[1.0, 2], [5, 6], [9, 10]]), "attention": np.array([[3.0, 4], [7, 8], [11, 12]])}
+    assert _layer_by_layer(effects).tolist() == [[each, each + 1] for each in range(1, 12, 2)]
+    assert _layer_by_layer({"mlp": effects["mlp"]}).tolist() == effects["mlp"].tolist()

@@ -155,3 +155,20 @@ def test_the_page_of_neurons_has_a_table_for_each_of_the_largest_relations():
     first, second = (line for line in lines if line.startswith("| 3 |"))
     assert first == r"| 3 | 70 | 75% | \- | \-0\.500 |"
     assert second == r"| 3 | 70 | 75% | 12% | \-0\.500 |"
+
+
+def test_each_component_has_its_means_and_agreement():
+    profile = ProfileSums([0, 1], "attention", "gradient")
+    profile.add(-np.array(ONE["scores"]["mlp"]["sum"]), ONE["roles"], ONE["subject_span"])
+    found = findings(report(0.75, {"0": part(0.25)}))
+    other = {"profile": profile.compute(), "agreement": report(0.5, {"0": part(0.125)}), "adaptive": None}
+    both = found._replace(summary={**found.summary, "other_components": {"attention": other}})
+    lines = summary_page(both, NO_SETTINGS).splitlines()
+    mlp, attention = lines.index("### mlp"), lines.index("### attention")
+    assert "| last | 1: \\+8\\.000, 0: \\+4\\.000 |" in lines[mlp:attention]
+    assert "| last | 1: \\-8\\.000, 0: \\-4\\.000 |" in lines[attention:]
+    heads = [line for line in lines if line.startswith("## Agreement")]
+    assert heads == ["## Agreement of mlp", "## Agreement of attention"]
+    # A single one needs no name.
+    assert "## Agreement" in summary_page(found, NO_SETTINGS).splitlines()
+    assert "### mlp" not in summary_page(found, NO_SETTINGS)
