@@ -390,11 +390,11 @@ class AttributionModule(HoldsModel):
 
     @property
     def _sample_size(self) -> int:
-        # The scores of the rule `exact` are the exact effects.
+        # The scores of `exact` are the exact effects.
         return 0 if self.rule == "exact" else self.verify
 
     @property
     def _scorer(self) -> Scorer:
-        model, location = self._model, self._location
-        ablation = self._ablation.settle(model, location, self._trainer)
-        return Scorer(model, location, self._scoring._replace(ablation=ablation))
+        with arguments_of("model", RENAMED):
+            ablation = self._ablation.settle(self._model, self._location, self._trainer)
+        return Scorer(self._model, self._location, self._scoring._replace(ablation=ablation))

@@ -177,8 +177,8 @@ def test_known_facts_alone_have_the_records_of_a_filtered_run(tmp_path: Path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ablation": "noise"}, r"^model.ablation: 'noise' is none of zero, mean, resample"),
-        ({"only": "right"}, r"^model.only: 'right' is none of all, known, preferred"),
+        ({"ablation": "noise"}, r"^model.ablation: 'noise' is not one of zero, mean, resample"),
+        ({"only": "right"}, r"^model.only: 'right' is not one of all, known, preferred"),
         ({"component": []}, r"^model.component: the list is empty; name one, such as mlp$"),
         ({"component": ["mlp", "mlp"]}, r"^model.component: mlp is named twice; name it once$"),
         (
