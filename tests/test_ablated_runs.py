@@ -138,21 +138,23 @@ def test_files_of_means_that_do_not_fit_are_refused_in_one_line(tmp_path: Path):
     hidden = width.language_model.config.hidden_size
     layers = width.language_model.config.num_hidden_layers
     fitting = np.zeros((layers, hidden), dtype=np.float32)
-    for tensors, message in (
-        ({"mlp": fitting}, r"means.safetensors lacks the tensor 'mlp.position_0', layers × width; add it$"),
+    for place, (tensors, message) in enumerate(
         (
-            {"mlp": fitting[:3], "mlp.position_0": fitting},
-            r"'mlp' has the shape \[3, \d+\], not a row for each of",
-        ),
-        ({"mlp": fitting * np.nan, "mlp.position_0": fitting}, r"'mlp' has numbers that are not finite; give"),
+            ({"mlp": fitting}, r"means.safetensors lacks the tensor 'mlp.position_0', layers × width; add it$"),
+            (
+                {"mlp": fitting[:3], "mlp.position_0": fitting},
+                r"'mlp' has the shape \[3, \d+\], not a row for each of",
+            ),
+            ({"mlp": fitting * np.nan, "mlp.position_0": fitting}, r"'mlp' has numbers that are not finite; give"),
+        )
     ):
         save_file(tensors, tmp_path / "means.safetensors")
         options = AblationOptions(mean_writes=str(tmp_path / "means.safetensors"))
         with pytest.raises(UserError, match=r"^model.ablation_options.mean_writes: .*" + message):
-            run(tmp_path / "out", 4, ablation="mean", ablation_options=options)
+            run(tmp_path / str(place), 4, ablation="mean", ablation_options=options)
     (tmp_path / "means.safetensors").write_text("no tensors")
     with pytest.raises(UserError, match="is not a safetensors file that can be read"):
-        run(tmp_path / "out", 4, ablation="mean", ablation_options=options)
+        run(tmp_path / "other", 4, ablation="mean", ablation_options=options)
 
 
 def test_known_facts_alone_have_the_records_of_a_filtered_run(tmp_path: Path):
