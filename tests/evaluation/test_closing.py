@@ -67,6 +67,7 @@ def of_effects(**changes: object) -> dict[str, object]:
     """A profile of two layers at position 0 and the last token, with exact effects of 8 of 20 facts."""
     return {
         "rule": "gradient",
+        "component": "mlp",
         "layers": [3, 9],
         "roles": ["position 0", "prefix", "last"],
         "facts": [20, 5, 20],

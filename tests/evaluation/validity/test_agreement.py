@@ -192,6 +192,7 @@ def test_too_few_cells_give_no_number():
 def test_the_verdict_names_layers_that_are_poor_beyond_doubt():
     report: dict[str, Any] = {
         "contrasts": 16,
+        "ablation": "zero",
         **part(0.7, 0.6, 0.8),
         "without_position_0": part(0.75, 0.66, 0.84),
         "by_layer": {
@@ -214,6 +215,7 @@ def test_the_verdict_names_layers_that_are_poor_beyond_doubt():
     assert "across layers" not in verdict({**report, **part(0.2, 0.1, 0.6)})
     assert "r = 0.20 (no interval) over" in verdict({**report, **part(0.2)})
     assert verdict({**report, **part(None)}).endswith("(zero ablation): r is undefined")
+    assert "exact effects (mean ablation): r" in verdict({**report, "ablation": "mean"})
 
 
 ADAPTIVE = {
