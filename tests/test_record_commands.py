@@ -76,7 +76,7 @@ def test_plot_draws_and_prints_the_paths(finished: Path, elsewhere: Path, capsys
 def test_compare_prints_a_table(finished: Path, capsys: pytest.CaptureFixture[str]):
     main(["compare", str(finished), str(finished)])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "12 contrasts compared"
+    assert lines[0] == "12 contrasts compared, scores of mlp"
     assert "| all | 1.0000 | 1.000 | 0.0% |" in lines
 
 
