@@ -132,7 +132,9 @@ class CleanRun(NamedTuple):
         def replace(place: int, output: Any) -> Any:
             index_N = covered_N(cells, place, window, components)
             replaced = Cells(cells.row_N[index_N], torch.full_like(index_N, place), cells.token_N[index_N])
-            return with_writes(output, (bounds[place][1], end - token), index_N, 0, replacement_of(replaced))
+            # The rows of all components of a layer join before its block.
+            rows = bounds[(place // components + 1) * components - 1][1]
+            return with_writes(output, (rows, end - token), index_N, 0, replacement_of(replaced))
 
         batch = self.batch
         last_N = batch.last_B[row_N] - token

@@ -105,11 +105,11 @@ def test_mean_and_donor_writes_replace_the_write(model_type: str):
 @pytest.mark.parametrize("component", ["mlp", ["attention", "mlp"]])
 @pytest.mark.parametrize(("model_type", "window", "layers"), [("gpt2", 5, 12), ("llama", 3, 4), ("bloom", 2, 2)])
 def test_writes_of_several_layers_are_replaced_together(
-    model_type: str, window: int, layers: int, component: str | list[str]
+    model_type: str, window: int, layers: int, component: str | list[str], warnings: list[str]
 ):
     name = "num_hidden_layers" if model_type == "llama" else "n_layer"
     model = tiny_model(model_type, torch.float64, **{name: layers})
-    location, batch = locate(model, component=component), batch_of()
+    location, batch = locate(model, component=component), collate_contrasts(random_contrasts((5, 3)))
     found_BLT = resolved_effects(model, location, batch, window=window).effects_BLT
     donor_BLTH = torch.randn((*found_BLT.shape, 32), generator=torch.Generator().manual_seed(3))
     donated_BLT = resolved_effects(model, location, batch, donor_BLTH, window=window).effects_BLT
@@ -119,6 +119,18 @@ def test_writes_of_several_layers_are_replaced_together(
             expected_LT = expected_effects(model, location, contrast, writes_LTH, window=window)
             size = expected_LT.abs().max().item()
             torch.testing.assert_close(effects_BLT[row, :, :length], expected_LT, rtol=0, atol=1e-5 * size)
+    assert bool(warnings) == (model_type in SLOW)
+
+
+@pytest.mark.parametrize("model_type", MAIN)
+def test_components_side_by_side_have_the_effects_of_each(model_type: str, warnings: list[str]):
+    model = tiny_model(model_type, torch.float64)
+    batch = batch_of()
+    together_BLT = exact_effects_BLT(model, locate(model, component=["mlp", "attention"]), batch)
+    for place, component in enumerate(("mlp", "attention")):
+        alone_BLT = exact_effects_BLT(model, locate(model, component=component), batch)
+        torch.testing.assert_close(together_BLT[:, place::2], alone_BLT, rtol=0, atol=1e-12)
+    assert not warnings
 
 
 @pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "mistral"])
