@@ -125,7 +125,7 @@ def compare(out: list[Path], component: str | None = None) -> None:
 
     Args:
         out: Output folders of the two runs; the first is the reference.
-        component: Component whose scores are compared. Default: the only one that each run has.
+        component: Component whose scores are compared. Default: the first that the first run has.
     """
     from lit_attr.evaluation.run_comparison import compare_runs, comparison_lines
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_attr.attribution.catalogue import rule_title
-from lit_attr.evaluation.summary import summarise
+from lit_attr.evaluation.summary import by_component, summarise
 from lit_attr.evaluation.validity.agreement import promise_line, verdict
 from lit_attr.facts.roles import MEAN_ROLES
 from lit_attr.records.files import read_batch, read_exact
@@ -21,25 +21,20 @@ MOST_RELATIONS = 500
 
 
 class ReadableFolder(RunFolder):
-    """The files of a run that the index could read, with the scores of one component.
+    """The files of a run that the index could read.
 
     Args:
         index: The run's index.
-        component: The component.
     """
 
-    def __init__(self, index: RunIndex, component: str) -> None:
+    def __init__(self, index: RunIndex) -> None:
         super().__init__(index.folder.path)
         self._index = index
-        self._component = component
 
     def read_batches(self) -> Iterator[tuple[Path, BatchRecord]]:
         """The batch files and their records."""
         for name in self._index.batch_names():
-            record = read_batch(self.batches / name)
-            for example in record.examples:
-                example.scores = {self._component: example.scores[self._component]}
-            yield self.batches / name, record
+            yield self.batches / name, read_batch(self.batches / name)
 
     def read_exact(self) -> Iterator[tuple[Path, ExactRecord]]:
         """The files of exact effects and their records."""
@@ -107,13 +102,12 @@ def summary_of(index: RunIndex, component: str) -> dict[str, Any]:
     written = index.folder.read_summary()
     if (
         written is not None
-        and component == index.components[0]
         and not index.problems
         and written.get("contrasts") == count
         and index.folder.summary.stat().st_mtime_ns >= index.newest
     ):
-        return written
-    return summarise(ReadableFolder(index, component)).summary
+        return by_component(written)[component]
+    return by_component(summarise(ReadableFolder(index)).summary)[component]
 
 
 def score_bands(profile: Mapping[str, Any]) -> dict[str, list[list[float | None]]]:
