@@ -168,15 +168,15 @@ def profile_pictures(summary: Mapping[str, Any]) -> Iterator[Picture]:
     profiles = []
     for ending, found in by_ending(summary):
         profiles.append(found["profile"])
-        yield Picture(f"profile/role_by_layer{ending}", count, partial(profile_image, found["profile"], words))
+        yield Picture(f"averages/role_by_layer{ending}", count, partial(profile_image, found["profile"], words))
         if has_effects(found["profile"]):
             draw = partial(magnitude_image, found["profile"], words)
-            yield Picture(f"profile/role_by_layer_magnitude{ending}", count, draw)
+            yield Picture(f"averages/role_by_layer_magnitude{ending}", count, draw)
         if summary["known"]:
             draw = partial(profile_image, found["known_profile"], known)
-            yield Picture(f"profile/role_by_layer_known{ending}", count, draw)
+            yield Picture(f"averages/role_by_layer_known{ending}", count, draw)
     if len(profiles) > 1:
-        yield Picture("profile/components", count, partial(components_image, profiles, words))
+        yield Picture("averages/components", count, partial(components_image, profiles, words))
 
 
 def _other_pictures(findings: RunFindings) -> Iterator[Picture]:
@@ -190,4 +190,4 @@ def _other_pictures(findings: RunFindings) -> Iterator[Picture]:
         agreement, points = summary["agreement"], views.points
         if agreement is not None and points is not None:
             draw = partial(agreement_image, points, summary)
-            yield Picture(f"agreement/exact_effects{ending}", agreement["contrasts"], draw)
+            yield Picture(f"exact_effects/agreement{ending}", agreement["contrasts"], draw)

@@ -21,7 +21,7 @@ from lit_attr.records.reading import load_attributions
 from lit_attr.text import safe_name
 
 ROWS = [*open_rows(SAMPLE)][::40]
-PICTURES = {"agreement/exact_effects", "profile/role_by_layer", "profile/role_by_layer_known"}
+PICTURES = {"exact_effects/agreement", "averages/role_by_layer", "averages/role_by_layer_known"}
 
 
 def run(folder: Path, version: str = "", **writer: object) -> None:
@@ -94,7 +94,7 @@ def test_pictures_in_files_are_not_drawn_again(tmp_path: Path):
         times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
         if place == 0:
             first = times
-            lost = tmp_path / "figures" / "agreement" / "exact_effects.png"
+            lost = tmp_path / "figures" / "exact_effects" / "agreement.png"
             lost.unlink()
         else:
             assert {path for path in times if times[path] != first[path]} == {lost}
@@ -140,7 +140,7 @@ def test_each_component_has_its_pictures(tmp_path: Path):
     found = predict()
     ending = f"_{safe_name(path)}"
     both = {tag + end for tag in PICTURES for end in ("", ending)}
-    assert {tag for tag in found if not tag.startswith(("facts/", "relations"))} == {*both, "profile/components"}
+    assert {tag for tag in found if not tag.startswith(("facts/", "relations"))} == {*both, "averages/components"}
     assert predict() == found
     curves = (tmp_path / "metrics.csv").read_text().splitlines()[0].split(",")
     for curve in ("mean_score", "agreement", "mean_score_known"):

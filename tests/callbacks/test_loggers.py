@@ -122,7 +122,7 @@ def test_pictures_are_files_without_an_image_logger(tmp_path: Path):
     run(tmp_path, CSVLogger(str(tmp_path), name="", version=""), max_heatmaps=2)
     figures = {path.relative_to(tmp_path / "figures") for path in tmp_path.rglob("*.png")}
     assert len([path for path in figures if path.parts[0] == "facts"]) == 2
-    assert {Path("profile/role_by_layer.png"), Path("profile/role_by_layer_known.png")} <= figures
+    assert {Path("averages/role_by_layer.png"), Path("averages/role_by_layer_known.png")} <= figures
     for path in tmp_path.rglob("*.png"):
         Image.open(path).verify()
     with (tmp_path / "metrics.csv").open() as stream:
@@ -144,7 +144,7 @@ def test_weights_and_biases_gets_pictures(tmp_path: Path, monkeypatch: pytest.Mo
     run(tmp_path / "out", logger, max_heatmaps=1)
     logger.experiment.finish()
     pictures = [*(tmp_path / "wandb" / "latest-run").rglob("*.png")]
-    assert {path.parent.name for path in pictures} >= {"facts", "profile"}
+    assert {path.parent.name for path in pictures} >= {"facts", "averages"}
     assert not (tmp_path / "out" / "figures").exists()
 
 
@@ -153,7 +153,7 @@ def test_mlflow_gets_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     run(tmp_path / "out", MLFlowLogger(tracking_uri=f"file:{tmp_path / 'mlruns'}"), max_heatmaps=1)
     pictures = [*(tmp_path / "mlruns").rglob("*.png")]
-    assert {path.parent.name for path in pictures} >= {"facts", "profile"}
+    assert {path.parent.name for path in pictures} >= {"facts", "averages"}
     assert not (tmp_path / "out" / "figures").exists()
 
 

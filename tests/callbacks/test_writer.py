@@ -124,10 +124,10 @@ def test_heatmaps_are_in_the_event_file(tmp_path: Path):
     others = set(found) - facts
     relations = {tag for tag in others if tag.startswith("relations/")}
     assert others - relations == {
-        "profile/role_by_layer",
-        "profile/role_by_layer_magnitude",
-        "profile/role_by_layer_known",
-        "agreement/exact_effects",
+        "averages/role_by_layer",
+        "averages/role_by_layer_magnitude",
+        "averages/role_by_layer_known",
+        "exact_effects/agreement",
     }
     counts = Counter(row["relation_id"] for row in ROWS)
     assert {tag.removeprefix("relations/") for tag in relations} <= set(counts)

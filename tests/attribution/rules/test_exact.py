@@ -61,7 +61,7 @@ def test_draws_the_pictures(whole: Path):
     accumulator = EventAccumulator(str(events))
     accumulator.Reload()
     tags = accumulator.Tags()["images"]
-    assert "profile/role_by_layer" in tags and sum(tag.startswith("facts/") for tag in tags) == 2
+    assert "averages/role_by_layer" in tags and sum(tag.startswith("facts/") for tag in tags) == 2
 
 
 def test_resumes_where_it_was_stopped(whole: Path, tmp_path: Path):
