@@ -53,7 +53,7 @@ def test_every_command_is_accepted(command: str, tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(sys, "argv", ["lit-attr"])
     with contextlib.redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as stopped:
-        main([*shlex.split(command)[1:], "--print_config"])
+        main([*shlex.split(command, comments=True)[1:], "--print_config"])
     assert stopped.value.code == 0
 
 

@@ -181,7 +181,7 @@ def _locate(model: PreTrainedModel, layers: Layers, component: str, self_test: b
             _write(model, _only_call(model, recording, blocks[layer], layer), component) for layer in chosen
         ]
     top = None
-    if recording is not None and not by_path and chosen[-1] == len(blocks) - 1:
+    if recording is not None and component in COMPONENT_NAMES and chosen[-1] == len(blocks) - 1:
         top = _mlp_write(_only_call(model, recording, blocks[-1], chosen[-1]))
     names = {module: name for name, module in model.named_modules()}
     location = Location(

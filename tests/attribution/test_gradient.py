@@ -171,7 +171,9 @@ def test_batches_join_select_and_keep_exact_effects(
     random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]
 ):
     batch = attribute(random_model, sample_contrasts[:4])
-    effects = ExactEffects(sample_contrasts[0], 7, (0, 1, 2), "mlp", torch.ones(3, 5), 0.0, None, None)
+    effects = ExactEffects(
+        sample_contrasts[0], 7, (0, 1, 2), ("mlp",) * 3, "zero", torch.ones(3, 5), 0.0, None, None
+    )
     first = batch.select([0, 1])._replace(exact=(effects,))
     second = batch.select([2, 3])._replace(exact=(effects._replace(place=8),))
     joined = first.join(second)
@@ -184,7 +186,7 @@ def test_batches_join_select_and_keep_exact_effects(
 
 
 def test_an_empty_batch_has_the_shape_of_its_layers(random_model: GPT2LMHeadModel):
-    empty = AttributionBatch.empty(locate(random_model, layers=[0, 2]), "mlp", "gradient")
+    empty = AttributionBatch.empty(locate(random_model, layers=[0, 2]), "gradient")
     assert (empty.layers, empty.contrasts, empty.exact) == ((0, 2), (), ())
     assert empty.scores_sum_BLT.shape == (0, 2, 0) and empty.rank_true_B.dtype == torch.int64
 

@@ -67,7 +67,9 @@ def test_exact_effects_are_as_the_format_says(
     width = len(contrast.tokens)
     effects_LT = torch.randn(3, width)
     curves = Curves(torch.tensor([0.5]), *torch.rand(2, 1, len(RANKINGS), len(PERCENT)))
-    exact = ExactEffects(contrast, place, (0, 1, 2), "mlp", effects_LT, 1e-5, curves if has_curves else None, None)
+    exact = ExactEffects(
+        contrast, place, (0, 1, 2), ("mlp",) * 3, "zero", effects_LT, 1e-5, curves if has_curves else None, None
+    )
     write_json(tmp_path / "record.json", exact_record(exact, rule="gradient"))
     record = json.loads((tmp_path / "record.json").read_text())
     assert torch.equal(torch.tensor(record.pop("effects")["mlp"]), effects_LT)

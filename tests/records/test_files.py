@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_attr.records.files import read_sealed, remove_temporary, write_bytes, write_first
+from lit_attr.records.files import read_sealed, remove_temporary, sealed, write_bytes, write_first
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -32,8 +32,8 @@ def test_the_first_of_several_writers_wins_and_no_other_file_stays(
     if not has_links:
         monkeypatch.setattr("os.link", refuse)
     path = tmp_path / "a.json"
-    write_first(path, {"format": "first", "version": 2})
-    write_first(path, {"format": "second", "version": 2})
+    write_first(path, sealed({"format": "first", "version": 2}))
+    write_first(path, sealed({"format": "second", "version": 2}))
     assert read_sealed(path, "first")["format"] == "first"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
 
@@ -46,7 +46,7 @@ def test_what_a_killed_first_writer_leaves_is_removed(tmp_path: Path, monkeypatc
         patch.setattr("os.link", kill)
         patch.setattr("pathlib.Path.unlink", lambda *_, **__: None)
         with pytest.raises(SystemExit):
-            write_first(tmp_path / "a.json", {})
+            write_first(tmp_path / "a.json", b"{}")
     assert len([*tmp_path.iterdir()]) == 1
     remove_temporary(tmp_path)
     assert [*tmp_path.iterdir()] == []

@@ -25,7 +25,7 @@ def write(folder: RunFolder, batch: AttributionBatch) -> None:
 def exact_of(batch: AttributionBatch, row: int, *, refused: str | None = None) -> ExactEffects:
     contrast = batch.contrasts[row]
     effects_LT = torch.randn(3, len(contrast.tokens))
-    return ExactEffects(contrast, row, batch.layers, "mlp", effects_LT, 0.0, None, refused)
+    return ExactEffects(contrast, row, batch.layers, batch.components, "zero", effects_LT, 0.0, None, refused)
 
 
 def test_datasets_loads_the_folder_as_it_is(batch: AttributionBatch, tmp_path: Path):

@@ -97,7 +97,7 @@ def content(folder: Path) -> dict[str, Any]:
     return {**found, "events": shown}
 
 
-SINGLE = ("manifest.json", "rejected.jsonl", "agreement/*", "shown.json", "summary.json")
+SINGLE = ("manifest.json", "rejected.jsonl", "exact_effects/*", "shown.json", "summary.json")
 SEVERAL = ("batches/*", "exact/*", "facts/*", "relations/*")
 
 
@@ -137,7 +137,7 @@ def assert_the_next_run_completes(disk: Path, board: bool, undisturbed: dict[str
 def test_a_disk_that_fills_at_a_file(
     pattern: str, board: bool, disk: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
-    if board and pattern in ("facts/*", "relations/*", "agreement/*"):
+    if board and pattern in ("facts/*", "relations/*", "exact_effects/*"):
         pytest.skip("TensorBoard has the pictures")
     if not board and pattern == "shown.json":
         pytest.skip("there is no TensorBoard")

@@ -76,7 +76,7 @@ def test_exact_effects_are_as_the_schema_says(batch: AttributionBatch, tmp_path:
     curves = None if refused else Curves(torch.tensor([0.5]), *torch.rand(2, 1, len(RANKINGS), len(PERCENT)))
     contrast = batch.contrasts[0]
     effects_LT = torch.zeros(3, len(contrast.tokens))
-    exact = ExactEffects(contrast, None, (0, 1, 2), "mlp", effects_LT, 1e-5, curves, refused)
+    exact = ExactEffects(contrast, None, (0, 1, 2), ("mlp",) * 3, "zero", effects_LT, 1e-5, curves, refused)
     record = written(exact_record(exact, rule="gradient"), tmp_path / "exact.json")
     schema = validator("exact.schema.json")
     schema.validate(record)

@@ -75,8 +75,8 @@ def test_what_is_not_finite_is_left_out(
 ):
     """One contrast's effects are not finite, and no curve can be computed."""
 
-    def with_nan(model: Any, location: Any, batch: Any) -> ResolvedEffects:
-        found = resolved_effects(model, location, batch)
+    def with_nan(model: Any, location: Any, batch: Any, replacement_BLTH: Any) -> ResolvedEffects:
+        found = resolved_effects(model, location, batch, replacement_BLTH)
         found.effects_BLT[[contrast.fact.id == 0 for contrast in batch.contrasts]] = torch.nan
         return found
 
