@@ -6,7 +6,7 @@ import { h, interval, note, number, percent, select } from "./dom.js";
 import { MEASURES, mapTable, measuresOf, roleMap } from "./maps.js";
 import { change } from "./state.js";
 
-// Okabe and Ito's colours, told apart by colour-blind readers.
+// Okabe and Ito's colours, which colour-blind readers distinguish.
 const CURVES = ["#999999", "#56b4e9", "#e69f00", "#f0a0c8", "#d55e00", "#009e73", "#b09c00", "#0072b2"];
 
 export async function overviewView(state, run) {
