@@ -39,18 +39,23 @@ class Cells(NamedTuple):
         return Cells(*(values_N[index] for values_N in self))
 
 
-def covered_N(cells: Cells, place: int, window: int, components: int) -> Tensor:
-    """Indices of the cells whose windows have a place.
+def replaced_by_place(cells: Cells, window: int, components: int) -> dict[int, tuple[Tensor, Cells]]:
+    """What is replaced at each place: the indices of the cells whose windows have it, and the cells at the place.
 
     Args:
         cells: The cells; each is the lowest of its window.
-        place: The place.
         window: How many layers of one component a window has.
         components: How many components each layer has on the axis.
     """
-    above_N = place - cells.place_N
-    is_covered_N = (above_N >= 0) & (above_N < window * components) & (above_N % components == 0)
-    return is_covered_N.nonzero()[:, 0]
+    replaced = {}
+    for place in range(int(cells.place_N.max()) + (window - 1) * components + 1):
+        above_N = place - cells.place_N
+        is_in_window_N = (above_N >= 0) & (above_N < window * components) & (above_N % components == 0)
+        index_N = is_in_window_N.nonzero()[:, 0]
+        if len(index_N):
+            places_N = torch.full_like(index_N, place)
+            replaced[place] = index_N, Cells(cells.row_N[index_N], places_N, cells.token_N[index_N])
+    return replaced
 
 
 def passes(cells: Cells, lengths: Sequence[int], max_tokens: int) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_attr.attribution.exact.cells import Cells, covered_N, most_shared, passes
+from lit_attr.attribution.exact.cells import Cells, most_shared, passes, replaced_by_place
 from lit_attr.attribution.exact.prefix_reuse import CleanRun, run_clean, with_writes
 from lit_attr.attribution.passes import (
     check_inputs,
@@ -243,15 +243,13 @@ def _plain_effects(part: _Part) -> tuple[Tensor, Tensor]:
 def _plain_diff_N(part: _Part, cells: Cells) -> Tensor:
     """The logit difference with the write of one cell replaced, by a whole forward pass for each cell."""
     batch, components = part.batch.select(cells.row_N.tolist()), len({*part.location.components})
-    covered = [covered_N(cells, place, part.window, components) for place in range(len(part.location.modules))]
-    places = [place for place, index_N in enumerate(covered) if len(index_N)]
+    replaced = replaced_by_place(cells, part.window, components)
+    places = [*replaced]
 
     def replace(index: int, output: Any) -> Any:
-        place, index_N = places[index], covered[places[index]]
-        token_N = cells.token_N[index_N]
-        replaced = Cells(cells.row_N[index_N], torch.full_like(index_N, place), token_N)
+        index_N, there = replaced[places[index]]
         shape = batch.token_ids_BT.shape[0], batch.token_ids_BT.shape[1]
-        return with_writes(output, shape, index_N, token_N, part.replacement_of(replaced))
+        return with_writes(output, shape, index_N, there.token_N, part.replacement_of(there))
 
     modules = [part.location.modules[place] for place in places]
     with outputs_changed(modules, replace), only_last_logits(part.model, batch.last_B):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from lit_attr.attribution.exact.cells import Cells, covered_N
+from lit_attr.attribution.exact.cells import Cells, replaced_by_place
 from lit_attr.attribution.passes import (
     answer_difference_N,
     difference_B,
@@ -128,13 +128,13 @@ class CleanRun(NamedTuple):
             return torch.cat([hidden_NTH, joining_NTH]) if first else joining_NTH
 
         components = len({*self.location.components})
+        replaced = replaced_by_place(cells, window, components)
 
         def replace(place: int, output: Any) -> Any:
-            index_N = covered_N(cells, place, window, components)
-            replaced = Cells(cells.row_N[index_N], torch.full_like(index_N, place), cells.token_N[index_N])
+            index_N, there = replaced[place]
             # The rows of all components of a layer join before its block.
             rows = bounds[(place // components + 1) * components - 1][1]
-            return with_writes(output, (rows, end - token), index_N, 0, replacement_of(replaced))
+            return with_writes(output, (rows, end - token), index_N, 0, replacement_of(there))
 
         batch = self.batch
         last_N = batch.last_B[row_N] - token
@@ -145,7 +145,7 @@ class CleanRun(NamedTuple):
             if location.top_mlp is not None:
                 hooks.enter_context(at_last_tokens(location.top_mlp, last_N))
             hooks.enter_context(_inputs_changed({place: blocks[place] for place in places}, join))
-            changed = [place for place in range(len(bounds)) if len(covered_N(cells, place, window, components))]
+            changed = [*replaced]
             modules = [location.modules[place] for place in changed]
             hooks.enter_context(outputs_changed(modules, lambda index, output: replace(changed[index], output)))
             hooks.enter_context(only_answer_logits(self.model, last_N, ids_N2))
@@ -188,7 +188,7 @@ def recorded_run(
         A function that returns the clean run, once the pass is over. It raises ValueError where the model does not
         support the reuse.
     """
-    inputs_LBTH: list[Tensor] = []
+    inputs: dict[nn.Module, Tensor] = {}
     found: list[Tensor] = []
     problems: list[ValueError] = []
     cache = Cache(layer_class_to_replicate=DynamicLayer)
@@ -196,13 +196,13 @@ def recorded_run(
     def with_cache(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return args, {**kwargs, "past_key_values": cache, "use_cache": True}
 
-    def keep_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def keep_input(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
             _refuse_unlike_rows(args, kwargs, batch.token_ids_BT.shape)
         except ValueError as problem:
             problems.append(problem)
         # A copy, since some blocks add to it in place.
-        inputs_LBTH.append((args[0] if args else kwargs["hidden_states"]).detach().clone())
+        inputs[block] = (args[0] if args else kwargs["hidden_states"]).detach().clone()
 
     def keep_logits(_: nn.Module, __: Any, output: Any) -> None:
         found.append(output.logits.detach())
@@ -219,10 +219,13 @@ def recorded_run(
         # A model spread over several devices has its logits on another one than its input.
         device = batch.last_B.device
         diff_B, spacing_B = difference_B(logits, batch).to(device), logit_spacing_B(logits, batch).to(device)
+        # Several components share the input of a block.
+        inputs_LBTH = [inputs[block] for block in blocks]
         return CleanRun(model, location, batch, diff_B, rounding, spacing_B, caches, inputs_LBTH)
 
+    blocks = blocks_of(model, location)
     with ExitStack() as hooks:
-        for block in blocks_of(model, location):
+        for block in dict.fromkeys(blocks):
             hooks.callback(block.register_forward_pre_hook(keep_input, with_kwargs=True).remove)
         hooks.callback(model.register_forward_pre_hook(with_cache, with_kwargs=True).remove)
         hooks.callback(model.register_forward_hook(keep_logits).remove)
