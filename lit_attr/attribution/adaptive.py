@@ -74,16 +74,10 @@ def estimate_batch(
         scoring: How scores are computed.
         replacement_BLTH: The writes of its ablation; zeros where None.
     """
-    rule, _, neurons, _ = scoring
-    is_gradient = rule.name == GRADIENT.name
-    gradient, share_BLT, clean = _gradient_pass(
-        model, location, batch, replacement_BLTH, neurons if is_gradient else None
-    )
-    scores = gradient
-    if not is_gradient:
-        scores = attribute_batch(
-            model, location, batch, rule=rule, replacement_BLTH=replacement_BLTH, top_neurons=neurons
-        )
+    is_gradient = scoring.rule.name == GRADIENT.name
+    neurons = scoring.top_neurons if is_gradient else None
+    gradient, share_BLT, clean = _gradient_pass(model, location, batch, replacement_BLTH, neurons)
+    scores = gradient if is_gradient else scoring.scores(model, location, batch, replacement_BLTH)
     assert gradient.scores_l2_BLT is not None
     arrays = [
         tensor_BLT.double().cpu().numpy()
@@ -159,11 +153,8 @@ def attribute_pilot(
         The exact effects as scores, and in `exact`. A contrast whose effects or scores are not finite keeps its
         estimates, and has the reason in `exact`.
     """
-    rule, ablation, neurons, _ = scoring
-    replacement_BLTH = ablation.replacement_BLTH(model, location, batch)
-    scores = attribute_batch(
-        model, location, batch, rule=rule, replacement_BLTH=replacement_BLTH, top_neurons=neurons
-    )
+    replacement_BLTH = scoring.ablation.replacement_BLTH(model, location, batch)
+    scores = scoring.scores(model, location, batch, replacement_BLTH)
     effects_BLT, resolution_B = resolved_effects(model, location, batch, replacement_BLTH)
     is_resolved_B = effects_BLT.isfinite().flatten(1).all(1).cpu()
     is_finite_B = is_resolved_B & scores.is_finite_B().cpu()
@@ -179,7 +170,7 @@ def attribute_pilot(
                 None if batch.places is None else batch.places[row],
                 location.layers,
                 location.components,
-                ablation.name,
+                scoring.ablation.name,
                 effects_LT if refused is None else torch.zeros_like(effects_LT),
                 resolution_B[row].item() if refused is None else 0.0,
                 None,

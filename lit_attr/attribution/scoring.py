@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_attr.attribution.ablation import ZERO, Ablation
@@ -28,6 +29,19 @@ class Scoring(NamedTuple):
     ablation: Ablation = ZERO
     top_neurons: TopNeurons | None = None
     window: int | None = None
+
+    def scores(
+        self, model: PreTrainedModel, location: Location, batch: ContrastBatch, replacement_BLTH: Tensor | None
+    ) -> AttributionBatch:
+        """The scores of a batch, where the writes of the ablation are known: see `attribute_batch`."""
+        return attribute_batch(
+            model,
+            location,
+            batch,
+            rule=self.rule,
+            replacement_BLTH=replacement_BLTH,
+            top_neurons=self.top_neurons,
+        )
 
 
 def check_window(location: Location, window: int | None) -> None:
@@ -58,8 +72,4 @@ def score_batch(
         batch: The contrasts, on the device of the model's embeddings.
         scoring: How scores are computed.
     """
-    replacement_BLTH = scoring.ablation.replacement_BLTH(model, location, batch)
-    rule, neurons = scoring.rule, scoring.top_neurons
-    return attribute_batch(
-        model, location, batch, rule=rule, replacement_BLTH=replacement_BLTH, top_neurons=neurons
-    )
+    return scoring.scores(model, location, batch, scoring.ablation.replacement_BLTH(model, location, batch))

@@ -10,7 +10,6 @@ from architectures import random_contrasts, tiny_model
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from lit_attr.attribution.exact import effects
 from lit_attr.attribution.exact.effects import exact_effects_BLT, resolved_effects
 from lit_attr.errors import UserError
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
@@ -20,14 +19,6 @@ from lit_attr.models.location import locate
 # With parallel blocks, experts, tokens of all rows in one axis, and, last, without the reuse.
 MODEL_TYPES = ["gpt2", "llama", "gpt_neox", "gemma2", "falcon", "phi", "mixtral", "opt", "bloom"]
 LENGTHS = (9, 3, 6, 1, 9)
-
-
-@pytest.fixture(autouse=True)
-def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The warnings; there is none where runs are shared."""
-    messages: list[str] = []
-    monkeypatch.setattr(effects, "warn_once", messages.append)
-    return messages
 
 
 def batch_of(lengths: tuple[int, ...] = LENGTHS) -> ContrastBatch:

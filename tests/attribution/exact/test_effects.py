@@ -11,7 +11,6 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 from whole_forwards import expected_effects
 
 from lit_attr.attribution.ablation import mean_ablation
-from lit_attr.attribution.exact import effects
 from lit_attr.attribution.exact.effects import exact_effects_BLT, resolved_effects
 from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.errors import UserError
@@ -23,14 +22,6 @@ from lit_attr.models.location import Location, locate
 SLOW = {"bloom", "gpt_bigcode", "xglm"}
 MAIN = ["gpt2", "llama", "gpt_neox", "gemma2"]
 LENGTHS = (9, 3, 6, 1, 9)
-
-
-@pytest.fixture(autouse=True)
-def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The warnings; there is none where runs are shared."""
-    messages: list[str] = []
-    monkeypatch.setattr(effects, "warn_once", messages.append)
-    return messages
 
 
 def batch_of(lengths: tuple[int, ...] = LENGTHS) -> ContrastBatch:
