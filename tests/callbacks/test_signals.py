@@ -146,14 +146,14 @@ def test_a_signal_while_two_processes_start(seconds: int, tmp_path: Path):
 UNEVEN = """
 import sys, time
 import lit_attr.cli
-import lit_attr.prediction
+import lit_attr.cli.prediction
 
-class Uneven(lit_attr.prediction.AttributionModule):
+class Uneven(lit_attr.cli.prediction.AttributionModule):
     def predict_step(self, batch, batch_idx, dataloader_idx=0):
         time.sleep(self.global_rank / 2)
         return super().predict_step(batch, batch_idx, dataloader_idx)
 
-lit_attr.prediction.AttributionModule = Uneven
+lit_attr.cli.prediction.AttributionModule = Uneven
 lit_attr.cli.main()
 """
 

@@ -51,7 +51,7 @@ def attribute(folder: Path, rows: int, tokens: int, megabytes: float, results: A
 @pytest.fixture
 def run(random_gpt2: Path) -> Callable[..., Any]:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lit_attr.prediction"])
+    context.set_forkserver_preload(["lit_attr.cli.prediction"])
 
     def run(*settings: float) -> Any:
         results: Any = context.Queue()

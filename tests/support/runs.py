@@ -20,7 +20,7 @@ from lit_attr.records.reading import load_attributions
 CPU = ["--trainer.accelerator", "cpu"]
 _CONTEXT = multiprocessing.get_context("forkserver")
 # Preloaded libraries save a process six seconds.
-_CONTEXT.set_forkserver_preload(["lit_attr.prediction"])
+_CONTEXT.set_forkserver_preload(["lit_attr.cli.prediction"])
 
 
 def predict(folder: Path, *words: object) -> list[str]:

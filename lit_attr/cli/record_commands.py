@@ -1,4 +1,4 @@
-"""The program `lit-attr`: prediction runs, and commands that only read their records."""
+"""The commands of `lit-attr` that only read the records of runs; they import neither torch nor Lightning."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 from lit_attr.errors import ArgumentError, UserError
 from lit_attr.text import TOO_DEEP, print_error, print_text, readable
 
+PROGRAM = "Attributes facts with `predict`; the other commands read the records of such runs."
 PREDICT_HELP = "Attributes the facts of a data set to a model's layers and tokens."
 
 
@@ -23,27 +24,6 @@ class OneLineArgumentParser(ArgumentParser):
         program = self.prog.replace(" [options]", "")
         print_error(f"{program}: error: {readable(message)}; see {program} --help")
         sys.exit(2)
-
-
-def main(args: Sequence[str] | None = None) -> None:
-    """Runs the command line.
-
-    Args:
-        args: Words after `lit-attr`; those of the process where None.
-
-    Raises:
-        SystemExit: 1 for a mistake in a file, a model or a row, 2 for one in the settings' form, and 143 or 130
-            where SIGTERM or SIGINT stopped a prediction run; with one line on standard error.
-    """
-    words = sys.argv[1:] if args is None else [*args]
-    if words[:1] in (["plot"], ["export"], ["compare"], ["--help"], ["-h"], []):
-        _run_on_records(words)
-    else:
-        # Imported here: torch and Lightning take seconds, and the other commands need neither.
-        from lit_attr.prediction import predict
-
-        # Lightning starts further processes with the words of this one, and has to see that they are its own.
-        predict(None if args is None else words)
 
 
 def plot(
@@ -136,8 +116,17 @@ def compare(out: list[Path], component: str | None = None) -> None:
         print_text(line)
 
 
-def _run_on_records(words: Sequence[str]) -> None:
-    parser = OneLineArgumentParser(prog="lit-attr", description=__doc__)
+def run(words: Sequence[str]) -> None:
+    """Runs a command on records, or prints the help of the program.
+
+    Args:
+        words: Words after `lit-attr`.
+
+    Raises:
+        SystemExit: 1 for a mistake in a file or a folder, 2 for one in the settings' form; with one line on
+            standard error.
+    """
+    parser = OneLineArgumentParser(prog="lit-attr", description=PROGRAM)
     commands = parser.add_subcommands(dest="command")
     # Only for the help: LightningCLI parses the words of `predict`.
     commands.add_subcommand("predict", OneLineArgumentParser(), help=PREDICT_HELP)

@@ -1,0 +1,29 @@
+"""The program `lit-attr`: prediction runs, and commands that only read their records."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+        args: Words after `lit-attr`; those of the process where None.
+
+    Raises:
+        SystemExit: 1 for a mistake in a file, a model or a row, 2 for one in the settings' form, and 143 or 130
+            where SIGTERM or SIGINT stopped a prediction run; with one line on standard error.
+    """
+    words = sys.argv[1:] if args is None else [*args]
+    if words[:1] in (["plot"], ["export"], ["compare"], ["--help"], ["-h"], []):
+        from lit_attr.cli.record_commands import run
+
+        run(words)
+    else:
+        # Imported here: torch and Lightning take seconds, and the other commands need neither.
+        from lit_attr.cli.prediction import predict
+
+        # Lightning starts further processes with the words of this one, and has to see that they are its own.
+        predict(None if args is None else words)
