@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from lit_attr.errors import ArgumentError, arguments_of, warn_about
-from lit_attr.facts.batches import ContrastBatch, collate_contrasts
-from lit_attr.facts.buckets import RankSampler, in_batches
+from lit_attr.facts.batches import ContrastBatch
+from lit_attr.facts.buckets import RankSampler, cut_by_length, in_batches
 from lit_attr.facts.cells import printable
-from lit_attr.facts.contrasts import Contrast, ContrastKey, Step, random_order
-from lit_attr.facts.donors import possible_donors, with_donors, with_named_donors
-from lit_attr.facts.rows import AUTO, FactTable, Rejected, read_facts
+from lit_attr.facts.contrasts import Contrast, Step
+from lit_attr.facts.rows import Reading, Rejected
+from lit_attr.facts.seams import AUTO
 from lit_attr.facts.sources import SAMPLE, open_rows
+from lit_attr.facts.table.contrast_table import ContrastTable, Rows
+from lit_attr.facts.table.parts import Making
+from lit_attr.facts.table.preparing import Caching, Source, prepare
 from lit_attr.facts.templates import parse_template
-from lit_attr.facts.tokenization import build_contrasts, count_spaces
 from lit_attr.models.limits import ModelLimits
 from lit_attr.models.loading import DEMO_MODEL, load_tokenizer
 from lit_attr.records.screening import Only
 from lit_attr.records.state import RunState
 from lit_attr.sampling.screening import screen
-from lit_attr.sampling.work import Work, comparisons_work, pilot_keys, pilot_work, scores_work
+from lit_attr.sampling.work import (
+    Work,
+    bounds_of_batches,
+    collate_work,
+    comparisons_work,
+    other_facts,
+    pilot_rows,
+    pilot_work,
+    scores_work,
+)
 from lit_attr.trainers import run_state
 
-MAX_TOKENS_CPU = 1024
-MAX_TOKENS_GPU = 4096
-# The logits of a row, over the whole vocabulary, take about as much memory as this many of its tokens.
-TOKENS_PER_ROW = 6
 # The ablation that takes donors.
 RESAMPLE = "resample"
 
@@ -119,6 +127,10 @@ class CounterfactDataModule(pl.LightningDataModule):
         donor_column: For resample ablation, the column with the id of the row whose writes replace those of a row.
             It may be any row of the source with as many tokens before, in and after its subject. Default: a row
             with the same relation and template and another true answer, see `with_donors`.
+        cache_dir: Where 10,000 rows and more are kept once they are tokenised, for all processes of the machine
+            and for later runs. Default: the cache of `datasets`, a folder that `HF_DATASETS_CACHE` names.
+        num_proc: How many processes tokenise them. Default: as many as there are cores, at most 16.
+        keep_in_memory: Keep them in the memory of each process instead.
     """
 
     def __init__(
@@ -139,6 +151,9 @@ class CounterfactDataModule(pl.LightningDataModule):
         answer_separator: str = AUTO,
         revision: str | None = None,
         donor_column: str | None = None,
+        cache_dir: str | None = None,
+        num_proc: int | None = None,
+        keep_in_memory: bool = False,
     ) -> None:
         super().__init__()
         # With fewer batches than processes some processes have none, which is no error.
@@ -148,6 +163,7 @@ class CounterfactDataModule(pl.LightningDataModule):
             ("limit", limit, 1),
             ("max_tokens", max_tokens, 1),
             ("num_workers", num_workers, 0),
+            ("num_proc", num_proc, 1),
         ):
             if value is not None and value < least:
                 raise ArgumentError(name, f"{value} is less than {least}", "data")
@@ -169,11 +185,12 @@ class CounterfactDataModule(pl.LightningDataModule):
         self.answer_separator = answer_separator
         self.revision = revision
         self.donor_column = donor_column
-        self.contrasts: list[Contrast] = []
+        self.caching = Caching(cache_dir, keep_in_memory, num_proc)
+        self.table = ContrastTable([])
         self.rejected: list[Rejected] = []
         self.requirements = DataRequirements()
         # With the possible donors, or without.
-        self._tables: dict[bool, FactTable] = {}
+        self._sources: dict[bool, Source] = {}
         self._made_for: DataRequirements | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -201,73 +218,77 @@ class CounterfactDataModule(pl.LightningDataModule):
             ArgumentError: The source or the tokenizer cannot be used, or no row can.
         """
         has_donors = requirements.ablation == RESAMPLE
-        if has_donors not in self._tables:
+        if has_donors not in self._sources:
             with arguments_of("data", {"rows": "source"}):
-                self._tables[has_donors] = self._read_facts(has_donors)
+                self._sources[has_donors] = self._identify(has_donors)
         if requirements == self._made_for:
             return
-        table = self._tables[has_donors]
         tokenizer = self._load_tokenizer(requirements)
         self.requirements = requirements
-        build = partial(
-            build_contrasts,
-            tokenizer=tokenizer,
+        making = Making(
+            tokenizer,
             step=self.step or requirements.step or "divergence",
             add_bos_token=self.add_bos_token,
             max_tokens=requirements.limits.positions,
+            seed=requirements.sample_seed,
+            has_donors=has_donors,
+            by_name=has_donors and self.donor_column is not None,
         )
-        with arguments_of("data"):
-            self.contrasts, rejected = build(table.facts)
+        with arguments_of("data", {"rows": "source"}):
+            made = prepare(self._sources[has_donors], making, self.caching, rank_zero_info)
+            self.table, self.rejected = made.contrasts, made.rejected
             _check_vocabulary(tokenizer, requirements.limits.vocabulary)
-            if has_donors:
-                others, _ = build(possible_donors(table))
-                self.contrasts, without = self._with_donors(table, others)
-                rejected += without
-            elif self.donor_column is not None:
+            if self.donor_column is not None and not has_donors:
                 reason = f"{requirements.ablation} ablation takes no donors, so it is ignored"
                 warn_about("donor_column", f"{reason}; {RESAMPLE} ablation takes them")
-            self.rejected = sorted(table.rejected + rejected)
             self._check_rejected(self.rejected)
-        spaces = count_spaces(table.facts, self.contrasts)
-        if spaces:
-            rank_zero_info(f"A leading space was added to the answers of {spaces} facts.")
+        if made.spaces:
+            rank_zero_info(f"A leading space was added to the answers of {made.spaces} facts.")
         self._made_for = requirements
+
+    @property
+    def contrasts(self) -> Sequence[Contrast]:
+        """The contrasts in the order of the source, each made when it is asked for. Needs `setup`."""
+        return self.table
+
+    @contrasts.setter
+    def contrasts(self, contrasts: Sequence[Contrast]) -> None:
+        self.table = contrasts if isinstance(contrasts, ContrastTable) else ContrastTable.of(contrasts)
 
     def predict_dataloader(self) -> DataLoader[ContrastBatch]:
         """This process's share of the batches that no earlier run has completed."""
         state = run_state(self.trainer)
-        trainer = self.trainer
-        contrasts = screen(
-            self.contrasts, self.requirements.only, trainer, partial(self.in_batches, device=self._device)
-        )
-        order = random_order(
-            [contrast.key for contrast in contrasts if contrast.is_contrastive], self.requirements.sample_seed
-        )
+        trainer, table, requirements = self.trainer, self.table, self.requirements
+        rows = screen(table, requirements.only, trainer, self._cut)
+        is_screened_N = np.zeros(len(table), dtype=np.bool_)
+        is_screened_N[rows] = True
+        order = table.random_order(requirements.sample_seed)
+        order = order[is_screened_N[order]]
         processes = trainer.world_size if trainer is not None else 1
         pilot = self._pilot(state, order)
+        is_done_N, is_pilot_N = np.zeros((2, len(table)), dtype=np.bool_)
+        is_pilot_N[pilot] = True
+        work: list[Work] = []
         if state is not None:
-            by_key = {contrast.key: contrast for contrast in contrasts}
-            state.averaged = [by_key[key] for key in order[: self.requirements.averaged]]
-        done = state.done | state.refused if state is not None else frozenset()
+            state.averaged = table.at(order[: requirements.averaged])
+            state.check_facts(table.at(other_facts(table, state)))
+            is_done_N = state.done.mask(table.keys_N2) | table.mask(state.refused)
+            work += pilot_work(table, pilot, state, processes)
         # Cut from all contrasts, whatever is done.
-        batches = self.in_batches(contrasts, self._device)
-        if state is not None:
-            state.check_facts(self.contrasts)
-        work = [
-            *(pilot_work(pilot, state, processes) if state is not None else ()),
-            *scores_work(batches, done, {contrast.key for contrast in pilot}),
-            *comparisons_work(contrasts, order, self.requirements.verify, state, processes),
-        ]
+        work += scores_work(table, self._cut(rows), is_done_N, is_pilot_N)
+        work += comparisons_work(table, order, requirements.verify, state, processes)
         sampler = RankSampler(
             work,
             rank=trainer.global_rank if trainer is not None else 0,
             world_size=processes,
         )
+        places_N = np.full(len(table), -1, dtype=np.int32)
+        places_N[order] = np.arange(len(order), dtype=np.int32)
         return DataLoader(
             work,  # type: ignore[arg-type]  # a map-style data set
             batch_size=None,  # its items are batches already
             sampler=sampler,
-            collate_fn=partial(_collate, {key: place for place, key in enumerate(order)}),
+            collate_fn=partial(collate_work, table, places_N),
             num_workers=self.num_workers,
         )
 
@@ -299,44 +320,31 @@ class CounterfactDataModule(pl.LightningDataModule):
             "donor_column": self.donor_column if self.requirements.ablation == RESAMPLE else None,
             "batch_size": max_rows,
             "max_tokens": max_tokens,
-            "contrasts": len(self.contrasts),
+            "contrasts": len(self.table),
             "content": self.content(),
         }
 
     def content(self, count: int | None = None) -> str:
         """A hash of the first `count` contrasts, or of all: what they ask of the model, in their order."""
-        digest = hashlib.sha256()
-        for contrast in self.contrasts[:count]:
-            compared = contrast.true_token_id, contrast.false_token_id
-            # The relation matters for the choice of the donor alone, and the donor is part of the hash.
-            fact = contrast.fact._replace(relation="")
-            digest.update(repr((fact, contrast.step, contrast.token_ids, compared)).encode())
-            if contrast.donor is not None:
-                digest.update(repr(contrast.donor).encode())
-        return digest.hexdigest()[:16]
+        return self.table.content(count)
 
-    def _read_facts(self, has_donors: bool) -> FactTable:
-        if self._tables and isinstance(self.source, Iterator):
+    def _identify(self, has_donors: bool) -> Source:
+        if self._sources and isinstance(self.source, Iterator):
             reason = (
                 "its rows can be read once, and a run with another ablation has read them; give a list of them"
             )
             raise ArgumentError("source", reason)
-        return read_facts(
-            open_rows(self.source, split=self.split, revision=self.revision),
+        reading = Reading(
             relation_ids=self.relation_ids,
             limit=self.limit,
-            columns=self.columns,
+            columns=self.columns or {},
             template=self._template,
             answer_separator=self.answer_separator,
             with_donors=has_donors,
             donor_column=self.donor_column,
         )
-
-    def _with_donors(self, table: FactTable, others: Sequence[Contrast]) -> tuple[list[Contrast], list[Rejected]]:
-        """Gives the contrasts their donors, which may be among `others`, the rows that the run leaves out."""
-        if self.donor_column is not None:
-            return with_named_donors(self.contrasts, others, table.donor_ids)
-        return with_donors(self.contrasts, others, seed=self.requirements.sample_seed)
+        opened = partial(open_rows, self.source, split=self.split, revision=self.revision)
+        return Source.of(self.source, opened, reading, self.caching)
 
     def _load_tokenizer(self, requirements: DataRequirements) -> PreTrainedTokenizerBase:
         tokenizer = self.tokenizer or requirements.tokenizer
@@ -355,16 +363,27 @@ class CounterfactDataModule(pl.LightningDataModule):
                 trust_remote_code=requirements.trust_remote_code,
             )
 
-    def _pilot(self, state: RunState | None, order: Sequence[ContrastKey]) -> Sequence[Contrast]:
-        """The contrasts of an adaptive run's pilot, which the state of the run gets as well."""
+    def _pilot(self, state: RunState | None, order: Rows) -> Rows:
+        """The rows of an adaptive run's pilot. The state of the run gets the contrasts."""
         count = self.requirements.pilot
         if not count or state is None:
-            return ()
+            return order[:0]
         if count > len(order):
             rank_zero_info(f"The pilot is all {len(order)} contrasts: every score is an exact effect.")
-        contrasts = {contrast.key: contrast for contrast in self.contrasts}
-        state.pilot = [contrasts[key] for key in pilot_keys(order, count, state)]
-        return state.pilot
+        pilot = pilot_rows(self.table, order, count, state)
+        state.pilot = self.table.at(pilot)
+        return pilot
+
+    def _cut(self, rows: Rows) -> list[Rows]:
+        """Cuts rows of the table, in their order, into batches."""
+        max_rows, max_tokens = self._bounds(self._device)
+        bounds = cut_by_length(
+            self.table.lengths_N[rows],
+            max_rows=max_rows,
+            max_padded_tokens=max_tokens,
+            width_class=self.requirements.limits.width_class,
+        )
+        return [rows[begin:end] for begin, end in pairwise(bounds)]
 
     @property
     def _device(self) -> torch.device | None:
@@ -372,24 +391,16 @@ class CounterfactDataModule(pl.LightningDataModule):
 
     def _bounds(self, device: torch.device | None) -> tuple[int | None, int | None]:
         """Maximum rows and tokens of a batch."""
-        if self.max_tokens is not None or self.max_rows is not None:
-            return self.max_rows, self.max_tokens
-        max_tokens = MAX_TOKENS_CPU if device is None or device.type == "cpu" else MAX_TOKENS_GPU
-        return max_tokens // TOKENS_PER_ROW, max_tokens
+        return bounds_of_batches(self.max_rows, self.max_tokens, device)
 
     def _check_rejected(self, rejected: list[Rejected]) -> None:
-        if not rejected or (self.contrasts and not self.strict):
+        if not rejected or (self.table and not self.strict):
             return
         first = min(rejected)
         row = f"row {first.row} (id {first.id!r}): {first.reason}"
-        if self.contrasts:
+        if self.table:
             raise ArgumentError("source", f"{row}; fix the row, or set strict to false to leave it out")
         raise ArgumentError("source", f"none of {len(rejected)} rows can be used; the first, {row}; fix the row")
-
-
-def _collate(places: Mapping[ContrastKey, int], work: Work) -> ContrastBatch:
-    of_contrasts = tuple(places.get(contrast.key) for contrast in work.contrasts)
-    return collate_contrasts(work.contrasts, of_contrasts, work.comparison, work.is_pilot, work.width)
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, embedded: int | None) -> None:

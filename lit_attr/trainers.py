@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from inspect import ismethod
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from lit_attr.attribution.passes import Answers
 from lit_attr.errors import UserError, warn_once
 from lit_attr.facts.batches import ContrastBatch
-from lit_attr.facts.contrasts import Contrast, ContrastKey
+from lit_attr.facts.contrasts import Contrast
 from lit_attr.facts.rows import Rejected
-from lit_attr.records.screening import Screened
+from lit_attr.facts.table.keys import Hashes
+from lit_attr.records.screening import Answered, Screened
 from lit_attr.records.state import RunState
 
 
@@ -60,10 +61,10 @@ class OwnsMeanWrites(Protocol):
 class OwnsScreening(Protocol):
     """A callback that keeps which contrasts a run attributes, by the model's answers."""
 
-    def read_screened(self, trainer: pl.Trainer) -> dict[ContrastKey, Screened]:
-        """The contrasts that earlier runs have screened."""
+    def read_screened(self, trainer: pl.Trainer) -> tuple[Hashes, Answered]:
+        """The contrasts that earlier runs have screened: the hashes of their keys, and the answers."""
 
-    def keep_screened(self, trainer: pl.Trainer, rows: Sequence[Screened]) -> None:
+    def keep_screened(self, trainer: pl.Trainer, rows: Iterable[Screened]) -> None:
         """Keeps the screened contrasts."""
 
 

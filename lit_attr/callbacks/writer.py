@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,12 +20,13 @@ from lit_attr.errors import ArgumentError, ReportedError, UserError, arguments_o
 from lit_attr.evaluation.summary import summarise
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.facts.contrasts import Contrast, ContrastKey
+from lit_attr.facts.table.keys import GrowingKeys, Hashes, hash_keys
 from lit_attr.records.encoding import batch_record, exact_record, split_finite
 from lit_attr.records.files import briefly, check_path
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.kept import has_means, keep_error_model, keep_means, read_error_model
 from lit_attr.records.reading import record_of
-from lit_attr.records.screening import Screened, read_screened, write_screened
+from lit_attr.records.screening import Answered, Screened, read_screened, write_screened
 from lit_attr.records.state import RunState
 from lit_attr.text import cut
 from lit_attr.trainers import HasContent, datamodule_of, identity_of, rejected_of
@@ -77,7 +78,7 @@ class AttributionWriter(BasePredictionWriter):
         self.heatmap_ids = frozenset(heatmap_ids or ())
         self.overwrite = overwrite
         self._state: RunState | None = None
-        self._written: set[ContrastKey] = set()
+        self._written = GrowingKeys()
         self._display = RunDisplay(self.folder)
         self._started = 0.0
         self._background = Background()
@@ -90,7 +91,7 @@ class AttributionWriter(BasePredictionWriter):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Forgets an earlier run."""
         super().setup(trainer, pl_module, stage)
-        self._state, self._written = None, set()
+        self._state, self._written = None, GrowingKeys()
         self._display = RunDisplay(self.folder)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -153,13 +154,13 @@ class AttributionWriter(BasePredictionWriter):
             keep_means(self.folder, content)
             return self.folder.mean_writes
 
-    def read_screened(self, trainer: pl.Trainer) -> dict[ContrastKey, Screened]:
-        """The contrasts that earlier runs have screened."""
+    def read_screened(self, trainer: pl.Trainer) -> tuple[Hashes, Answered]:
+        """The contrasts that earlier runs have screened: the hashes of their keys, and the answers."""
         with arguments_of("writer"):
             self.run_state(trainer)
             return read_screened(self.folder.screened)
 
-    def keep_screened(self, trainer: pl.Trainer, rows: Sequence[Screened]) -> None:
+    def keep_screened(self, trainer: pl.Trainer, rows: Iterable[Screened]) -> None:
         """Keeps the screened contrasts."""
         with arguments_of("writer"), self.folder.writing():
             write_screened(self.folder.screened, rows)
@@ -235,13 +236,13 @@ class AttributionWriter(BasePredictionWriter):
         finite, rejected = split_finite(todo) if todo.contrasts else (todo, [])
         if rejected:
             self.folder.add_rejected(rejected)
-        for contrast in finite.contrasts:
-            if contrast.key in self._written:
+        written = self._written.add(hash_keys(contrast.key for contrast in finite.contrasts))
+        for contrast, before in zip(finite.contrasts, written.tolist(), strict=True):
+            if before >= 0:
                 raise UserError(
                     f"data.source: id {briefly(contrast.fact.id)}, step {contrast.step}, came twice in one run; "
                     "give every fact an id of its own"
                 )
-            self._written.add(contrast.key)
         return finite
 
     def _first_places(self, batch: Any) -> frozenset[ContrastKey]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from array import array
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +51,7 @@ def summarise(
     Raises:
         UserError: A file in the folder does not follow its format.
     """
-    manifest, screened = folder.read_manifest(), read_screened(folder.screened)
+    manifest, (_, screened) = folder.read_manifest(), read_screened(folder.screened)
     settings, step = manifest.get("model", {}), manifest.get("data", {}).get("step")
     exact = {(record.id, record.step): (path, record) for path, record in folder.read_exact()}
     chosen = Chosen(heatmap_ids, spread=spread, largest=largest, seed=settings.get("sample_seed", 0))
@@ -70,7 +71,7 @@ def summarise(
             **reading.answers.compute(),
             "median_logit_diff": statistics.median(reading.differences) if reading.differences else None,
             "rejected": folder.count_rejected(),
-            **({"left_out": sum(not each.is_kept for each in screened.values())} if screened else {}),
+            **({"left_out": int((~screened.is_kept_N).sum())} if len(screened.is_kept_N) else {}),
             **first.summary,
             "neurons": reading.neurons.compute(),
             **({OTHERS: {name: each.summary for name, each in others_by_name.items()}} if others else {}),
@@ -118,7 +119,7 @@ class _Reading:
     ) -> None:
         self._seed = settings.get("sample_seed", 0)
         self.answers = AnswerCounts()
-        self.differences: list[float] = []
+        self.differences = array("d")
         self.neurons = NeuronCounts()
         self._settings = settings
         self._one_contrast_a_fact = one_contrast_a_fact

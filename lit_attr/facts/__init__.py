@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from lit_attr.facts.buckets import RankSampler, bucket_by_length, in_batches
     from lit_attr.facts.collator import ContrastCollator
     from lit_attr.facts.contrasts import Contrast, ContrastKey, Donor, Step, order_key, random_order
-    from lit_attr.facts.donors import with_donors
     from lit_attr.facts.roles import MEAN_ROLES, POSITION_0, ROLES, Role, mean_mask_RT, role_mask_RT, roles_of
     from lit_attr.facts.rows import Fact, FactTable, Rejected, parse_fact, read_facts
     from lit_attr.facts.sources import SAMPLE, open_rows
+    from lit_attr.facts.table.donors import with_donors
     from lit_attr.facts.templates import Template, parse_template
     from lit_attr.facts.tokenization import build_contrasts
 
@@ -58,7 +58,7 @@ _NAMES = {
     "buckets": ("RankSampler", "bucket_by_length", "in_batches"),
     "collator": ("ContrastCollator",),
     "contrasts": ("Contrast", "ContrastKey", "Donor", "Step", "order_key", "random_order"),
-    "donors": ("with_donors",),
+    "table.donors": ("with_donors",),
     "roles": ("MEAN_ROLES", "POSITION_0", "ROLES", "Role", "mean_mask_RT", "role_mask_RT", "roles_of"),
     "rows": ("Fact", "FactTable", "Rejected", "parse_fact", "read_facts"),
     "sources": ("SAMPLE", "open_rows"),

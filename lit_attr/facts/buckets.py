@@ -1,10 +1,16 @@
-"""Batches of contrasts of similar length, divided among processes."""
+"""Batches of contrasts of similar length, divided among processes.
+
+Axes: N rows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from itertools import pairwise
+from typing import Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -39,23 +45,60 @@ def bucket_by_length(
     Returns:
         The indices into `lengths` of each batch.
     """
-    batches: list[list[int]] = []
-    width = tokens = 0
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        rows = len(batches[-1]) + 1 if batches else 0
-        padded = rows * width
-        full = max_rows is not None and rows > max_rows
+    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    bounds = cut_by_length(
+        np.asarray(lengths, dtype=np.int64)[order],
+        max_rows=max_rows,
+        max_padded_tokens=max_padded_tokens,
+        width_class=width_class,
+    )
+    return [order[begin:end].tolist() for begin, end in pairwise(bounds)]
+
+
+def cut_by_length(
+    lengths_N: NDArray[np.integer[Any]],
+    *,
+    max_rows: int | None = None,
+    max_padded_tokens: int | None = None,
+    width_class: Callable[[int], int] | None = None,
+) -> list[int]:
+    """Where :func:`bucket_by_length` cuts rows that are in the order of their lengths, the longest first.
+
+    Args:
+        lengths_N: The number of tokens of each row.
+        max_rows: See there, as the others.
+        max_padded_tokens: See there.
+        width_class: See there.
+
+    Returns:
+        Where each batch begins, and after them the number of rows.
+    """
+    ends = np.append(np.flatnonzero(np.diff(lengths_N)) + 1, len(lengths_N)).tolist()
+    bounds = [0]
+    run = 0
+    while bounds[-1] < len(lengths_N):
+        begin = at = bounds[-1]
+        width = int(lengths_N[begin])
+        while ends[run] <= begin:
+            run += 1
+        most = len(lengths_N) if max_rows is None else max_rows
         if max_padded_tokens is not None:
-            padding = padded - tokens - lengths[row]
-            full |= padded > max_padded_tokens or padding > max(MAX_PADDING_SHARE * padded, MIN_PADDING_TOKENS)
-        if width_class is not None and batches:
-            full |= width_class(lengths[row]) != width_class(width)
-        if full or not batches:
-            batches.append([])
-            width, tokens = lengths[row], 0
-        batches[-1].append(row)
-        tokens += lengths[row]
-    return batches
+            most = max(1, min(most, max_padded_tokens // width))
+        # Rows as long as the first one need no padding.
+        at = min(ends[run], begin + most)
+        tokens = width * (at - begin)
+        while at < len(lengths_N) and at - begin < most:
+            length = int(lengths_N[at])
+            padded = width * (at - begin + 1)
+            tokens += length
+            padding = padded - tokens
+            if max_padded_tokens is not None and padding > max(MAX_PADDING_SHARE * padded, MIN_PADDING_TOKENS):
+                break
+            if width_class is not None and width_class(length) != width_class(width):
+                break
+            at += 1
+        bounds.append(at)
+    return bounds
 
 
 def in_batches(

@@ -11,7 +11,8 @@ from lit_attr.errors import ArgumentError, UserError, arguments_of
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
 from lit_attr.facts.cells import printable
 from lit_attr.facts.contrasts import Contrast, Step
-from lit_attr.facts.rows import AUTO, read_facts
+from lit_attr.facts.rows import read_facts
+from lit_attr.facts.seams import AUTO
 from lit_attr.facts.templates import parse_template
 from lit_attr.facts.tokenization import build_contrasts
 from lit_attr.models.loading import load_tokenizer

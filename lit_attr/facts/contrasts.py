@@ -74,6 +74,18 @@ class Contrast(NamedTuple):
         return self.fact.id, self.step
 
 
+def digest_of(*words: str | int) -> int:
+    """A hash of 64 bits of what a contrast asks: see :func:`digest_contrast`."""
+    return int.from_bytes(hashlib.sha256(repr(words).encode("utf-8", "backslashreplace")).digest()[:8], "big")
+
+
+def digest_contrast(contrast: Contrast) -> int:
+    """A hash of the fact and the tokens that a contrast compares, whatever its id."""
+    fact = contrast.fact
+    texts = fact.prompt, fact.subject, fact.target_true, fact.target_false
+    return digest_of(*texts, contrast.true_token_id, contrast.false_token_id, *contrast.tokens)
+
+
 def order_key(key: ContrastKey, seed: int) -> bytes:
     """Hashes a seed and a contrast's key; sorting by the hash gives the random order of a run's contrasts.
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from lit_attr.errors import ArgumentError, RowError, shown
 from lit_attr.facts.cells import (
     ID_COLUMNS,
-    checked_text,
     id_in,
     is_empty,
     relation_id_of,
@@ -18,17 +16,11 @@ from lit_attr.facts.cells import (
     row_id,
     shown_id,
 )
+from lit_attr.facts.seams import AUTO, check_separator, continuation
 from lit_attr.facts.templates import Template, normal_form, prompt_of
 
 COLUMNS = ("prompt", "relation", "relation_id", "subject", "target_true", "target_false", "id")
 MAX_LISTED_CHARACTERS = 500
-# The separator that the characters at the seam of prompt and answer decide.
-AUTO = "auto"
-# Scripts without spaces between words (Line_Break=SA), by the beginnings of their characters' Unicode names.
-SOUTH_EAST_ASIAN = ("THAI ", "LAO ", "KHMER ", "MYANMAR ", "TAI ", "NEW TAI LUE ", "AHOM ")
-ZERO_WIDTH_SPACE = "\u200b"
-# How far to look back from the end of a prompt for a letter.
-MAX_SEAM_CHARACTERS = 64
 
 
 class Fact(NamedTuple):
@@ -167,50 +159,117 @@ def read_facts(
             is left, or the separator has characters that no text has.
     """
     table = FactTable([], [], 0, {}, {})
-    seen_columns: set[str] = set()
-    seen_ids: set[int | str] = set()
-    _check_separator(answer_separator)
-    for row_number, row in enumerate(rows):
-        is_kept = limit is None or len(table.facts) + len(table.rejected) < limit
-        if not is_kept and not with_donors:
-            break
-        flat: Mapping[str, Any] = {}
-        try:
-            flat = _flat(row, columns or {})
-            seen_columns.update(flat)
-            if relation_ids is not None and relation_id_of(flat) not in relation_ids:
-                is_kept = False
-            if not is_kept and not with_donors:
-                continue
-            fact = parse_fact(flat, row_number if numbered else None, template, answer_separator)
-            if with_donors:
-                table.pool.setdefault(fact.id, fact)
-            if not is_kept:
-                continue
-            if fact.id in seen_ids:
-                raise RowError(
-                    f"an earlier row has the id {shown(fact.id) if isinstance(fact.id, str) else fact.id}"
-                )
-            if with_donors and donor_column is not None:
-                # What is nested is made flat without the columns beside it.
-                cells = {**row, **flat}
-                seen_columns.update(cells)
-                donor_id = id_in(cells, donor_column)
-                if donor_id is None:
-                    raise RowError(f"{donor_column!r} is empty, so that it names no donor")
-                table.donor_ids[fact.id] = donor_id
-        except RowError as error:
-            if not is_kept:
-                continue
-            table.rejected.append(Rejected(row_number, shown_id(flat, row_number), str(error)))
-            continue
-        seen_ids.add(fact.id)
-        table.facts.append(fact)
-    _require_columns(seen_columns, columns or {}, template, donor_column if with_donors else None)
-    if not table.facts and not table.rejected:
-        wanted = f" with relation_id in {sorted(relation_ids)}" if relation_ids is not None else ""
-        raise ArgumentError("rows", f"there are no rows{wanted}; give a source that has some")
+    reading = Reading(
+        relation_ids, limit, columns or {}, template, numbered, answer_separator, with_donors, donor_column
+    )
+    for read in reading.each(rows):
+        if read.is_in_pool and read.fact is not None:
+            table.pool[read.fact.id] = read.fact
+        if read.rejected is not None:
+            table.rejected.append(read.rejected)
+        elif read.is_kept and read.fact is not None:
+            table.facts.append(read.fact)
+            if read.donor_id is not None:
+                table.donor_ids[read.fact.id] = read.donor_id
     return table._replace(spaces_added=sum(any(fact.spaces_added) for fact in table.facts))
+
+
+class Read(NamedTuple):
+    """What has become of a row.
+
+    Attributes:
+        fact: The fact; None where it is not one.
+        rejected: Why the row has no record; None where it has one, or where it is not kept.
+        is_kept: Whether the row is one that was asked for; the others may be donors.
+        is_in_pool: Whether the fact is the first with its id of all that may be donors.
+        donor_id: The id of the donor that the row names.
+    """
+
+    fact: Fact | None
+    rejected: Rejected | None = None
+    is_kept: bool = True
+    is_in_pool: bool = False
+    donor_id: int | str | None = None
+
+
+class Reading(NamedTuple):
+    """How rows are read: the arguments of :func:`read_facts`."""
+
+    relation_ids: Collection[str] | None = None
+    limit: int | None = None
+    columns: Mapping[str, str] = {}
+    template: Template | None = None
+    numbered: bool = True
+    answer_separator: str = AUTO
+    with_donors: bool = False
+    donor_column: str | None = None
+
+    def each(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Read]:
+        """Validates rows one by one. A row that is neither kept nor possibly a donor yields nothing.
+
+        Raises:
+            ArgumentError: See :func:`read_facts`; at once, or after the last row.
+        """
+        check_separator(self.answer_separator)
+        seen_columns: set[str] = set()
+        seen_ids: set[int | str] = set()
+        pool_ids: set[int | str] = set()
+        kept = 0
+        for row_number, row in enumerate(rows):
+            is_kept = self.limit is None or kept < self.limit
+            if not is_kept and not self.with_donors:
+                break
+            flat: Mapping[str, Any] = {}
+            fact = None
+            is_in_pool = False
+            try:
+                flat = _flat(row, self.columns)
+                seen_columns.update(flat)
+                if self.relation_ids is not None and relation_id_of(flat) not in self.relation_ids:
+                    is_kept = False
+                if not is_kept and not self.with_donors:
+                    continue
+                fact = parse_fact(
+                    flat, row_number if self.numbered else None, self.template, self.answer_separator
+                )
+                if self.with_donors:
+                    is_in_pool = fact.id not in pool_ids
+                    pool_ids.add(fact.id)
+                if not is_kept:
+                    if is_in_pool:
+                        yield Read(fact, is_kept=False, is_in_pool=True)
+                    continue
+                if fact.id in seen_ids:
+                    name = shown(fact.id) if isinstance(fact.id, str) else fact.id
+                    raise RowError(f"an earlier row has the id {name}")
+                donor_id = self._donor_id(row, flat, seen_columns)
+            except RowError as error:
+                if is_kept:
+                    kept += 1
+                    rejected = Rejected(row_number, shown_id(flat, row_number), str(error))
+                    yield Read(fact, rejected, is_in_pool=is_in_pool)
+                continue
+            kept += 1
+            seen_ids.add(fact.id)
+            yield Read(fact, is_in_pool=is_in_pool, donor_id=donor_id)
+        named = self.donor_column if self.with_donors else None
+        _require_columns(seen_columns, self.columns, self.template, named)
+        if not kept:
+            wanted = f" with relation_id in {sorted(self.relation_ids)}" if self.relation_ids is not None else ""
+            raise ArgumentError("rows", f"there are no rows{wanted}; give a source that has some")
+
+    def _donor_id(
+        self, row: Mapping[str, Any], flat: Mapping[str, Any], seen_columns: set[str]
+    ) -> int | str | None:
+        if not self.with_donors or self.donor_column is None:
+            return None
+        # What is nested is made flat without the columns beside it.
+        cells = {**row, **flat}
+        seen_columns.update(cells)
+        donor_id = id_in(cells, self.donor_column)
+        if donor_id is None:
+            raise RowError(f"{self.donor_column!r} is empty, so that it names no donor")
+        return donor_id
 
 
 def flatten_counterfact(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -228,68 +287,6 @@ def flatten_counterfact(row: Mapping[str, Any]) -> Mapping[str, Any]:
     flat.update((key, rewrite.get(key)) for key in ("subject", "relation_id"))
     flat.update((key, row[key]) for key in ID_COLUMNS if key in row)
     return flat
-
-
-def continuation(prompt: str, answer: str, separator: str = AUTO) -> tuple[str, bool]:
-    """The answer as it continues the prompt, without spaces at its end.
-
-    White space that the row has at the end of the prompt or at the beginning of the answer stays the only one.
-
-    Args:
-        prompt: The prompt.
-        answer: The answer.
-        separator: What to put between the two where the row has no white space there. `auto` puts a space, except
-            where the characters at the seam need none, see :func:`joins_without_space`.
-
-    Returns:
-        The answer, and whether `auto` has put a space before it.
-    """
-    answer = answer.rstrip()
-    if prompt[-1:].isspace():
-        return answer.lstrip(), False
-    if answer[:1].isspace():
-        return answer, False
-    if separator != AUTO:
-        return f"{separator}{answer}", False
-    return (answer, False) if joins_without_space(prompt, answer) else (f" {answer}", True)
-
-
-def joins_without_space(prompt: str, answer: str) -> bool:
-    """Whether the characters at the seam of prompt and answer stand side by side without a space.
-
-    They do after a Chinese or Japanese character, wide punctuation included, between two characters of the
-    scripts of Thai, Lao, Khmer and Burmese, and after an opening bracket or quotation mark. Digits and other
-    punctuation at the end of the prompt follow the nearest letter before them in the same word.
-    """
-    if prompt.endswith(ZERO_WIDTH_SPACE) or answer.startswith(ZERO_WIDTH_SPACE):
-        return True
-    if unicodedata.category(prompt[-1:] or " ") in ("Ps", "Pi"):
-        return True
-    word = "".join(prompt[-MAX_SEAM_CHARACTERS:].split()[-1:])
-    for last in reversed(word):
-        kind = unicodedata.category(last)[0]
-        if _is_east_asian(last, kind):
-            return True
-        if unicodedata.name(last, "").startswith(SOUTH_EAST_ASIAN):
-            first = answer[:1]
-            is_first = unicodedata.name(first, "").startswith(SOUTH_EAST_ASIAN)
-            return kind != "P" and (is_first or _is_east_asian(first, unicodedata.category(first)[0]))
-        if kind == "L":
-            return False
-    return False
-
-
-def _is_east_asian(character: str, kind: str) -> bool:
-    # Emoji are wide as well, and Korean has wide letters but spaces between its words.
-    wide = unicodedata.east_asian_width(character) in ("W", "F", "H")
-    return wide and kind in "LMNP" and "HANGUL" not in unicodedata.name(character, "")
-
-
-def _check_separator(separator: str) -> None:
-    try:
-        checked_text(separator, "answer_separator")
-    except RowError as error:
-        raise ArgumentError("answer_separator", f"it cannot stand in a text: {error}") from error
 
 
 def _flatten_request(row: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -56,10 +56,8 @@ def open_rows(source: Any, *, split: str | None = None, revision: str | None = N
     if _is_saved(path):
         _refuse_for("hub data sets", name, revision=revision)
         return _saved_rows(path, split)
-    if source == SAMPLE:
-        return _file_rows(SAMPLE_FILE)
-    if _suffix(path) in FILE_SUFFIXES:
-        return _file_rows(path)
+    if (file := local_file(source)) is not None:
+        return _file_rows(file)
     if path.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1:
         suffixes = ", ".join(FILE_SUFFIXES)
         reason = (
@@ -68,6 +66,14 @@ def open_rows(source: Any, *, split: str | None = None, revision: str | None = N
         )
         raise ArgumentError("source", reason)
     return _hub_rows(source, split, revision)
+
+
+def local_file(source: object) -> Path | None:
+    """The file that a source is; None where it is none."""
+    if source == SAMPLE:
+        return SAMPLE_FILE
+    path = Path(source) if isinstance(source, str) and "\0" not in source else None
+    return path if path is not None and _suffix(path) in FILE_SUFFIXES and path.is_file() else None
 
 
 def _refuse_for(kind: str, name: str, **settings: str | None) -> None:

@@ -98,16 +98,14 @@ def build_contrasts(
     return contrasts, rejected
 
 
-def count_spaces(facts: Sequence[Fact], contrasts: Sequence[Contrast]) -> int:
-    """How many facts have a space before an answer that their rows do not have, in the contrasts made of them."""
+def have_spaces(facts: Sequence[Fact], contrasts: Sequence[Contrast]) -> list[bool]:
+    """Whether each contrast, made of one of the facts, has a space before an answer that its row does not have."""
     added = {fact.id: fact for fact in facts if any(fact.spaces_added)}
-    ids = {
-        contrast.fact.id
-        for contrast in contrasts
-        if (fact := added.get(contrast.fact.id)) is not None
+    return [
+        (fact := added.get(contrast.fact.id)) is not None
         and (contrast.fact.target_true, contrast.fact.target_false) == (fact.target_true, fact.target_false)
-    }
-    return len(ids)
+        for contrast in contrasts
+    ]
 
 
 class _Tokenizing(NamedTuple):

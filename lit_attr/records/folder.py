@@ -16,6 +16,7 @@ import msgspec
 from lit_attr.errors import ArgumentError, UserError
 from lit_attr.facts.contrasts import ContrastKey
 from lit_attr.facts.rows import Rejected
+from lit_attr.facts.table.keys import GrowingKeys, hash_keys
 from lit_attr.records.files import (
     briefly,
     check_header,
@@ -41,6 +42,7 @@ from lit_attr.records.schema import (
     BatchRecord,
     ExactRecord,
 )
+from lit_attr.records.scored import Entry, Scored
 from lit_attr.records.state import (
     EXTENDED,
     RunState,
@@ -260,25 +262,27 @@ class RunFolder:
         Raises:
             UserError: See `read_batches`.
         """
-        digests, files = {}, {}
-        for path, batch in self.read_batches():
-            for example in batch.examples:
-                digests[example.id, example.step] = digest_example(example)
-                files[example.id, example.step] = path.name
-        exact = {(record.id, record.step): record for _, record in self.read_exact()}
-        pilots = {key for key, record in exact.items() if record.is_pilot}
+        done = Scored(
+            Entry((example.id, example.step), digest_example(example), path.name)
+            for path, batch in self.read_batches()
+            for example in batch.examples
+        )
+        exact: dict[ContrastKey, bool] = {}
+        pilots: set[ContrastKey] = set()
+        for _, record in self.read_exact():
+            exact[record.id, record.step] = record.refused is None
+            if record.is_pilot:
+                pilots.add((record.id, record.step))
         error_model = read_error_model(self)
         if error_model is not None:
             # Also where a damaged file of the pilot was moved away: it judges nothing.
             pilots |= {(identity, step) for identity, step in error_model["pilot"]}
         return RunState(
-            done=frozenset(digests),
+            done=done,
             refused=frozenset((row.id, row.step) for row in read_refused(self.rejected) if row.step is not None),
-            exact={key: record.refused is None for key, record in exact.items()},
+            exact=exact,
             pilots=frozenset(pilots),
             has_error_model=error_model is not None,
-            digests=digests,
-            files=files,
             folder=self.path,
         )
 
@@ -292,20 +296,19 @@ class RunFolder:
         paths = sorted(self.batches.glob("*.json"))
         # Without a batch there is nothing that a manifest could be missing for.
         manifest = self.read_manifest() if paths else {}
-        found: dict[ContrastKey, Path] = {}
-        for path in paths:
+        found = GrowingKeys()
+        for number, path in enumerate(paths):
             record = read_batch(path)
             components = {component for example in record.examples for component in example.scores}
             check_of_run(path, record, components, manifest)
             check_name(path, record.examples[0].id, record.examples[0].step)
-            for example in record.examples:
-                key = example.id, example.step
-                if key in found:
+            hashes = hash_keys((example.id, example.step) for example in record.examples)
+            for example, first in zip(record.examples, found.add(hashes, number).tolist(), strict=True):
+                if first >= 0:
                     raise UserError(
-                        f"{path}: id: {briefly(example.id)}, step {example.step}, is in {found[key].name} as "
+                        f"{path}: id: {briefly(example.id)}, step {example.step}, is in {paths[first].name} as "
                         "well; move one of the two away and run again"
                     )
-                found[key] = path
             yield path, record
 
     def read_exact(self) -> Iterator[tuple[Path, ExactRecord]]:

@@ -14,9 +14,10 @@ from typing import Any
 import orjson
 
 from lit_attr.errors import ArgumentError
-from lit_attr.facts.contrasts import Contrast, ContrastKey
+from lit_attr.facts.contrasts import Contrast, ContrastKey, digest_contrast, digest_of
 from lit_attr.records.files import briefly, own_files
 from lit_attr.records.schema import FORMAT_VERSION, MANIFEST_FORMAT, Example
+from lit_attr.records.scored import Scored
 
 # What a larger limit changes in the manifest's data.
 EXTENDED = ("limit", "contrasts", "content")
@@ -30,11 +31,9 @@ class RunState:
     """The state of a run's folder when the run starts. It can be sent to the run's other processes.
 
     Attributes:
-        done: Contrasts whose scores are on disk.
+        done: Contrasts whose scores are on disk, and what each was.
         refused: Contrasts that were refused while the model ran.
         exact: Contrasts whose exact effects are on disk; False where they were refused.
-        digests: What each contrast on disk was, whatever its id.
-        files: The name of the batch file of each.
         folder: The run's folder. None where nothing is written.
         pilots: Contrasts of an adaptive run's pilot that earlier runs have begun or fitted the error model to.
         has_error_model: Whether the run's error model is on disk.
@@ -44,11 +43,9 @@ class RunState:
             The data module sets them.
     """
 
-    done: frozenset[ContrastKey] = frozenset()
+    done: Scored = field(default_factory=Scored)
     refused: frozenset[ContrastKey] = frozenset()
     exact: Mapping[ContrastKey, bool] = field(default_factory=dict)
-    digests: Mapping[ContrastKey, str] = field(default_factory=dict)
-    files: Mapping[ContrastKey, str] = field(default_factory=dict)
     folder: Path | None = None
     pilots: frozenset[ContrastKey] = frozenset()
     has_error_model: bool = False
@@ -78,14 +75,12 @@ class RunState:
                 `source`.
         """
         for contrast in contrasts:
-            digest = self.digests.get(contrast.key)
+            digest = self.done.digest(contrast.key)
             if digest is not None and digest != digest_contrast(contrast):
-                name = self.files.get(contrast.key)
-                where = "" if name is None else f" (batches/{name})"
                 raise ArgumentError(
                     "source",
-                    f"id {briefly(contrast.fact.id)} was another fact in the run that wrote {self.folder}{where}; "
-                    "give another folder",
+                    f"id {briefly(contrast.fact.id)} was another fact in the run that wrote {self.folder} "
+                    f"(batches/{self.done.file(contrast.key)}); give another folder",
                 )
 
     def next_spare(self) -> tuple[int, Contrast] | None:
@@ -145,21 +140,10 @@ def remove_claims(folder: Path, *, strict: bool = True) -> None:
         path.unlink(missing_ok=True)
 
 
-def digest_contrast(contrast: Contrast) -> str:
-    """A hash of the fact and the tokens that a contrast compares, whatever its id."""
-    fact = contrast.fact
-    texts = fact.prompt, fact.subject, fact.target_true, fact.target_false
-    return _digest(*texts, contrast.true_token_id, contrast.false_token_id, *contrast.tokens)
-
-
-def digest_example(example: Example) -> str:
-    """The same hash of a contrast on disk."""
+def digest_example(example: Example) -> int:
+    """The hash of a contrast on disk that `digest_contrast` makes of a contrast."""
     texts = example.prompt, example.subject, example.target_true, example.target_false
-    return _digest(*texts, example.true_token_id, example.false_token_id, *example.tokens)
-
-
-def _digest(*words: str | int) -> str:
-    return hashlib.sha256(repr(words).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+    return digest_of(*texts, example.true_token_id, example.false_token_id, *example.tokens)
 
 
 def _exact_folder(folder: Path) -> Path:

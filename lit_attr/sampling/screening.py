@@ -1,85 +1,99 @@
-"""Which contrasts of a run are attributed: all, or those that the model answers right."""
+"""Which contrasts of a run are attributed: all, or those that the model answers right.
+
+Axes: N rows of the run's table of contrasts, M some of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import lightning.pytorch as pl
+import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_attr.errors import ArgumentError, ReportedError
 from lit_attr.facts.batches import collate_contrasts
-from lit_attr.facts.contrasts import Contrast
-from lit_attr.records.screening import Only, Screened
+from lit_attr.facts.table.contrast_table import ContrastTable, Rows
+from lit_attr.facts.table.keys import KeyIndex, hash_keys
+from lit_attr.records.screening import Answered, Only, Screened
 from lit_attr.trainers import AnswersContrasts, OwnsScreening, owner_of_run
 
 
 def screen(
-    contrasts: Sequence[Contrast],
-    only: Only,
-    trainer: pl.Trainer | None,
-    in_batches: Callable[[Sequence[Contrast]], list[list[Contrast]]],
-) -> list[Contrast]:
-    """The contrasts that a run attributes. All processes call it together, and each screens its share.
+    table: ContrastTable, only: Only, trainer: pl.Trainer | None, in_batches: Callable[[Rows], Sequence[Rows]]
+) -> Rows:
+    """The rows of the contrasts that a run attributes. All processes call it together, and each screens its share.
 
     What earlier runs in the folder have screened is not screened again.
 
     Args:
-        contrasts: The contrasts of the run.
+        table: The contrasts of the run.
         only: Which are attributed.
         trainer: The Trainer of the run.
-        in_batches: Cuts contrasts into batches.
+        in_batches: Cuts rows into batches.
 
     Raises:
         ArgumentError: Nobody answers the contrasts, nobody keeps the answers, or no contrast is left.
     """
+    rows_N = np.arange(len(table), dtype=np.int32)
     if only == "all":
-        return [*contrasts]
+        return rows_N
     owner: object = owner_of_run(trainer)
     module: object = None if trainer is None else trainer.lightning_module
     if trainer is None or not isinstance(owner, OwnsScreening) or not isinstance(module, AnswersContrasts):
         reason = f"{only} needs an AttributionWriter among trainer.callbacks; add one, or leave it out"
         raise ArgumentError("only", reason, "model")
     # One process reads, so that all see the same.
-    known = trainer.strategy.broadcast(owner.read_screened(trainer) if trainer.is_global_zero else {})
-    missing = [contrast for contrast in contrasts if contrast.key not in known]
-    if missing:
+    hashes_M2, before = trainer.strategy.broadcast(
+        owner.read_screened(trainer) if trainer.is_global_zero else (hash_keys([]), _answered([], [], only))
+    )
+    places_N = KeyIndex(hashes_M2).find(table.keys_N2)
+    known = Answered(*(np.zeros(len(table), each.dtype) for each in before))
+    for every, some in zip(known, before, strict=True):
+        every[places_N >= 0] = some[places_N[places_N >= 0]]
+    missing = rows_N[places_N < 0]
+    if len(missing):
         rank_zero_info(f"One forward pass finds out which of {len(missing)} contrasts are {only}.")
-        for row in _screened(in_batches(missing), only, trainer, module):
-            known[row.key] = row
+        for rows, answered in _screened(table, in_batches(missing), only, trainer, module):
+            for every, some in zip(known, answered, strict=True):
+                every[rows] = some
         if trainer.is_global_zero:
-            owner.keep_screened(trainer, [known[contrast.key] for contrast in contrasts])
-    kept = [contrast for contrast in contrasts if known[contrast.key].is_kept]
-    if not kept:
-        raise ArgumentError(
-            "only", f"none of {len(contrasts)} contrasts is {only}; give other facts or all", "model"
-        )
+            owner.keep_screened(trainer, _in_order(table, known))
+    kept = rows_N[known.is_kept_N]
+    if not len(kept):
+        raise ArgumentError("only", f"none of {len(table)} contrasts is {only}; give other facts or all", "model")
     return kept
 
 
 def _screened(
-    batches: Sequence[Sequence[Contrast]], only: Only, trainer: pl.Trainer, module: AnswersContrasts
-) -> list[Screened]:
+    table: ContrastTable, batches: Sequence[Rows], only: Only, trainer: pl.Trainer, module: AnswersContrasts
+) -> list[tuple[Rows, Answered]]:
     """The answers to all batches, from all processes."""
     rank, processes = trainer.global_rank, trainer.world_size
-    own: list[Screened] = []
+    ranks: list[int] = []
+    differences: list[float] = []
+    own = batches[rank::processes]
     failure: Exception | None = None
     try:
-        for batch in batches[rank::processes]:
-            own += _answered(batch, only, module)
+        for rows in own:
+            answers = module.answers(collate_contrasts(table.at(rows)))
+            ranks += answers.rank_true_B.tolist()
+            differences += (answers.logit_true_B - answers.logit_false_B).tolist()
     except Exception as error:
         failure = error
     # All leave where one has failed, or the others would wait for it.
     if not trainer.strategy.reduce_boolean_decision(failure is None):
         raise failure or ReportedError("another process of the run could not answer its contrasts")
-    return [row for source in range(processes) for row in trainer.strategy.broadcast(own, src=source)]
+    found = np.concatenate([*own, np.zeros(0, np.int32)]), _answered(ranks, differences, only)
+    return [trainer.strategy.broadcast(found, src=source) for source in range(processes)]
 
 
-def _answered(contrasts: Sequence[Contrast], only: Only, module: AnswersContrasts) -> list[Screened]:
-    answers = module.answers(collate_contrasts(contrasts))
-    differences_B = answers.logit_true_B - answers.logit_false_B
-    rows = zip(contrasts, answers.rank_true_B.tolist(), differences_B.tolist(), strict=True)
-    return [
-        Screened(*contrast.key, rank, difference, rank == 0 if only == "known" else difference > 0)
-        for contrast, rank, difference in rows
-    ]
+def _answered(ranks: Sequence[int], differences: Sequence[float], only: Only) -> Answered:
+    ranks_M, differences_M = np.array(ranks, np.int64), np.array(differences, np.float64)
+    return Answered(ranks_M, differences_M, ranks_M == 0 if only == "known" else differences_M > 0)
+
+
+def _in_order(table: ContrastTable, known: Answered) -> Iterator[Screened]:
+    """The screened contrasts in the order of the source."""
+    answers = zip(*(each[table.rows_N].tolist() for each in known), strict=True)
+    return (Screened(*key, *answer) for key, answer in zip(table.keys(), answers, strict=True))

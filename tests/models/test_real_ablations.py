@@ -19,7 +19,7 @@ from lit_attr.attribution.exact.effects import exact_effects_BLT
 from lit_attr.attribution.scoring import Scoring, score_batch
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.contrasts import Contrast
-from lit_attr.facts.donors import with_donors
+from lit_attr.facts.table.donors import with_donors
 from lit_attr.facts.tokenization import build_contrasts
 from lit_attr.models.loading import load_model, load_tokenizer
 from lit_attr.models.location import locate

@@ -17,9 +17,9 @@ from transformers import GPT2TokenizerFast
 
 from lit_attr.errors import UserError
 from lit_attr.facts.contrasts import Contrast, Donor
-from lit_attr.facts.donors import possible_donors, with_donors, with_named_donors
-from lit_attr.facts.rows import FactTable, Rejected, read_facts
+from lit_attr.facts.rows import Fact, FactTable, Rejected, read_facts
 from lit_attr.facts.sources import open_rows
+from lit_attr.facts.table.donors import PossibleDonors, with_donors, with_named_donors
 from lit_attr.facts.tokenization import build_contrasts
 
 CAPITAL = "The capital of {} is"
@@ -37,6 +37,13 @@ def contrasts_of(facts: Any, step: Any = "divergence") -> list[Contrast]:
     contrasts, rejected = build_contrasts(facts, word_tokenizer(), step=step)
     assert not rejected
     return contrasts
+
+
+def possible_donors(table: FactTable) -> list[Fact]:
+    possible = PossibleDonors(by_name=bool(table.donor_ids))
+    for fact in table.facts:
+        possible.add(fact, table.donor_ids.get(fact.id))
+    return [fact for fact in table.pool.values() if possible.has(fact)]
 
 
 def donors_of(table: FactTable, seed: int = 0) -> dict[Any, Any]:
