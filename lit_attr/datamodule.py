@@ -237,7 +237,7 @@ class CounterfactDataModule(pl.LightningDataModule):
         with arguments_of("data", {"rows": "source"}):
             made = prepare(self._sources[has_donors], making, self.caching, rank_zero_info)
             self.table, self.rejected = made.contrasts, made.rejected
-            _check_vocabulary(tokenizer, requirements.limits.vocabulary)
+            requirements.limits.check_vocabulary(tokenizer)
             if self.donor_column is not None and not has_donors:
                 reason = f"{requirements.ablation} ablation takes no donors, so it is ignored"
                 warn_about("donor_column", f"{reason}; {RESAMPLE} ablation takes them")
@@ -260,10 +260,8 @@ class CounterfactDataModule(pl.LightningDataModule):
         state = run_state(self.trainer)
         trainer, table, requirements = self.trainer, self.table, self.requirements
         rows = screen(table, requirements.only, trainer, self._cut)
-        is_screened_N = np.zeros(len(table), dtype=np.bool_)
-        is_screened_N[rows] = True
         order = table.random_order(requirements.sample_seed)
-        order = order[is_screened_N[order]]
+        order = order[np.isin(order, rows)]
         processes = trainer.world_size if trainer is not None else 1
         pilot = self._pilot(state, order)
         is_done_N, is_pilot_N = np.zeros((2, len(table)), dtype=np.bool_)
@@ -277,17 +275,13 @@ class CounterfactDataModule(pl.LightningDataModule):
         # Cut from all contrasts, whatever is done.
         work += scores_work(table, self._cut(rows), is_done_N, is_pilot_N)
         work += comparisons_work(table, order, requirements.verify, state, processes)
-        sampler = RankSampler(
-            work,
-            rank=trainer.global_rank if trainer is not None else 0,
-            world_size=processes,
-        )
+        rank = trainer.global_rank if trainer is not None else 0
         places_N = np.full(len(table), -1, dtype=np.int32)
         places_N[order] = np.arange(len(order), dtype=np.int32)
         return DataLoader(
             work,  # type: ignore[arg-type]  # a map-style data set
             batch_size=None,  # its items are batches already
-            sampler=sampler,
+            sampler=RankSampler(work, rank=rank, world_size=processes),
             collate_fn=partial(collate_work, table, places_N),
             num_workers=self.num_workers,
         )
@@ -330,10 +324,8 @@ class CounterfactDataModule(pl.LightningDataModule):
 
     def _identify(self, has_donors: bool) -> Source:
         if self._sources and isinstance(self.source, Iterator):
-            reason = (
-                "its rows can be read once, and a run with another ablation has read them; give a list of them"
-            )
-            raise ArgumentError("source", reason)
+            reason = "its rows can be read once, and a run with another ablation has read them"
+            raise ArgumentError("source", f"{reason}; give a list of them")
         reading = Reading(
             relation_ids=self.relation_ids,
             limit=self.limit,
@@ -401,11 +393,3 @@ class CounterfactDataModule(pl.LightningDataModule):
         if self.table:
             raise ArgumentError("source", f"{row}; fix the row, or set strict to false to leave it out")
         raise ArgumentError("source", f"none of {len(rejected)} rows can be used; the first, {row}; fix the row")
-
-
-def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, embedded: int | None) -> None:
-    if embedded is not None and len(tokenizer) > embedded:
-        raise ArgumentError(
-            "tokenizer",
-            f"it has {len(tokenizer)} tokens, but the model embeds {embedded}; use the model's own tokenizer",
-        )

@@ -15,9 +15,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 from lit_attr.datamodule import CounterfactDataModule, DataRequirements
 from lit_attr.errors import UserError
 from lit_attr.facts.batches import ContrastBatch
-from lit_attr.facts.contrasts import random_order
+from lit_attr.facts.contrasts import digest_contrast, random_order
 from lit_attr.models.loading import DEMO_MODEL
 from lit_attr.module import AttributionModule
+from lit_attr.records.scored import Entry, Scored
 from lit_attr.records.state import RunState
 
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
@@ -127,7 +128,10 @@ def batches_of(data: CounterfactDataModule, state: RunState, **requirements: Any
 
 
 def test_leaves_out_what_is_done():
-    state = RunState(done=frozenset({(0, 0), (2, 1)}), refused=frozenset({(3, 0)}))
+    data = CounterfactDataModule(ROWS)
+    data.setup()
+    written = [Entry((0, 0), digest_contrast(data.contrasts[0]), "a.json"), Entry((2, 1), 0, "a.json")]
+    state = RunState(done=Scored(written), refused=frozenset({(3, 0)}))
     batches = batches_of(CounterfactDataModule(ROWS), state)
     assert sorted(contrast.fact.id for batch in batches for contrast in batch.contrasts) == [1, 2]
 
@@ -151,7 +155,7 @@ def test_the_sample_replaces_what_was_refused_and_leaves_out_what_is_there():
     batches = batches_of(data, state, verify=2)
     (compared,) = (batch.contrasts[0].key for batch in batches if batch.comparison is not None)
     assert compared == fourth
-    assert state.spares == []
+    assert not state.spares
     assert batches_of(data, RunState(), verify=1)[-1].contrasts[0].key == first
 
 

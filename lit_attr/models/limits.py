@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple, cast
 
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from lit_attr.errors import ArgumentError
@@ -36,6 +36,16 @@ class ModelLimits(NamedTuple):
         if self.own_beyond is not None and width > self.own_beyond:
             return width
         return bisect_left(self.switches, width)
+
+    def check_vocabulary(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Checks that all tokens have an embedding.
+
+        Raises:
+            ArgumentError: Some have none, as a fault of `tokenizer`.
+        """
+        if self.vocabulary is not None and len(tokenizer) > self.vocabulary:
+            reason = f"it has {len(tokenizer)} tokens, but the model embeds {self.vocabulary}"
+            raise ArgumentError("tokenizer", f"{reason}; use the model's own tokenizer")
 
 
 def limits_of(config: PretrainedConfig) -> ModelLimits:

@@ -48,7 +48,7 @@ def screen(
         owner.read_screened(trainer) if trainer.is_global_zero else (hash_keys([]), _answered([], [], only))
     )
     places_N = KeyIndex(hashes_M2).find(table.keys_N2)
-    known = Answered(*(np.zeros(len(table), each.dtype) for each in before))
+    known = Answered(np.zeros(len(table), np.int64), np.zeros(len(table)), np.zeros(len(table), np.bool_))
     for every, some in zip(known, before, strict=True):
         every[places_N >= 0] = some[places_N[places_N >= 0]]
     missing = rows_N[places_N < 0]

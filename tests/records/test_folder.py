@@ -11,8 +11,10 @@ import torch
 
 from lit_attr.attribution.gradient import AttributionBatch, ExactEffects
 from lit_attr.errors import UserError
+from lit_attr.facts.contrasts import digest_contrast
 from lit_attr.facts.rows import Rejected
 from lit_attr.records.encoding import batch_record, exact_record
+from lit_attr.records.files import file_name
 from lit_attr.records.folder import RunFolder
 
 SETTINGS = {"model": {"dtype": "float32", "layers": [0, 1, 2]}, "data": {"content": "abc"}}
@@ -172,7 +174,11 @@ def test_the_state_is_what_is_on_disk(batch: AttributionBatch, tmp_path: Path):
     folder.write_exact(exact_record(exact_of(batch, 1, refused="not finite"), rule="gradient"))
     state = folder.read_state()
     first, second = (contrast.key for contrast in batch.contrasts)
-    assert state.done == {first, second}
+    assert len(state.done) == 2
+    assert {first, second} == {key for key in (first, second, (first[0], 99)) if key in state.done}
+    for contrast in batch.contrasts:
+        assert state.done.digest(contrast.key) == digest_contrast(contrast)
+        assert state.done.file(contrast.key) == file_name(*batch.contrasts[0].key)
     assert state.exact == {first: True, second: False}
 
 

@@ -8,19 +8,24 @@ from pathlib import Path
 import pytest
 
 from lit_attr.errors import UserError
-from lit_attr.facts.contrasts import Contrast
-from lit_attr.records.state import RunState, digest_contrast
+from lit_attr.facts.contrasts import Contrast, digest_contrast
+from lit_attr.records.scored import Entry, Scored
+from lit_attr.records.state import RunState
+
+
+def on_disk(*contrasts: Contrast) -> Scored:
+    return Scored(Entry(contrast.key, digest_contrast(contrast), "a.json") for contrast in contrasts)
 
 
 def test_rows_to_do_leaves_out_done_and_refused_ones(sample_contrasts: list[Contrast]):
     first, second, third = sample_contrasts[:3]
-    state = RunState(done=frozenset([first.key]), refused=frozenset([second.key]))
+    state = RunState(done=on_disk(first), refused=frozenset([second.key]))
     assert state.rows_to_do([first, second, third]) == [2]
 
 
 def test_another_fact_under_the_same_id_is_refused(sample_contrasts: list[Contrast], tmp_path: Path):
     first, second = sample_contrasts[:2]
-    state = RunState(done=frozenset([first.key]), digests={first.key: digest_contrast(first)}, folder=tmp_path)
+    state = RunState(done=on_disk(first), folder=tmp_path)
     assert state.rows_to_do([first]) == []
     other = second._replace(fact=second.fact._replace(id=first.fact.id))
     with pytest.raises(UserError, match=rf"^source: id 0 was another fact in the run that wrote {tmp_path}"):

@@ -82,7 +82,9 @@ def read(folder: Path) -> Reading:
     ]
     summary = summarise(run).summary
     kept = None if RunDisplay(run).is_changed(summary) else run.read_summary()
-    return Reading(records, state.done, dict(state.exact), summary, kept)
+    done = frozenset(key for key in ((record["id"], record["step"]) for record in records) if key in state.done)
+    assert len(done) == len(state.done)
+    return Reading(records, done, dict(state.exact), summary, kept)
 
 
 SETTINGS: dict[str, str] = {}

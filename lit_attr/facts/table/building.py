@@ -32,7 +32,7 @@ from lit_attr.facts.table.donors import (
     PossibleDonors,
     choose_donors,
     find_named_donors,
-    reason_without,
+    reasons_without,
 )
 from lit_attr.facts.table.parts import FACTS_A_PART, ORDER_BYTES, Making, Part, make_parts
 
@@ -245,12 +245,11 @@ class _Donors:
             names = [_name(columns, row) for row in firsts_P[:own].tolist()] + ids[own:]
             donors_P, reasons = find_named_donors(ids, names, counts_P3)
         else:
-            hashes = {name: columns.hashes(name, size)[firsts_P].tobytes() for name, size in HASHES.items()}
+            sizes = HASHES.items()
+            hashes = {name: columns.hashes(f"{name}_hash", size)[firsts_P].tobytes() for name, size in sizes}
             features = DonorFeatures.of_columns(hashes, counts_P3)
             donors_P = choose_donors(features)
-            reasons = {
-                place: reason_without(features, place) for place in np.flatnonzero(donors_P[:own] < 0).tolist()
-            }
+            reasons = reasons_without(features, np.flatnonzero(donors_P[:own] < 0))
         facts_N = np.empty(len(rows_N), dtype=np.int64)
         facts_N[source_N] = np.cumsum(is_first_N) - 1
         donors_N = donors_P[facts_N]

@@ -90,8 +90,7 @@ def with_donors(
     prompts, places = _first_of_each_fact((*contrasts, *others))
     features = DonorFeatures.of([features_of(contrast, seed) for contrast in prompts])
     donors_P = choose_donors(features)
-    reasons = {int(place): reason_without(features, int(place)) for place in np.flatnonzero(donors_P < 0)}
-    return _given(contrasts, places, prompts, donors_P, reasons)
+    return _given(contrasts, places, prompts, donors_P, reasons_without(features, np.flatnonzero(donors_P < 0)))
 
 
 def with_named_donors(
@@ -259,15 +258,21 @@ def _donors_in_group(features: DonorFeatures, places_G: Integers) -> list[int]:
     return [donor_of(own) for own in range(len(places))]
 
 
-def reason_without(features: DonorFeatures, place: int) -> str:
-    """Why a fact has no donor."""
-    of_template_P = features.templates_P == features.templates_P[place]
-    if of_template_P.sum() == 1:
-        return "no donor: no other row has its relation and template"
-    counts = features.counts_P3[place]
-    if (of_template_P & (features.counts_P3 == counts).all(axis=1)).sum() == 1:
-        return f"no donor: no other row with its relation and template has {_in_words(counts)}"
-    return "no donor: no other row with its template and numbers of tokens has another prompt and true answer"
+def reasons_without(features: DonorFeatures, places: Integers) -> dict[int, str]:
+    """Why some facts have no donor, by their places."""
+    of_template_P = np.bincount(features.templates_P)[features.templates_P]
+    groups_P = features.groups_P
+    of_form_P = np.bincount(groups_P)[groups_P]
+
+    def reason(place: int) -> str:
+        if of_template_P[place] == 1:
+            return "no donor: no other row has its relation and template"
+        if of_form_P[place] == 1:
+            counts = _in_words(features.counts_P3[place])
+            return f"no donor: no other row with its relation and template has {counts}"
+        return "no donor: no other row with its template and numbers of tokens has another prompt and true answer"
+
+    return {place: reason(place) for place in places.tolist()}
 
 
 def find_named_donors(

@@ -48,7 +48,7 @@ _FOR_ALL = [
 _FOR_DONORS = [
     ("named_number", pa.int64()),
     ("named_text", pa.string()),
-    *((name, pa.binary(size)) for name, size in HASHES.items()),
+    *((f"{name}_hash", pa.binary(size)) for name, size in HASHES.items()),
 ]
 
 
