@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -164,7 +165,8 @@ class _First:
     def add(self, key: Any, batch: BatchRecord, example: Example) -> None:
         if not self.count or (self._bound is not None and key >= self._bound):
             return
-        self._kept.append((key, batch, example))
+        # Without the other contrasts of its file, which would stay in memory with it.
+        self._kept.append((key, msgspec.structs.replace(batch, examples=[example]), example))
         # Sorted only now and then: most contrasts of a large run are beyond the bound.
         if len(self._kept) >= 2 * self.count:
             self._cut()
