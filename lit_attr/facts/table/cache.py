@@ -129,8 +129,10 @@ class TableCache:
             raise
 
     def _refused(self, error: OSError | NotImplementedError) -> Exception:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        if isinstance(error, OSError) and error.errno in FULL:
+        # Arrow's errors have their own words beside the number.
+        number = error.errno if isinstance(error, OSError) else None
+        reason = str(error) if number is None else os.strerror(number)
+        if number in FULL:
             fix = "free some there, give another folder, or set keep_in_memory"
             return ArgumentError(
                 "cache_dir", f"{self.folder} has no space left for tokenised rows ({reason}); {fix}"
