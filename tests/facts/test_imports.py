@@ -9,7 +9,8 @@ import pytest
 
 from lit_attr import facts
 
-WITHOUT_TORCH = ["cells", "contrasts", "donors", "roles", "rows", "sources", "templates", "tokenization"]
+WITHOUT_TORCH = ["cells", "contrasts", "roles", "rows", "seams", "sources", "templates", "tokenization"]
+WITHOUT_TORCH += ["table.cache", "table.donors", "table.preparing"]
 
 
 def test_facts_up_to_tokenization_need_no_torch():
