@@ -91,6 +91,8 @@ class GrowingKeys:
             has the number that it is added with.
         """
         numbers_M: NDArray[np.int64] = np.full(len(hashes_M2), -1, dtype=np.int64)
+        if not len(hashes_M2):
+            return numbers_M
         for index, values_N in self._parts:
             found_M = index.find(hashes_M2)
             numbers_M = np.where(found_M >= 0, values_N[found_M], numbers_M)

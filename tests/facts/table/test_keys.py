@@ -35,6 +35,7 @@ def test_hashes_that_share_their_first_half_are_kept_apart():
 @pytest.mark.parametrize("size", [1, 3, 7])
 def test_keys_that_were_added_before_give_their_number(size: int):
     added = GrowingKeys()
+    assert not len(added.add(hash_keys([])))
     keys: list[ContrastKey] = [(each, 0) for each in range(50)]
     for number, begin in enumerate(range(0, 50, size)):
         assert set(added.add(hash_keys(keys[begin : begin + size]), number).tolist()) == {-1}
