@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from lit_attr.views.cells import scale_of
+from lit_attr.views.colours import scale_of
 from lit_attr.views.paper.maps import MAX_ROWS, draw_map, draw_scale, hatch_beyond
 from lit_attr.views.paper.run import Run
 from lit_attr.views.paper.style import INK, POINTS, SMALL, WIDTH, fit, new_figure, signed, wrapped
