@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+# The commands that import neither torch nor Lightning.
+ON_RECORDS = ("facts", "show", "plot", "export", "compare")
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command line.
@@ -17,13 +20,30 @@ def main(args: Sequence[str] | None = None) -> None:
             where SIGTERM or SIGINT stopped a prediction run; with one line on standard error.
     """
     words = sys.argv[1:] if args is None else [*args]
-    if words[:1] in (["plot"], ["export"], ["compare"], ["--help"], ["-h"], []):
+    if words == ["--version"]:
+        print(f"lit-attr {own_version()}")
+    elif words[:1] in ([command] for command in ON_RECORDS) or words[:1] in (["--help"], ["-h"], []):
         from lit_attr.cli.record_commands import run
 
         run(words)
     else:
+        if words[:1] == ["predict"]:
+            from lit_attr.cli.names import check_names
+
+            check_names(words[1:])
         # Imported here: torch and Lightning take seconds, and the other commands need neither.
         from lit_attr.cli.prediction import predict
 
         # Lightning starts further processes with the words of this one, and has to see that they are its own.
         predict(None if args is None else words)
+
+
+def own_version() -> str:
+    """The version of the package."""
+    # Imported here: it takes as long as the rest of the program.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("lit-attr")
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -6,7 +6,7 @@ Axes: N contrasts of the run, M those that are chosen.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from lit_attr.evaluation.index.runs import RunIndex
 
 Rows = NDArray[np.int64]
-# Those of a list, without a cell of the role map.
-Sort = Literal["id", "logit_diff", "prob_true", "rank_true", "largest", "error"]
 
 
 class Selection(NamedTuple):

@@ -6,7 +6,8 @@ import json
 from collections.abc import Collection, Mapping
 from typing import get_args
 
-from lit_attr.evaluation.index.selection import Selection, Sort, words_of
+from lit_attr.evaluation.index import Sort
+from lit_attr.evaluation.index.selection import Selection, words_of
 from lit_attr.facts.contrasts import ContrastKey
 from lit_attr.facts.roles import MEAN_ROLES
 from lit_attr.text import cut
