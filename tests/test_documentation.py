@@ -43,7 +43,11 @@ def commands(page: str) -> list[str]:
 ALL = [(page, command) for page in TEXTS for command in dict.fromkeys(commands(page))]
 PREDICT, RECORDS, PROGRAMS = (
     [(page, command) for page, command in ALL if re.match(pattern, command)]
-    for pattern in (rf"{SCORE} -(?!-help)|scripts/\w+\.sh -", r"lit-attr (?!predict)\w+ \S", r"python scripts/\w+\.py \S")
+    for pattern in (
+        rf"{SCORE} -(?!-help)|scripts/\w+\.sh -",
+        r"lit-attr (?!predict)\w+ \S",
+        r"python scripts/\w+\.py \S",
+    )
 )
 
 
