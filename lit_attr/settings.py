@@ -24,14 +24,14 @@ class LoadingOptions:
         revision: Branch, tag or commit of the model on the hub.
         attn_implementation: Attention code that transformers uses, such as `sdpa` or `eager`. Default:
             transformers' choice, but `eager` in bfloat16 on a CPU.
-        llm_int8_threshold: With `8bit`, the magnitude from which a feature is computed in float16, for all rows of
-            a batch if for one. With 0 there is no such feature, and a row does not depend on the others of its
+        llm_int8_threshold: With `8bit`, the magnitude from which a feature is computed in float16. It is so for all
+            rows of a batch if for one. With 0 there is no such feature, and a row does not depend on the others of its
             batch. Default: bitsandbytes' 6.
-        offload_folder: Folder for weights that `device_map` leaves on disk, where transformers asks for one.
+        offload_folder: Folder for weights that `device_map` leaves on disk, if transformers asks for one.
         trust_remote_code: Run code that comes with the model.
         use_safetensors: Read weights from safetensors files only; false reads pickled ones as well.
-        self_test: Test on loading that each scored output is what the component adds to the residual stream, and
-            search for the write elsewhere where it is not. Set it to false only for a model that cannot pass.
+        self_test: Test on loading that each scored output is what the component adds to the residual stream. Where
+            it is not, the write is searched for elsewhere. Set it to false only for a model that cannot pass.
     """
 
     revision: str | None = None

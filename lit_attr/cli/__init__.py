@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -22,8 +23,19 @@ def main(args: Sequence[str] | None = None) -> None:
 
         run(words)
     else:
+        _hide_bars()
         # Imported here: torch and Lightning take seconds, and the other commands need neither.
         from lit_attr.cli.prediction import predict
 
         # Lightning starts further processes with the words of this one, and has to see that they are its own.
         predict(None if args is None else words)
+
+
+def _hide_bars() -> None:
+    """Hides the progress bars of libraries about weights and tensors, here and in processes that start from here.
+
+    Has to be called before tqdm is imported. The hub's downloads keep their bars. Who has set the verbosity of
+    transformers, or tqdm's own variable, gets what these say.
+    """
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        os.environ.setdefault("TQDM_DISABLE", "1")
