@@ -58,14 +58,15 @@ class AttributionModule(HoldsModel):
         top_neurons: How many hidden units of the MLPs with the largest scores each record lists. Default: none.
         only: Which contrasts are attributed: `all`, `known` (the true answer is the likeliest token), or
             `preferred` (it is above the false one). One forward pass finds them.
-        verify: Number of contrasts whose exact effects are computed as well, to report how well scores agree.
-            One costs as much as the scores of a few dozen; 0 disables it. They are the first in a random order of the run; where a loader knows no such order, the first that
-            each process sees.
+        verify: Number of contrasts whose exact effects are computed as well, to report how well scores agree. One
+            costs as much as the scores of a few dozen; 0 disables it. They are the first in a random order of the
+            run; where a loader knows no such order, the first that each process sees.
         min_agreement: Compute cells exactly until the predicted correlation with the exact effects is this, such
             as 0.95. It is over all cells. Default: none.
         min_agreement_by_layer: The same in each layer; null for no such promise. It has no effect without
             `min_agreement`.
-        pilot: Number of random contrasts whose exact effects show what `min_agreement` needs. They come first; those of `verify` are others.
+        pilot: Number of random contrasts whose exact effects show what `min_agreement` needs. They come first;
+            those of `verify` are others.
         max_cost: Bounds the expected work of `min_agreement`, in passes of the plain gradient.
         window: For the contrasts of `verify`, compute the effects of so many consecutive layers together as well.
         sample_seed: Seed of the run's random order.

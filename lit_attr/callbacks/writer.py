@@ -68,7 +68,7 @@ class AttributionWriter(BasePredictionWriter):
         if not output_dir or (Path(output_dir).exists() and not Path(output_dir).is_dir()):
             raise ArgumentError("output_dir", f"{output_dir!r} is not a folder; give another", "writer")
         if max_heatmaps < 0:
-            raise ArgumentError("max_heatmaps", f"{max_heatmaps} is less than 0", "writer")
+            raise ArgumentError("max_heatmaps", f"{max_heatmaps} is less than 0; give 0 or more", "writer")
         with arguments_of("writer"):
             check_choice("heatmaps", heatmaps, get_args(Heatmaps))
         self.folder = RunFolder(output_dir)

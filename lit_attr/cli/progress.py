@@ -226,4 +226,4 @@ def left_line(by_phase: Mapping[str, int], done: int) -> str:
     """
     parts = [f"{phase} of {counted(count, 'contrast')}" for phase, count in by_phase.items()]
     earlier = f" (an earlier run has scored {counted(done, 'contrast')})" if done else ""
-    return f"left to do: {', '.join(parts) or 'no scores'}{earlier}"
+    return f"left to do: {', '.join(parts) or 'nothing'}{earlier}"
