@@ -47,8 +47,8 @@ class AttributionWriter(BasePredictionWriter):
     Args:
         output_dir: Folder for the files. A run of the same rows with a larger `limit` extends an earlier one.
         max_heatmaps: How many contrasts get a heatmap.
-        heatmaps: Which contrasts get one: `spread` (the first in the run's random order) or `largest` (by their
-            logit differences of either sign).
+        heatmaps: Which contrasts get one: `spread` (the first in the random order) or `largest` (those with the
+            largest logit differences). The differences count with either sign.
         heatmap_ids: Ids of facts that get a heatmap as well.
         overwrite: Move what an earlier run left in the folder aside and start afresh. Leave it out to resume a
             run.

@@ -282,8 +282,8 @@ def _from_pretrained(model_name: str, options: dict[str, Any]) -> PreTrainedMode
     if absent:
         raise ArgumentError(
             "model_name",
-            f"{model_name} lacks {counted(len(absent), 'weight')} of its config, such as {absent[0]}, which would be "
-            "random; get a complete checkpoint",
+            f"{model_name} lacks {counted(len(absent), 'weight')} of its config, such as {absent[0]}, which would "
+            "be random; get a complete checkpoint",
         )
     return cast(PreTrainedModel, model)
 
