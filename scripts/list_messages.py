@@ -174,11 +174,8 @@ def _texts(node: ast.expr, assigned: Mapping[str, list[ast.expr]]) -> Iterator[s
     elif isinstance(node, ast.JoinedStr):
         texts = [""]
         for part in node.values:
-            more = (
-                [str(part.value)]
-                if isinstance(part, ast.Constant)
-                else [f"{{{_name(part.value)}}}" if isinstance(part, ast.FormattedValue) else ""]
-            )
+            inner = part.value if isinstance(part, ast.FormattedValue) else part
+            more = [*dict.fromkeys(_texts(inner, _only_texts(assigned)))]
             texts = [text + each for text in texts for each in more]
         yield from texts
     elif isinstance(node, ast.IfExp):
@@ -191,6 +188,24 @@ def _texts(node: ast.expr, assigned: Mapping[str, list[ast.expr]]) -> Iterator[s
             yield from _texts(value, {name: each for name, each in assigned.items() if name != node.id})
     else:
         yield f"{{{_name(node)}}}"
+
+
+def _only_texts(assigned: Mapping[str, list[ast.expr]]) -> Mapping[str, list[ast.expr]]:
+    """The names to which nothing but texts in the source is assigned, so that they are no values."""
+    return {
+        name: values
+        for name, values in assigned.items()
+        if all(any(isinstance(each, ast.JoinedStr) or _is_text(each) for each in _ends(value)) for value in values)
+    }
+
+
+def _ends(value: ast.expr) -> list[ast.expr]:
+    """The two ends of a conditional expression, or the expression."""
+    return [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def _name(node: ast.expr) -> str:

@@ -114,9 +114,7 @@ def test_a_group_in_full(group: str, printed):
         assert {"--trainer.devices", "--trainer.strategy", "--trainer.callbacks"} <= set(text.split())
 
 
-@pytest.mark.parametrize(
-    "flag", ["--trainr.help", "--help.trainer", "--model.loading.help"]
-)
+@pytest.mark.parametrize("flag", ["--trainr.help", "--help.trainer", "--model.loading.help"])
 def test_a_wrong_help_is_a_mistake_in_one_line(flag: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         main(["predict", flag])

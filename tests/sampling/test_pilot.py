@@ -56,7 +56,7 @@ def run(folder: Path, limit: int = 12, **settings: Any) -> dict[str, Any]:
             {"min_agreement": 0.9, "min_agreement_by_layer": 1.2},
             "min_agreement_by_layer: 1.2 is not between 0 and 1, such as 0.95",
         ),
-        ({"min_agreement": 0.9, "pilot": 3}, "pilot: 3 is less than 4"),
+        ({"min_agreement": 0.9, "pilot": 3}, "pilot: 3 is less than 4; give 4 or more"),
         ({"max_cost": 3.0}, "max_cost: it bounds what min_agreement costs; set that as well"),
         (
             {"min_agreement": 0.9, "max_cost": 1.0},
