@@ -83,15 +83,16 @@ def untested(messages: Sequence[Message], tests: Path = TESTS) -> list[Message]:
     """The messages of whose own text no test has a part."""
     strings = [text for path in sorted(tests.rglob("test_*.py")) for text in _strings(path)]
     everything = "\n".join(strings)
-    texts_of: dict[str, set[str]] = {}
+    # The texts of one place are one message with other words for one of its parts.
+    places_of: dict[str, set[str]] = {}
     for message in messages:
         for mark in message.marks:
-            texts_of.setdefault(mark, set()).add(message.text)
+            places_of.setdefault(mark, set()).add(message.where)
     return [
         message
         for message in messages
         if not any(
-            (len(texts_of[mark]) == 1 and mark in everything)
+            (len(places_of[mark]) == 1 and mark in everything)
             or (message.setting and any(mark in each and message.setting in each for each in strings))
             for mark in message.marks
         )

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch.utils.data import DataLoader
 
+from lit_attr.cli.bars import Bar, Lines
 from lit_attr.cli.quiet import quieten_further_process
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.facts.buckets import RankSampler
@@ -23,66 +22,6 @@ from lit_attr.trainers import run_state
 
 PILOT, SCORES, EFFECTS = "pilot", "scores", "exact effects"
 WRITING = "writing the summary and the pictures"
-BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} facts, {rate_noinv_fmt}, {remaining} left"
-# Without a terminal a line says as often how far the run is.
-SECONDS_BETWEEN_LINES = 60.0
-
-
-class Bar:
-    """A progress bar on a terminal, one line for all phases, which is gone at the end."""
-
-    def __init__(self) -> None:
-        self._bar: Tqdm | None = None
-
-    def start(self, phase: str, total: int | None) -> None:
-        """Begins a phase of so many facts; None for one that cannot be counted."""
-        self.close()
-        self._bar = Tqdm(
-            desc=phase,
-            total=total,
-            unit=" facts",
-            bar_format="{desc} ..." if total is None else BAR_FORMAT,
-            dynamic_ncols=True,
-            leave=False,
-            # The variable that hides the bars of libraries is not meant for this one.
-            disable=False,
-        )
-
-    def advance(self, count: int) -> None:
-        """Counts facts."""
-        if self._bar is not None:
-            self._bar.update(count)
-
-    def close(self) -> None:
-        """Takes the bar away."""
-        if self._bar is not None:
-            self._bar.close()
-        self._bar = None
-
-
-class Lines:
-    """Progress in a file or a pipe: a line a minute."""
-
-    def __init__(self) -> None:
-        self._phase, self._total, self._count = "", 0, 0
-        self._started = self._printed = time.monotonic()
-
-    def start(self, phase: str, total: int | None) -> None:
-        """Begins a phase of so many facts; None for one that cannot be counted."""
-        self._phase, self._total, self._count = phase, total or 0, 0
-        self._started = time.monotonic()
-
-    def advance(self, count: int) -> None:
-        """Counts facts, and prints a line where the last one is a minute old."""
-        self._count += count
-        now = time.monotonic()
-        if now - self._printed >= SECONDS_BETWEEN_LINES:
-            self._printed = now
-            rate = self._count / (now - self._started)
-            print_text(f"{self._phase}: {self._count}/{self._total} facts, {rate:.2f} facts/s", sys.stderr)
-
-    def close(self) -> None:
-        """Nothing is left to take away."""
 
 
 class RunProgress(pl.Callback):
@@ -120,12 +59,15 @@ class RunProgress(pl.Callback):
         work = cast(Sequence[Work], loader.dataset)
         state = run_state(trainer) or RunState()
         self._pilot = {contrast.key for contrast in state.pilot}
-        print_text(left_line(facts_by_phase(work, self._pilot), len(state.done)))
+        contrasts = {contrast.key: contrast.fact.id for each in work for contrast in each.contrasts}
+        # With `step: all` a fact may have several contrasts.
+        noun = "fact" if len(contrasts) == len({*contrasts.values()}) else "contrast"
+        print_text(left_line(counts_by_phase(work, self._pilot), len(state.done), noun))
         # A limit on batches bounds the share of a process.
         batches = int(min(len(loader.sampler.share), sum(trainer.num_predict_batches)))
-        self._totals = facts_by_phase((work[place] for place in loader.sampler.share[:batches]), self._pilot)
+        self._totals = counts_by_phase((work[place] for place in loader.sampler.share[:batches]), self._pilot)
         if self.shows_bar:
-            self._display = Bar() if sys.stderr.isatty() else Lines()
+            self._display = Bar(noun) if sys.stderr.isatty() else Lines(noun)
 
     def on_predict_batch_start(
         self,
@@ -153,7 +95,7 @@ class RunProgress(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Counts the facts of the batch."""
+        """Counts the contrasts of the batch."""
         if self._display is not None and isinstance(batch, ContrastBatch):
             self._display.advance(_count(batch.contrasts, batch.comparison is not None, self._pilot))
 
@@ -197,7 +139,7 @@ def phase_of(is_comparison: bool, *, is_pilot: bool) -> str:
     return PILOT if is_pilot else EFFECTS if is_comparison else SCORES
 
 
-def facts_by_phase(work: Iterable[Work], pilot: Collection[ContrastKey]) -> dict[str, int]:
+def counts_by_phase(work: Iterable[Work], pilot: Collection[ContrastKey]) -> dict[str, int]:
     """How many contrasts each phase has, in the order of the phases.
 
     Args:
@@ -217,13 +159,14 @@ def _count(contrasts: Iterable[Contrast], is_comparison: bool, pilot: Collection
     return sum(1 for contrast in contrasts if is_comparison or contrast.key not in pilot)
 
 
-def left_line(by_phase: Mapping[str, int], done: int) -> str:
+def left_line(by_phase: Mapping[str, int], done: int, noun: str = "contrast") -> str:
     """What a run has left to do.
 
     Args:
         by_phase: How many contrasts each phase has.
         done: How many contrasts earlier runs have scored.
+        noun: What a contrast is called: a fact, where each has one.
     """
-    parts = [f"{phase} of {counted(count, 'contrast')}" for phase, count in by_phase.items()]
-    earlier = f" (an earlier run has scored {counted(done, 'contrast')})" if done else ""
+    parts = [f"{phase} of {counted(count, noun)}" for phase, count in by_phase.items()]
+    earlier = f"; scored by an earlier run: {done}" if done else ""
     return f"left to do: {', '.join(parts) or 'nothing'}{earlier}"

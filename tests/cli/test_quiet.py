@@ -48,14 +48,14 @@ def test_a_run_in_its_own_words(source: Path, tmp_path: Path):
         f"facts: 6 from {source} (6 contrasts), 1 row refused",
         "model: demo",
         "component: mlp of 0-2, 5 of 8 layers, float32 on cpu, rule gradient",
-        "left to do: scores of 6 contrasts, exact effects of 2 contrasts",
+        "left to do: scores of 6 facts, exact effects of 2 facts",
     ]
     assert lines[:4] == opening
     assert lines[4].startswith("contrasts: 6 (0 from an earlier run), rows refused: 1")
     # Nothing else: the findings follow at once.
     again = run(tmp_path / "out", "--data.source", source, "--model.layers", "[0,1,2,5]", "--model.verify", 2)
     assert again[:3] == opening[:3]
-    assert again[3] == "left to do: nothing (an earlier run has scored 6 contrasts)"
+    assert again[3] == "left to do: nothing; scored by an earlier run: 6"
     assert again[4].startswith("contrasts: 6 (6 from an earlier run)")
 
 
@@ -64,10 +64,10 @@ def test_a_resumed_adaptive_run_says_what_is_left(tmp_path: Path):
     limited = run(tmp_path / "out", *words, "--trainer.limit_predict_batches", 2)
     assert "rule gradient, resample ablation" in limited[2]
     total = int(re.findall(r"\((\d+) contrasts\)", limited[0])[0])
-    assert limited[3] == f"left to do: pilot of 4 contrasts, scores of {total - 4} contrasts"
+    assert limited[3] == f"left to do: pilot of 4 facts, scores of {total - 4} facts"
     rest = run(tmp_path / "out", *words)
-    left = f"left to do: pilot of 2 contrasts, scores of {total - 4} contrasts"
-    assert rest[3] == f"{left} (an earlier run has scored 2 contrasts)"
+    left = f"left to do: pilot of 2 facts, scores of {total - 4} facts"
+    assert rest[3] == f"{left}; scored by an earlier run: 2"
 
 
 @pytest.mark.slow
@@ -151,7 +151,7 @@ def test_a_terminal_has_one_bar_with_its_phase_which_is_gone_in_the_end(tmp_path
 def test_a_terminal_without_the_bar(tmp_path: Path):
     written = on_terminal(tmp_path / "out", "--data.limit", 3, "--trainer.enable_progress_bar", "false")
     assert "facts/s" not in written
-    assert "left to do: scores of 3 contrasts" in written
+    assert "left to do: scores of 3 facts" in written
 
 
 def test_a_bar_of_the_users_own_takes_the_place_of_ours(tmp_path: Path):
