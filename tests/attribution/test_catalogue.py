@@ -125,10 +125,3 @@ def test_frozen_norm_needs_a_norm():
     model.transformer.ln_f = torch.nn.Identity()
     with pytest.raises(ArgumentError, match="^rule: this model has no norms; choose gradient or integrated$"):
         find_rule(model, locate(model), "frozen-norm")
-
-
-def test_norm_secant_needs_norms_that_run_once():
-    model = tiny_model("gpt2")
-    model.transformer.h[0].ln_2 = model.transformer.h[0].ln_1
-    with pytest.raises(ArgumentError, match="^rule: a norm runs twice in a forward pass; choose another rule"):
-        find_rule(model, locate(model), "norm-secant")
