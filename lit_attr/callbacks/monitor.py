@@ -31,7 +31,7 @@ from lit_attr.models.limits import model_limits
 from lit_attr.models.location import Location, locate, token_embedding
 from lit_attr.records.encoding import batch_record, split_finite
 from lit_attr.records.reading import records_of
-from lit_attr.text import safe_name
+from lit_attr.text import counted, safe_name
 from lit_attr.trainers import datamodule_of
 from lit_attr.views.curves import by_ending, role_tag
 from lit_attr.views.pictures import fact_image, profile_image
@@ -130,7 +130,9 @@ class AttributionMonitor(pl.Callback):
         if ablation not in get_args(MonitoredAblation):
             raise ArgumentError("ablation", f"{ablation!r} is neither zero nor resample", "AttributionMonitor")
         if every_n_steps is not None and every_n_steps < 1:
-            raise ArgumentError("every_n_steps", f"{every_n_steps} is less than 1", "AttributionMonitor")
+            raise ArgumentError(
+                "every_n_steps", f"{every_n_steps} is less than 1; give 1 or more", "AttributionMonitor"
+            )
         with _apart_from_training():
             self._data = CounterfactDataModule(facts, step="divergence", limit=limit, max_tokens=max_tokens)
         self.tokenizer = tokenizer
@@ -214,8 +216,8 @@ class AttributionMonitor(pl.Callback):
             location = locate(language_model, layers=self.layers, component=self.component)
             self._scoring(language_model, location)
             if data.rejected:
-                first, count = data.rejected[0], len(data.rejected)
-                warn_about("facts", f"{count} rows left out; row {first.row}: {first.reason}")
+                first, count = data.rejected[0], counted(len(data.rejected), "row")
+                warn_about("facts", f"{count} left out; the first, row {first.row}: {first.reason}")
         contrasts, heatmaps = data.contrasts, min(self.max_heatmaps, len(data.contrasts))
         places = {place * len(contrasts) // heatmaps for place in range(heatmaps)}
         # The first process alone has loggers, so it gets the facts that are drawn, and is dealt the others last.

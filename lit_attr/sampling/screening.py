@@ -51,9 +51,7 @@ def screen(
             owner.keep_screened(trainer, [known[contrast.key] for contrast in contrasts])
     kept = [contrast for contrast in contrasts if known[contrast.key].is_kept]
     if not kept:
-        raise ArgumentError(
-            "only", f"none of {len(contrasts)} contrasts is {only}; give other facts or all", "model"
-        )
+        raise ArgumentError("only", f"no contrast of {len(contrasts)} is {only}; give other facts or all", "model")
     return kept
 
 
