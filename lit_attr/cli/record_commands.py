@@ -174,6 +174,7 @@ def run(words: Sequence[str]) -> None:
     except BrokenPipeError:
         # Whoever reads the list, such as `head`, has enough. Python must not try to write the rest at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (UserError, OSError) as error:
         _fail(name, str(error))
 

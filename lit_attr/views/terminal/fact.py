@@ -16,7 +16,7 @@ from rich.text import Text
 
 from lit_attr.attribution.catalogue import rule_title
 from lit_attr.records.schema import ExactRecord, Example
-from lit_attr.views.terminal.console import table_lines, text_of
+from lit_attr.views.terminal.console import sign_style, table_lines, text_of
 from lit_attr.views.terminal.maps import EXACT, Map, draw_maps
 
 MOST_NEURONS = 10
@@ -198,4 +198,4 @@ def _neuron_lines(console: Console, fact: ShownFact) -> list[Text]:
 
 
 def _number(value: float, mark: str = "") -> Text:
-    return Text(f"{value:+.4f}{mark}", "red" if value > 0 else "blue")
+    return Text(f"{value:+.4f}{mark}" if value else f"{value:.4f}{mark}", sign_style(value))

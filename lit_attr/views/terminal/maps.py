@@ -108,9 +108,9 @@ def draw_maps(
     parts = [range(start, min(start + count, len(layers))) for start in range(0, len(layers), count)]
     for part in parts:
         drawn = [_draw(each, grid, part) for each in maps]
-        # Without an end of the line, as in a pipe, maps go one below the other.
         widths = [max(cell_len(line.plain) for line in lines) for lines in drawn]
-        if sum(widths) + BETWEEN * (len(maps) - 1) <= console.width < UNBOUNDED:
+        # In a pipe, where lines have no end, maps go one below the other.
+        if len(maps) > 1 and sum(widths) + BETWEEN * (len(maps) - 1) <= console.width < UNBOUNDED:
             for row in zip(*drawn, strict=True):
                 line = Text(" " * BETWEEN).join(
                     fitted(text, width) for text, width in zip(row, widths, strict=True)
