@@ -104,6 +104,23 @@ def test_components_neurons_donor_and_exact_cells(tmp_path: Path, capsys: pytest
     )
 
 
+def test_the_maps_of_a_component_stand_side_by_side(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert ["scores", "exact", "effects"] in [line.split() for line in shown(run, capsys, "3").splitlines()]
+
+
+def test_effects_are_not_shown_twice(run: Path, capsys: pytest.CaptureFixture[str]):
+    is_exact = {"mlp": [[True] * 4, [True] * 4]}
+    reseal(
+        run / "batches" / "00000003-0.json",
+        lambda content: content["examples"][0].update(is_exact=is_exact),
+    )
+    lines = shown(run, capsys, "3").splitlines()
+    assert "scores" in lines and "exact effects" not in lines
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -26,7 +26,7 @@ def drawn(
     names = [f"t{place}" for place in range(tokens)]
     lines = draw_maps(
         target,
-        [Map(f"map {place}", values_LT, None) for place in range(maps)],
+        [[Map(f"map {place}", values_LT, None) for place in range(maps)]],
         layers=[*range(layers)],
         tokens=names,
         subject_span=(1, 2),
@@ -63,7 +63,7 @@ def test_30_layers_have_room_in_80_columns():
 def test_colours_are_those_of_the_heatmaps():
     values_LT = np.array([[0.0, 1.0], [0.0, -1.0], [0.0, 0.0]])
     target = console(80)
-    lines = [*draw_maps(target, [Map("", values_LT)], layers=[0, 1, 2], tokens=["a", "b"], subject_span=(0, 1))]
+    lines = [*draw_maps(target, [[Map("", values_LT)]], layers=[0, 1, 2], tokens=["a", "b"], subject_span=(0, 1))]
     row = next(line for line in lines if line.plain.startswith(" ␣b") or line.plain.startswith(" b"))
     found = [span.style.bgcolor.triplet for span in row.spans if getattr(span.style, "bgcolor", None)]
     # Red, blue and white.
@@ -89,7 +89,7 @@ def test_marks_and_their_legend():
             line.plain
             for line in draw_maps(
                 target,
-                [Map("", values_LT, is_exact_LT)],
+                [[Map("", values_LT, is_exact_LT)]],
                 layers=[*range(12)],
                 tokens=["a", "b", "c"],
                 subject_span=(0, 1),
