@@ -5,9 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-# The commands that import neither torch nor Lightning.
-ON_RECORDS = ("facts", "show", "plot", "export", "compare")
-
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command line.
@@ -22,20 +19,20 @@ def main(args: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if args is None else [*args]
     if words == ["--version"]:
         print(f"lit-attr {own_version()}")
-    elif words[:1] in ([command] for command in ON_RECORDS) or words[:1] in (["--help"], ["-h"], []):
-        from lit_attr.cli.record_commands import run
+    elif words and (words[0] == "predict" or (words[0].startswith("-") and words[0] not in ("-h", "--help"))):
+        # A setting before `predict` is LightningCLI's to refuse.
+        from lit_attr.cli.names import check_names
 
-        run(words)
-    else:
-        if words[:1] == ["predict"]:
-            from lit_attr.cli.names import check_names
-
-            check_names(words[1:])
+        check_names(words[1:])
         # Imported here: torch and Lightning take seconds, and the other commands need neither.
         from lit_attr.cli.prediction import predict
 
         # Lightning starts further processes with the words of this one, and has to see that they are its own.
         predict(None if args is None else words)
+    else:
+        from lit_attr.cli.record_commands import run
+
+        run(words)
 
 
 def own_version() -> str:

@@ -8,8 +8,7 @@ from importlib.metadata import version
 
 import pytest
 
-from lit_attr.cli import ON_RECORDS, main
-from lit_attr.cli.record_commands import COMMANDS
+from lit_attr.cli import main
 
 HEAVY = {"torch", "transformers", "lightning", "pytorch_lightning", "datasets", "pandas", "scipy", "matplotlib"}
 
@@ -19,8 +18,20 @@ def test_the_version(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out == f"lit-attr {version('lit-attr')}\n"
 
 
-def test_every_command_on_records_is_run_as_one():
-    assert set(ON_RECORDS) == {*COMMANDS}
+def test_an_unknown_command_is_refused_without_torch():
+    program = (
+        "import sys\nfrom lit_attr.cli import main\n"
+        "try:\n    main(['fact', 'out'])\nexcept SystemExit as stop:\n    assert stop.code == 2\n"
+        f"assert not {HEAVY!r} & {{*sys.modules}}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("lit-attr: error: ") and done.stderr.count("\n") == 1
+    assert all(name in done.stderr for name in ("predict", "facts", "show", "plot", "export", "compare"))
+        ",", ", "
+    ).replace("  ", " ")
 
 
 @pytest.mark.parametrize(
