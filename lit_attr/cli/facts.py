@@ -6,17 +6,12 @@ import json as json_format
 import sys
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lit_attr.errors import ArgumentError, shown
 from lit_attr.evaluation.index import Sort
 from lit_attr.text import never_fail_to_print, print_text
 
-if TYPE_CHECKING:
-    from lit_attr.evaluation.index.runs import RunIndex
-
 LISTED = 20
-MOST_RELATIONS = 12
 # Sorted from the lowest; the others from the largest.
 RISING = ("id", "rank_true")
 
@@ -56,6 +51,7 @@ def facts(
         json: Print a line of JSON a fact.
     """
     # Imported here: the help of the program does without NumPy.
+    from lit_attr.cli.runs import count_line, progress, read_index, relations_line
     from lit_attr.evaluation.index.selection import Selection, chosen_rows, component_of, listed, words_of
 
     if limit is not None and limit < 0:
@@ -67,7 +63,7 @@ def facts(
     component = component_of(index, component)
     has_errors = any(not isnan(error) for error in index.columns.error[component].tolist())
     if relation is not None and relation not in index.columns.relations:
-        raise ArgumentError("relation", f"no fact has {shown(relation)}; {_relations(index)}")
+        raise ArgumentError("relation", f"no fact has {shown(relation)}; {relations_line(index)}")
     if sort == "error" and not has_errors:
         raise ArgumentError("sort", "no fact has exact effects; sort by another")
     words = words_of(search or "")
@@ -106,43 +102,4 @@ def facts(
         )
         for line in lines:
             console.print(line)
-    print_text(f"{_count(len(chosen), len(rows), index)}{progress(index)}", sys.stderr)
-
-
-def read_index(out: Path) -> RunIndex:
-    """The index of a run. Files that are damaged are left out, with a line on standard error for each.
-
-    Raises:
-        UserError: The folder is not one of a run.
-    """
-    # Imported here: the help of the program does without NumPy.
-    from lit_attr.evaluation.index.runs import IndexedRun
-    from lit_attr.records.files import check_path
-
-    check_path("out", out)
-    index = IndexedRun(out).refresh()
-    for problem in index.problems:
-        print_text(f"lit-attr: warning: left out: {' '.join(problem.split())}", sys.stderr)
-    return index
-
-
-def progress(index: RunIndex) -> str:
-    """How far a run is that has no summary yet; nothing of one that is finished."""
-    if index.folder.summary.is_file():
-        return "" if index.columns.facts else "the run has no facts"
-    done, expected = len(index.columns.facts), index.manifest["data"].get("contrasts")
-    of = f" of {expected:,}" if isinstance(expected, int) else ""
-    return f"{'; ' if done else ''}the run is not finished: {done:,}{of} contrasts so far"
-
-
-def _count(first: int, chosen: int, index: RunIndex) -> str:
-    total = len(index.columns.facts)
-    found = f"{chosen:,} facts" if chosen == total else f"{chosen:,} of {total:,} facts"
-    return f"{found}, the first {first:,} are listed; --limit 0 lists all" if first < chosen else found
-
-
-def _relations(index: RunIndex) -> str:
-    found = sorted({relation for relation in index.columns.relations if relation})
-    if not found:
-        return "the facts have no relations"
-    return f"there are {', '.join(found[:MOST_RELATIONS])}{' and others' if len(found) > MOST_RELATIONS else ''}"
+    print_text(f"{count_line(len(chosen), len(rows), index)}{progress(index)}", sys.stderr)

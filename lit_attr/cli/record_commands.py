@@ -132,8 +132,6 @@ class Command(NamedTuple):
 
 
 RUN, RUNS = {"out": "output folder of a run"}, {"out": "output folder of a run, or of several"}
-
-
 COMMANDS: Mapping[str, Command] = {
     "facts": Command(facts, RUN),
     "show": Command(show, {**RUN, "id": "id of the fact"}),
@@ -159,7 +157,9 @@ def run(words: Sequence[str]) -> None:
     subcommands.add_subcommand("predict", OneLineArgumentParser(), help=PREDICT_HELP)
     for name, command in COMMANDS.items():
         summary = (command.function.__doc__ or "").partition("\n")[0]
-        subcommands.add_subcommand(name, _parser_of(command), help=summary)
+        # The settings of the others take time and are not parsed.
+        subparser = _parser_of(command) if words[:1] == [name] else OneLineArgumentParser()
+        subcommands.add_subcommand(name, subparser, help=summary)
     try:
         settings = parser.parse_args([*words])
     except RecursionError:
@@ -169,11 +169,12 @@ def run(words: Sequence[str]) -> None:
         COMMANDS[name].function(**parser.instantiate(settings)[name].as_dict())
         sys.stdout.flush()
     except ArgumentError as error:
-        named = error.argument not in COMMANDS[name].positionals
-        _fail(name, f"{'--' if named else ''}{error}")
+        is_flag = error.argument not in COMMANDS[name].positionals
+        _fail(name, f"{'--' if is_flag else ''}{error}")
     except BrokenPipeError:
         # Whoever reads the list, such as `head`, has enough. Python must not try to write the rest at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (UserError, OSError) as error:
         _fail(name, str(error))
 

@@ -5,16 +5,10 @@ from __future__ import annotations
 import json as json_format
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lit_attr.cli.facts import progress, read_index
 from lit_attr.errors import ArgumentError, UserError, shown
-from lit_attr.evaluation.index.identities import close_ids, keys_of
 from lit_attr.text import never_fail_to_print, print_text
-
-if TYPE_CHECKING:
-    from lit_attr.evaluation.index.runs import RunIndex
-    from lit_attr.facts.contrasts import ContrastKey
 
 
 def show(
@@ -40,13 +34,14 @@ def show(
         json: Print the whole record as a line of JSON, with the exact effects as `exact`.
     """
     # Imported here: the help of the program does without NumPy.
+    from lit_attr.cli.runs import choose_contrast, read_index
     from lit_attr.evaluation.index.selection import component_of
     from lit_attr.records.reading import record_of, to_dict
 
     if cells < 0:
         raise ArgumentError("cells", f"{cells} is less than 0")
     index = read_index(out)
-    key, others = _choose(index, id, step)
+    key, others = choose_contrast(index, id, step)
     row = index.columns.row_of[key]
     batch, example = index.example(row)
     components = [*example.scores] if component is None else [component_of(index, component)]
@@ -75,30 +70,6 @@ def show(
         console.print(line)
     if others:
         print_text(f"the fact has the steps {', '.join(map(str, others))} as well; give --step", sys.stderr)
-
-
-def _choose(index: RunIndex, typed: str, step: int | None) -> tuple[ContrastKey, list[int]]:
-    """The contrast that is asked for, and the other steps of its fact.
-
-    Raises:
-        ArgumentError: The run does not have it.
-    """
-    facts = index.columns.facts
-    found = keys_of((fact.key for fact in facts), typed)
-    if not found:
-        close = close_ids((fact.key[0] for fact in facts), typed)
-        hint = f"close to it are {', '.join(close)}" if close else "lit-attr facts lists them"
-        more = progress(index) if facts else f"; {progress(index)}"
-        raise ArgumentError("id", f"the run has no fact {shown(typed)}; {hint}{more}")
-    steps = [key[1] for key in found]
-    if step is None:
-        differ = [key for key in found if not facts[index.columns.row_of[key]].is_trivial]
-        chosen = (differ or found)[0]
-    elif step in steps:
-        chosen = found[steps.index(step)]
-    else:
-        raise ArgumentError("step", f"the fact has no step {step}; it has {', '.join(map(str, steps))}")
-    return chosen, [each for each in steps if each != chosen[1]]
 
 
 def _lists(values: Any) -> Any:

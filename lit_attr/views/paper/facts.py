@@ -36,7 +36,9 @@ def draw_facts(records: Sequence[Mapping[str, Any]], run: Run) -> Figure:
     for axis in axes[len(records) :]:
         axis.set_axis_off()
     # The layout has to find the width of the panels before their titles are wrapped to it.
-    figure.draw_without_rendering()
+    layout = figure.get_layout_engine()
+    assert layout is not None
+    layout.execute(figure)
     for axis, record in zip(axes, records, strict=False):
         width = int(axis.get_position().width * WIDTH * POINTS)
         axis.set_title(_title(record, width), fontsize=SMALL, loc="left")

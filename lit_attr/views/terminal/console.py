@@ -36,6 +36,11 @@ def has_shades(console: Console) -> bool:
     return console.color_system in ("256", "truecolor", "windows") and not console.no_color
 
 
+def sign_style(value: float) -> str:
+    """The colour of a number: red for the true answer, blue for the false one, as in the maps."""
+    return "red" if value > 0 else "blue" if value < 0 else ""
+
+
 def text_of(data: str, most: int = MOST_CHARACTERS) -> str:
     r"""A text from the data in one line, with what a terminal obeys escaped as in Python (``\x1b``).
 

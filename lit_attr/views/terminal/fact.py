@@ -16,7 +16,7 @@ from rich.text import Text
 
 from lit_attr.attribution.catalogue import rule_title
 from lit_attr.records.schema import ExactRecord, Example
-from lit_attr.views.terminal.console import table_lines, text_of
+from lit_attr.views.terminal.console import sign_style, table_lines, text_of
 from lit_attr.views.terminal.maps import EXACT, Map, draw_maps
 
 MOST_NEURONS = 10
@@ -69,14 +69,15 @@ def draw_fact(console: Console, fact: ShownFact, *, cells: int) -> Iterator[Text
     start, stop = example.subject_span
     yield from _texts(fact)
     yield Text()
-    maps = []
+    rows = []
     for component in fact.components:
-        name = component if len(fact.components) > 1 else ""
-        title = f"{name}: scores" if name else "scores"
-        maps.append(Map(title, example.scores[component].sum, fact.is_exact_LT(component)))
-        if (effects_LT := fact.effects_LT(component)) is not None:
-            maps.append(Map(f"{name}: exact effects" if name else "exact effects", effects_LT))
-    yield from draw_maps(console, maps, layers=fact.layers, tokens=example.tokens, subject_span=(start, stop))
+        name = f"{component}: " if len(fact.components) > 1 else ""
+        is_exact_LT, effects_LT = fact.is_exact_LT(component), fact.effects_LT(component)
+        rows.append([Map(f"{name}scores", example.scores[component].sum, is_exact_LT)])
+        # Of the pilot of an adaptive run, the scores are the effects.
+        if effects_LT is not None and (is_exact_LT is None or not is_exact_LT.all()):
+            rows[-1].append(Map(f"{name}exact effects", effects_LT))
+    yield from draw_maps(console, rows, layers=fact.layers, tokens=example.tokens, subject_span=(start, stop))
     yield from _exact_lines(fact)
     if cells:
         yield Text()
@@ -198,4 +199,4 @@ def _neuron_lines(console: Console, fact: ShownFact) -> list[Text]:
 
 
 def _number(value: float, mark: str = "") -> Text:
-    return Text(f"{value:+.4f}{mark}", "red" if value > 0 else "blue")
+    return Text(f"{value:+.4f}{mark}" if value else f"{value:.4f}{mark}", sign_style(value))

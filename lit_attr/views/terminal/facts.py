@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from lit_attr.views.terminal.console import table_lines, text_of
+from lit_attr.views.terminal.console import sign_style, table_lines, text_of
 
 # Narrower consoles have no room for the relation.
 WIDE = 100
@@ -56,8 +56,7 @@ def _cells(row: Mapping[str, Any], words: Sequence[str]) -> dict[str, Text]:
     cells = {
         "id": Text(text_of(str(row["id"]))),
         "step": Text(str(row["step"])),
-        # Red supports the true answer, as in the maps.
-        "diff": Text(f"{row['logit_diff']:+.2f}", "red" if row["logit_diff"] > 0 else "blue"),
+        "diff": Text(f"{row['logit_diff']:+.2f}", sign_style(row["logit_diff"])),
         "rank": Text(str(row["rank_true"])),
         "largest": Text(f"{largest['score']:+#.3g} L{largest['layer']} t{largest['token']}"),
         "error": Text("" if error is None else f"{error:.2f}"),

@@ -71,17 +71,17 @@ class _Grid(NamedTuple):
 
 def draw_maps(
     console: Console,
-    maps: Sequence[Map],
+    rows: Sequence[Sequence[Map]],
     *,
     layers: Sequence[int],
     tokens: Sequence[str],
     subject_span: tuple[int, int],
 ) -> Iterator[Text]:
-    """Draws maps of one fact on one scale, side by side where they have room, and what their marks mean.
+    """Draws maps of one fact on one scale, and what their colours and marks mean.
 
     Args:
         console: Where they are printed.
-        maps: The maps.
+        rows: The maps; those of a row stand side by side where they have room.
         layers: The layer of each row of values.
         tokens: The text of each token.
         subject_span: The subject's first token, and the one after its last.
@@ -89,6 +89,7 @@ def draw_maps(
     Yields:
         The lines.
     """
+    maps = [each for row in rows for each in row]
     # Position 0 does not set the scale, as in the heatmaps.
     all_TL = np.concatenate([each.values_LT.T for each in maps], axis=1)
     scale = scale_of(all_TL)
@@ -106,20 +107,21 @@ def draw_maps(
         grid = grid._replace(numbers=None, cell=max(1, min(WIDEST, room // len(layers))))
     count = max(1, room // grid.cell)
     parts = [range(start, min(start + count, len(layers))) for start in range(0, len(layers), count)]
-    for part in parts:
-        drawn = [_draw(each, grid, part) for each in maps]
-        # Without an end of the line, as in a pipe, maps go one below the other.
-        widths = [max(cell_len(line.plain) for line in lines) for lines in drawn]
-        if sum(widths) + BETWEEN * (len(maps) - 1) <= console.width < UNBOUNDED:
-            for row in zip(*drawn, strict=True):
-                line = Text(" " * BETWEEN).join(
-                    fitted(text, width) for text, width in zip(row, widths, strict=True)
-                )
-                yield line
-        else:
-            for lines in drawn:
-                yield from lines
+    for row in rows:
+        for part in parts:
+            yield from _beside([_draw(each, grid, part) for each in row], console.width)
     yield from _legend(maps, grid, all_TL)
+
+
+def _beside(drawn: Sequence[Sequence[Text]], width: int) -> Iterator[Text]:
+    """The lines of maps side by side, or one below the other where they have no room, or in a pipe."""
+    widths = [max(cell_len(line.plain) for line in lines) for lines in drawn]
+    if len(drawn) == 1 or width == UNBOUNDED or sum(widths) + BETWEEN * (len(drawn) - 1) > width:
+        for lines in drawn:
+            yield from lines
+        return
+    for texts in zip(*drawn, strict=True):
+        yield Text(" " * BETWEEN).join(fitted(text, each) for text, each in zip(texts, widths, strict=True))
 
 
 def shown_tokens(values_TL: NDArray[np.float64]) -> list[int]:
@@ -141,26 +143,27 @@ def _draw(each: Map, grid: _Grid, part: range) -> list[Text]:
     """The lines of a map in some of its layers: its name, the layers, a line a token."""
     width = cell_len(grid.labels[0].plain)
     lines = [Text(text_of(each.name, 60), "bold"), Text(LAYER.rjust(width), "dim")]
+    lines[1].append(" ")
     if grid.numbers is not None:
         for place in part:
             lines[1].append(f"{grid.layers[place]} ".rjust(grid.cell))
     else:
         # As many as have room.
         step = math.ceil((len(str(grid.layers[part[-1]])) + 1) / grid.cell)
-        lines[1].append(" ")
         for place in part[::step]:
             lines[1].append(str(grid.layers[place]).ljust(step * grid.cell))
-        lines[1].rstrip()
+    lines[1].rstrip()
     before = -1
     for label, token in zip(grid.labels, grid.tokens_S, strict=True):
         if token > before + 1:
             lines.append(Text(f" … {token - before - 1} tokens", "dim"))
         before = token
         line = Text().append_text(label)
-        if grid.numbers is None:
-            line.append(" ")
+        line.append(" ")
         for place in part:
             line.append_text(_cell(each, grid, place, token))
+        if not grid.shades:
+            line.rstrip()
         lines.append(line)
     lines.append(Text())
     return lines
