@@ -36,6 +36,21 @@ def group_of(action: Action) -> str:
     return action.dest.rpartition(".")[0]
 
 
+def settings_by_group(actions: Iterable[Action]) -> dict[str, list[Action]]:
+    """Our settings, those of each group in their order: by the keys of `TITLES`.
+
+    Args:
+        actions: The settings of the parser. Those of the Trainer are left out.
+    """
+    by_group: dict[str, list[Action]] = {group: [] for group in TITLES}
+    for action in actions:
+        # A group as a whole takes a file, which `--config` does as well.
+        is_group = action.dest in TITLES or action.dest == "trainer"
+        if group_of(action) in by_group and not is_group and not action.dest.endswith(".help"):
+            by_group[group_of(action)].append(action)
+    return by_group
+
+
 def short_help(actions: Iterable[Action]) -> str:
     """The short help.
 
@@ -43,16 +58,10 @@ def short_help(actions: Iterable[Action]) -> str:
         actions: The settings of the parser, each with its description. Those of the Trainer are left out.
     """
     columns = min(max(shutil.get_terminal_size().columns - 2, MIN_COLUMNS), MAX_COLUMNS)
-    by_group: dict[str, list[Action]] = {group: [] for group in TITLES}
-    for action in actions:
-        # A group as a whole takes a file, which `--config` does as well.
-        is_group = action.dest in TITLES or action.dest == "trainer"
-        if group_of(action) in by_group and not is_group and not action.dest.endswith(".help"):
-            by_group[group_of(action)].append(action)
     lines = [f"usage: {USAGE}", "", "Attributes the facts of a data set to a model's layers and tokens."]
-    for group, title in TITLES.items():
-        lines += ["", f"{title}:"]
-        for action in by_group[group]:
+    for group, members in settings_by_group(actions).items():
+        lines += ["", f"{TITLES[group]}:"]
+        for action in members:
             lines += _described(action, columns)
     return "\n".join([*lines, "", *LAST_LINES, ""])
 
@@ -62,7 +71,7 @@ def _described(action: Action, columns: int) -> Iterator[str]:
     name = ", ".join(flag for flag in action.option_strings if not flag.endswith("+"))
     sentences = re.split(r"(?<=\.)\s+(?=[^a-z])", " ".join((action.help or "").split()))
     in_words = next((each for each in sentences if each.startswith("Default: ")), None)
-    default = _value(action.default) if in_words is None else in_words.removeprefix("Default: ").rstrip(".")
+    default = default_value(action.default) if in_words is None else in_words.removeprefix("Default: ").rstrip(".")
     summary = sentences[0].rstrip(".")
     # Files have no default, and neither have flags that print something and exit.
     text = summary if action.default == SUPPRESS or action.dest == "config" else f"{summary} [{default}]"
@@ -74,7 +83,7 @@ def _described(action: Action, columns: int) -> Iterator[str]:
         yield " " * indent + line
 
 
-def _value(default: Any) -> str:
+def default_value(default: Any) -> str:
     """A default as users write it."""
     if default is None:
         return "null"

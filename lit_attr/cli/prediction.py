@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -148,6 +149,19 @@ class AttributionCLI(LightningCLI):
             self.model.on_load_checkpoint(checkpoint)
 
 
+# How LightningCLI declares the settings of `predict`.
+DECLARATION: Mapping[str, Any] = MappingProxyType(
+    {
+        "trainer_class": PredictTrainer,
+        "trainer_defaults": {"inference_mode": False},
+        "seed_everything_default": False,
+        "parser_class": OneLineParser,
+        "auto_configure_optimizers": False,
+        "load_from_checkpoint_support": False,
+    }
+)
+
+
 def predict(args: Sequence[str] | None) -> None:
     """Runs `lit-attr predict`.
 
@@ -166,13 +180,8 @@ def predict(args: Sequence[str] | None) -> None:
             AttributionModule,
             CounterfactDataModule,
             save_config_callback=SaveConfigInOutput,
-            trainer_class=PredictTrainer,
-            trainer_defaults={"inference_mode": False},
-            seed_everything_default=False,
-            parser_class=OneLineParser,
             args=list(args) if args is not None else None,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
+            **DECLARATION,
         )
         if cli.trainer.is_global_zero:
             _print_closing_lines(cli.trainer)
