@@ -108,7 +108,12 @@ def test_the_constraints_are_within_the_bounds(requirements: dict[str, Requireme
 def test_every_extra_that_the_docs_name_exists(metadata: Message):
     extras = set(metadata.get_all("Provides-Extra", []))
     assert extras == {"adapters", "gguf", "peers", "test"}
-    texts = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("scripts/*"), *REPOSITORY.glob("lit_attr/**/*.py")]
+    texts = [
+        *REPOSITORY.glob("*.md"),
+        *REPOSITORY.glob("docs/*.md"),
+        *REPOSITORY.glob("scripts/*"),
+        *REPOSITORY.glob("lit_attr/**/*.py"),
+    ]
     words = " ".join(path.read_text() for path in texts if path.is_file())
     named = re.findall(r"install\s+'(?:lit-attr|\.)\[([a-z,]+)\]'", words)
     assert named
