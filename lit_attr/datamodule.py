@@ -101,8 +101,8 @@ class CounterfactDataModule(pl.LightningDataModule):
     any number of processes.
 
     Args:
-        source: `sample` (the facts that ship with the package), a hub name, a .json, .jsonl, .csv or .parquet file
-            (.gz or not), a folder that `save_to_disk` wrote, or the rows: any iterable of them, such as a
+        source: `sample` (the facts of the package), a hub name, or a .json, .jsonl, .csv or .parquet file (.gz or
+            not). Also a folder that `save_to_disk` wrote, or the rows: any iterable of them, such as a
             `datasets.Dataset`, or a pandas `DataFrame`.
         tokenizer: A fast tokenizer, or the name or folder of one. Default: the module's.
         step: `divergence` or `all`, see `build_contrasts`. Default: the module's.
@@ -114,19 +114,19 @@ class CounterfactDataModule(pl.LightningDataModule):
             braces, by our name or yours; a relation's `{}` is filled with the subject, which the prompt has to
             contain.
         batch_size: Maximum number of rows in a batch. Default: bounded by `max_tokens` alone.
-        max_tokens: Maximum number of tokens in a batch, padding included. Default: bounded by `batch_size` alone;
-            without that, 1,024 tokens on a CPU and 4,096 elsewhere, and a sixth as many rows.
+        max_tokens: Maximum number of tokens in a batch, padding included. Default: none with `batch_size`, else
+            1,024 on a CPU, 4,096 elsewhere. The rows are then at most a sixth as many.
         num_workers: Loader processes. Rows are tokenised beforehand, so 0 is fast.
         strict: Stop at the first row that cannot be used.
         add_bos_token: Whether the beginning-of-sequence token precedes each prompt, see `build_contrasts`.
             Default: the tokenizer's behaviour.
-        answer_separator: What to put between a prompt and an answer where the row has no white space there: a
-            text, or nothing (empty). Default: `auto`, a space, except where the characters at the seam need none
-            (Chinese, Japanese, Thai, Lao, Khmer, Burmese; beside a special token; after an opening bracket).
+        answer_separator: What to put between prompt and answer where the row has no white space; empty for
+            nothing. Default: `auto`, a space in most scripts. It is none where the characters at the seam need
+            none (Chinese, Japanese, Thai, Lao, Khmer, Burmese; beside a special token; after an opening bracket).
         revision: Branch, tag or commit of a hub data set. Default: its main branch.
-        donor_column: For resample ablation, the column with the id of the row whose writes replace those of a row.
-            It may be any row of the source with as many tokens before, in and after its subject. Default: a row
-            with the same relation and template and another true answer, see `with_donors`.
+        donor_column: For resample ablation, the column with the id of a row's donor, whose writes replace its own.
+            The donor may be any row of the source with as many tokens before, in and after its subject. Default:
+            as `with_donors` chooses. That is a row with the same relation and template and another true answer.
         cache_dir: Where 10,000 rows and more are kept once they are tokenised, for all processes of the machine
             and for later runs. Default: the cache of `datasets`, a folder that `HF_DATASETS_CACHE` names.
         num_proc: How many processes tokenise them. Default: as many as there are cores, at most 16.
@@ -166,7 +166,7 @@ class CounterfactDataModule(pl.LightningDataModule):
             ("num_proc", num_proc, 1),
         ):
             if value is not None and value < least:
-                raise ArgumentError(name, f"{value} is less than {least}", "data")
+                raise ArgumentError(name, f"{value} is less than {least}; give {least} or more", "data")
         self.source = os.fspath(source) if isinstance(source, os.PathLike) else source
         self.tokenizer = tokenizer
         self.step = step
@@ -392,4 +392,4 @@ class CounterfactDataModule(pl.LightningDataModule):
         row = f"row {first.row} (id {first.id!r}): {first.reason}"
         if self.table:
             raise ArgumentError("source", f"{row}; fix the row, or set strict to false to leave it out")
-        raise ArgumentError("source", f"none of {len(rejected)} rows can be used; the first, {row}; fix the row")
+        raise ArgumentError("source", f"no row of {len(rejected)} can be used; the first, {row}; fix the row")

@@ -45,33 +45,33 @@ class AttributionModule(HoldsModel):
     The first settings are those that most runs choose; `rule_options` and `loading` hold the others.
 
     Args:
-        model_name: Hub name or local folder of a causal language model, or of a PEFT adapter of one; or a GGUF
-            file. Default: the demo model of this package.
+        model_name: Hub name or local folder of a causal language model or of a PEFT adapter, or a GGUF file.
+            Default: the demo model of this package.
         gguf_file: Name of a GGUF file in that folder or repository. Its weights are dequantised.
         layers: Layers to attribute to: `all`, an index, or several: `4-8`, `0:12:2`, a list; -1 is the top one.
         component: `mlp`, `attention`, `block`, or a dotted module path with `{layer}` in it; or several, which
             one pass scores together.
         rule: How scores are computed: `gradient`, `frozen-norm`, `linearised`, `integrated`, `norm-secant`, or
-            `exact`; see `lit_attr.attribution.catalogue`.
-        ablation: By what exact effects replace a write, and what scores subtract from it: `zero`; `mean`, its mean
-            over many contrasts; or `resample`, the write in the run of another fact.
+            `exact`. `lit_attr.attribution.catalogue` describes them.
+        ablation: What takes the place of a write: `zero`, `mean` (its mean over contrasts), or `resample` (the
+            write in another fact's run). Exact effects replace the write by it, and scores subtract it.
         top_neurons: How many hidden units of the MLPs with the largest scores each record lists. Default: none.
-        only: Which contrasts are attributed: `all`; `known`, whose true answer is the most likely next token; or
-            `preferred`, whose true answer is above the false one. One forward pass finds them.
-        verify: Number of contrasts whose exact effects are computed beside their scores, so that
-            the run can report how well the two agree. One costs as much as the scores of a few dozen; 0 disables
-            it. They are the first in a random order of the run; where a loader knows no such order, the first that
-            each process sees.
-        min_agreement: Compute cells exactly until the scores are predicted to have this correlation with the exact
-            effects over all cells, such as 0.95. Default: none; every score is the rule's.
-        min_agreement_by_layer: The same in each layer, where `min_agreement` is given; null for no such promise.
-        pilot: Number of random contrasts whose exact effects show which cells `min_agreement` needs. They come
-            first; those of `verify` are others.
+        only: Which contrasts are attributed: `all`, `known` (the true answer is the likeliest token), or
+            `preferred` (it is above the false one). One forward pass finds them.
+        verify: Number of contrasts whose exact effects are computed as well, to report how well scores agree. One
+            costs as much as the scores of a few dozen; 0 disables it. They are the first in a random order of the
+            run; where a loader knows no such order, the first that each process sees.
+        min_agreement: Compute cells exactly until the predicted correlation with the exact effects is this, such
+            as 0.95. It is over all cells. Default: none.
+        min_agreement_by_layer: The same in each layer; null for no such promise. It has no effect without
+            `min_agreement`.
+        pilot: Number of random contrasts whose exact effects show what `min_agreement` needs. They come first;
+            those of `verify` are others.
         max_cost: Bounds the expected work of `min_agreement`, in passes of the plain gradient.
-        window: Compute for the contrasts of `verify` also the effects of so many consecutive layers together.
+        window: For the contrasts of `verify`, compute the effects of so many consecutive layers together as well.
         sample_seed: Seed of the run's random order.
-        step: Where the two answers are compared: `divergence`, the first token that differs, or `all`, every token
-            they have in common positions. A data module without a step of its own follows it.
+        step: Where the answers are compared: `divergence` (at the first token that differs) or `all` (at every
+            token that both have). A data module without a step of its own follows it.
         dtype: Number format of the weights: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own.
         quantization: `8bit` or `4bit` weights by bitsandbytes. Gradients then pass through dequantised weights.
         device_map: Spread the model over devices as transformers does, such as `auto`; one process only.

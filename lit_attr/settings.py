@@ -24,14 +24,14 @@ class LoadingOptions:
         revision: Branch, tag or commit of the model on the hub.
         attn_implementation: Attention code that transformers uses, such as `sdpa` or `eager`. Default:
             transformers' choice, but `eager` in bfloat16 on a CPU.
-        llm_int8_threshold: With `8bit`, the magnitude from which a feature is computed in float16, for all rows of
-            a batch if for one. With 0 there is no such feature, and a row does not depend on the others of its
-            batch. Default: bitsandbytes' 6.
-        offload_folder: Folder for weights that `device_map` leaves on disk, where transformers asks for one.
+        llm_int8_threshold: With `8bit`, the magnitude from which a feature is computed in float16. It is so for
+            all rows of a batch if for one. With 0 there is no such feature, and a row does not depend on the
+            others of its batch. Default: bitsandbytes' 6.
+        offload_folder: Folder for weights that `device_map` leaves on disk, if transformers asks for one.
         trust_remote_code: Run code that comes with the model.
         use_safetensors: Read weights from safetensors files only; false reads pickled ones as well.
-        self_test: Test on loading that each scored output is what the component adds to the residual stream, and
-            search for the write elsewhere where it is not. Set it to false only for a model that cannot pass.
+        self_test: Test on loading that each scored output is what the component adds to the residual stream. Where
+            it is not, the write is searched for elsewhere. Set it to false only for a model that cannot pass.
     """
 
     revision: str | None = None
@@ -93,7 +93,7 @@ def check_settings(layers: Layers, component: str | Sequence[str], verify: int, 
     check_layers(layers)
     named_components(component)
     if verify < 0:
-        raise ArgumentError("verify", f"{verify} is less than 0")
+        raise ArgumentError("verify", f"{verify} is less than 0; give 0 or more")
     for name, value in words.items():
         check_choice(name, value, WORDS[name])
 
@@ -116,5 +116,5 @@ def refuse_loading_options(loading: LoadingOptions, **settings: Any) -> None:
     }
     for name, value in settings.items():
         if value is not None:
-            reason = "is for a model that is loaded here, and a model object was given; leave it out"
+            reason = "it is for a model that is loaded here, and a model object was given; leave it out"
             raise ArgumentError(name, reason, "model")

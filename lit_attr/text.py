@@ -49,6 +49,11 @@ def cut(text: str, most: int) -> str:
     return f"{text[: most - 1 - tail]}{ELLIPSIS}{text[len(text) - tail :]}"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 row`, `2 rows`: a number with its noun, which takes an s."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def printable(text: str, keep: str = "\n") -> str:
     r"""The text with every character that a terminal obeys, or cannot print, escaped as in Python (``\x1b``).
 

@@ -190,7 +190,6 @@ def moments(folder: Path) -> Iterator[Any]:
     yield lambda: exact() >= PILOT + VERIFIED
 
 
-@pytest.mark.slow
 def test_killed_six_times_gives_the_records_of_an_uninterrupted_run(tmp_path: Path):
     assert finish(start(command(tmp_path / "whole"), tmp_path / "log")) == 0
     folder, log = tmp_path / "killed", tmp_path / "log"
@@ -212,7 +211,6 @@ def test_killed_six_times_gives_the_records_of_an_uninterrupted_run(tmp_path: Pa
     print(f"exit status, error model, records: {kills}")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_waits_for_the_pilot_of_a_killed_one_ends(victim: int, tmp_path: Path):
     folder, pilot = tmp_path / "out", 24

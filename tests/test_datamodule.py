@@ -96,9 +96,7 @@ def test_strict_stops_at_the_first_refused_row():
 
 def test_refuses_a_source_without_a_usable_row():
     data = CounterfactDataModule([{**ROWS[0], "subject": "Peru"}])
-    with pytest.raises(
-        UserError, match=r"none of 1 rows can be used; the first, row 0 \(id 0\): the subject 'Peru'"
-    ):
+    with pytest.raises(UserError, match=r"no row of 1 can be used; the first, row 0 \(id 0\): the subject 'Peru'"):
         data.setup()
 
 

@@ -250,7 +250,7 @@ def test_identity_distinguishes_models_and_settings(model_folder: Path):
 
 def test_refuses_a_name_beside_an_object(random_model: GPT2LMHeadModel):
     with pytest.raises(
-        UserError, match="model.model_name: is for a model that is loaded here, and a model object was given"
+        UserError, match="model.model_name: it is for a model that is loaded here, and a model object was given"
     ):
         AttributionModule("gpt2", model=random_model)
 

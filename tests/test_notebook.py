@@ -274,7 +274,7 @@ def test_adaptive_attributions_of_a_few_facts_are_exact():
         ({"facts": "none.csv"}, "attribute.facts: there is no file none.csv; check the path"),
         (
             {"facts": [{**ROWS[0], "subject": "x"}]},
-            "attribute.facts: none of 1 rows can be used; the first, row 0",
+            "attribute.facts: no row of 1 can be used; the first, row 0",
         ),
         ({"layers": 99}, "attribute.layers: there is no layer 99; this model has 8, 0 to 7"),
         ({"component": "mpl"}, "attribute.component: 'mpl' is none of mlp, attention, block"),

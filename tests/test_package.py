@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import venv
 import zipfile
 from email import message_from_bytes
 from email.message import Message
+from importlib.metadata import version as installed_version
 from pathlib import Path
 
 import pytest
@@ -106,7 +108,12 @@ def test_the_constraints_are_within_the_bounds(requirements: dict[str, Requireme
 def test_every_extra_that_the_docs_name_exists(metadata: Message):
     extras = set(metadata.get_all("Provides-Extra", []))
     assert extras == {"adapters", "gguf", "peers", "test"}
-    texts = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("scripts/*"), *REPOSITORY.glob("lit_attr/**/*.py")]
+    texts = [
+        *REPOSITORY.glob("*.md"),
+        *REPOSITORY.glob("docs/*.md"),
+        *REPOSITORY.glob("scripts/*"),
+        *REPOSITORY.glob("lit_attr/**/*.py"),
+    ]
     words = " ".join(path.read_text() for path in texts if path.is_file())
     named = re.findall(r"install\s+'(?:lit-attr|\.)\[([a-z,]+)\]'", words)
     assert named
@@ -138,30 +145,27 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_installed_wheel_runs_from_any_folder(python: Path, tmp_path: Path):
-    done = subprocess.run(
-        [python.parent / "lit-attr", "predict"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "contrasts: 474 (0 from an earlier run), rows refused: 0" in done.stdout
-    exported = subprocess.run(
-        [python.parent / "lit-attr", "export", "lit_attr_output", "--to", "csv"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert exported.stdout == "lit_attr_output/attributions.csv\n", exported.stderr
-    where = "import lit_attr; print(lit_attr.__file__)"
-    located = subprocess.run(
-        [python, "-c", where], cwd=tmp_path, capture_output=True, text=True, check=True
-    ).stdout
-    assert located.startswith(str(python.parent.parent))
+    elsewhere, out = tmp_path / "elsewhere", tmp_path / "out"
+    elsewhere.mkdir()
+    # The package must come from the environment.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    program = str(python.parent / "lit-attr")
+    shipped = "contrasts: 474 (0 from an earlier run), rows refused: 0"
+    commands = [
+        ([python, "-c", "import lit_attr; print(lit_attr.__file__)"], str(python.parent.parent)),
+        ([program, "--version"], f"lit-attr {installed_version('lit-attr')}\n"),
+        ([program, "predict", "--writer.output_dir", out], shipped),
+        ([program, "export", out, "--to", "csv"], f"{out}/attributions.csv\n"),
+        ([program, "plot", out, "--facts", "1", "--relations", "0"], f"{out}/plots/facts.pdf\n"),
+        ([program, "facts", out, "--search", "Spain"], "The capital of Spain is"),
+        ([program, "show", out, "0"], "layer"),
+    ]
+    for words, printed in commands:
+        done = subprocess.run(
+            words, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert printed in done.stdout, done.stderr
+    assert not [*elsewhere.iterdir()]
 
 
 # Each `ignore` marks a mistake: strict mypy reports those that are not needed.

@@ -22,9 +22,11 @@ SMALLEST_SQUARE = 1e-8
 SMALLEST = 1e-12
 # The pilot's agreement is taken from error models that have not seen the contrast in question.
 FOLDS = 4
-# How much more than the promise the pilot has to reach: this part of what is missing to 1 over all cells, and this
-# much in a layer. The agreement over the few cells of one layer in a pilot says less about that of the run.
-MARGIN, MARGIN_BY_LAYER = 0.3, 0.1
+# A promise is taken for kept where all but this part of bootstrap samples of the pilot's contrasts keep it: a few
+# contrasts can have most of the effects, and a pilot without them, or with them alone, expects too much.
+DOUBT, SAMPLES = 0.05, 400
+# How many counts of exact cells are tried.
+COUNTS = 400
 
 # With frozen weights a backward pass computes the gradients of activations alone, in the time of a forward pass.
 # Measured on two models, 1.9 forward passes of exact effects take as long as a pass of the gradient.
@@ -231,21 +233,26 @@ class _Unseen:
         self._layer_N, self._scores_N, self._effects_N, self._costs_N = (
             np.concatenate(part) for part in zip(*cells, strict=True)
         )
+        sizes = [each.scores_LT.size for each, _ in pilot]
+        self._contrast_N = np.repeat(np.arange(len(pilot)), sizes)
+        shares_P = np.full(len(pilot), 1 / len(pilot))
+        # The same for every process and run.
+        samples_BP = np.random.default_rng(0).multinomial(len(pilot), shares_P, SAMPLES)
+        self._samples_BP = samples_BP.astype(np.float64)
         self._value_N = np.exp(np.concatenate(predicted)) / self._costs_N
 
     def thresholds(self, targets: Targets) -> tuple[Values, _Reached]:
         """One threshold for all cells that keeps the promise over all, lowered in the layers that need it."""
         order_N = np.argsort(-self._value_N, kind="stable")
         bound = np.inf if targets.max_cost is None else targets.max_cost * FORWARDS_A_GRADIENT
-        count = self._fewest(order_N, targets.overall + MARGIN * (1 - targets.overall), bound)
+        count = self._fewest(order_N, targets.overall, bound)
         thresholds_L = np.full(self._layers, self._value_after(order_N, count))
         if targets.by_layer is not None:
-            wanted = min(targets.by_layer + MARGIN_BY_LAYER, (1 + targets.by_layer) / 2)
             for layer in range(self._layers):
                 left = bound - self._reached(thresholds_L).cost
                 in_layer_N = order_N[self._layer_N[order_N] == layer]
                 already = int((self._value_N[in_layer_N] > thresholds_L[layer]).sum())
-                fewest = self._fewest(in_layer_N, wanted, np.inf)
+                fewest = self._fewest(in_layer_N, targets.by_layer, np.inf)
                 extra = np.cumsum(self._costs_N[in_layer_N[already:fewest]]) / self._contrasts
                 fewest = min(fewest, already + int((extra <= left).sum()))
                 if fewest > already:
@@ -253,27 +260,45 @@ class _Unseen:
         return thresholds_L, self._reached(thresholds_L)
 
     def _fewest(self, order_N: NDArray[np.int64], agreement: float, bound: float) -> int:
-        """How many cells, in this order, have to be exact for an agreement over these cells, within a cost."""
-        scores_N, effects_N = self._scores_N[order_N], self._effects_N[order_N]
-        # With n cells exact, the sums behind the correlation are those of the effects up to n and of the scores
-        # after it.
-        x_N, y_N = scores_N - effects_N.mean(), effects_N - effects_N.mean()
+        """How many cells, in this order, have to be exact for an agreement over these cells, within a cost.
 
-        def both(exact_N: Values, estimated_N: Values) -> Values:
-            after = np.concatenate([np.cumsum(estimated_N[::-1])[::-1], [0.0]])
-            sums: Values = np.concatenate([[0.0], np.cumsum(exact_N)]) + after
-            return sums
-
+        The agreement is one that all but `DOUBT` of the bootstrap samples of the pilot's contrasts reach.
+        """
         total = len(order_N)
-        sum_x, square_x, product = both(y_N, x_N), both(y_N * y_N, x_N * x_N), both(y_N * y_N, x_N * y_N)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            spread_x = square_x - sum_x**2 / total
-            found_N: Values = product / np.sqrt(spread_x * (y_N @ y_N))
+        # The first cells are those that decide, so that the counts that are tried lie close together there.
+        counts_C = np.unique((np.linspace(0, 1, COUNTS) ** 2 * total).astype(np.int64))
+        lower_C = self._lower_C(order_N, counts_C)
         cost_N = np.concatenate([[0.0], np.cumsum(self._costs_N[order_N])]) / self._contrasts
         # Not the first count that happens to reach it: from there on it has to stay.
-        below = np.flatnonzero(found_N < agreement)
-        fewest = 0 if not len(below) else min(int(below[-1]) + 1, total)
+        below = np.flatnonzero(lower_C < agreement)
+        fewest = 0 if not len(below) else int(counts_C[min(int(below[-1]) + 1, len(counts_C) - 1)])
         return min(fewest, int((cost_N <= bound).sum()) - 1)
+
+    def _lower_C(self, order_N: NDArray[np.int64], counts_C: NDArray[np.int64]) -> Values:
+        """The quantile `DOUBT` over bootstrap samples of the correlation with so many cells exact."""
+        scores_N, effects_N = self._scores_N[order_N], self._effects_N[order_N]
+        x_N, y_N = scores_N - effects_N.mean(), effects_N - effects_N.mean()
+        # Cells that are exact from the count C on; those after the last count never are.
+        from_N = np.searchsorted(counts_C, np.arange(len(order_N)), side="right")
+        places_N = self._contrast_N[order_N] * (len(counts_C) + 1) + from_N
+
+        def sums_BC(estimated_N: Values, exact_N: Values) -> Values:
+            start_P = np.bincount(self._contrast_N[order_N], estimated_N, self._contrasts)
+            changes = np.bincount(places_N, exact_N - estimated_N, self._contrasts * (len(counts_C) + 1))
+            changes_PC = changes.reshape(self._contrasts, -1)[:, :-1]
+            found_BC: Values = self._samples_BP @ (start_P[:, None] + np.cumsum(changes_PC, 1))
+            return found_BC
+
+        cells_BC = sums_BC(np.ones_like(x_N), np.ones_like(x_N))
+        sum_x_BC, sum_y_BC = sums_BC(x_N, y_N), sums_BC(y_N, y_N)
+        spread_x_BC = sums_BC(x_N * x_N, y_N * y_N) - sum_x_BC**2 / cells_BC
+        spread_y_BC = sums_BC(y_N * y_N, y_N * y_N) - sum_y_BC**2 / cells_BC
+        product_BC = sums_BC(x_N * y_N, y_N * y_N) - sum_x_BC * sum_y_BC / cells_BC
+        with np.errstate(divide="ignore", invalid="ignore"):
+            r_BC = product_BC / np.sqrt(spread_x_BC * spread_y_BC)
+        # A sample in which nothing varies says nothing.
+        varies_BC = np.isfinite(r_BC)
+        return np.asarray(np.quantile(np.where(varies_BC, r_BC, 1.0), DOUBT, axis=0))
 
     def _value_after(self, order_N: NDArray[np.int64], count: int) -> float:
         """The threshold below which `count` cells are left out."""

@@ -54,7 +54,9 @@ def check_window(location: Location, window: int | None) -> None:
     if window is None:
         return
     if not 2 <= window <= len(layers):
-        raise ArgumentError("window", f"{window} is not between 2 and the {len(layers)} layers; give another")
+        raise ArgumentError(
+            "window", f"{window} is not from 2 to {len(layers)}, the number of layers; give another"
+        )
     if layers != [*range(layers[0], layers[0] + len(layers))]:
         raise ArgumentError(
             "window", "its layers are replaced together; choose consecutive layers, or leave it out"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -15,7 +15,9 @@ from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_e
 from lightning.pytorch.utilities.seed import isolate_rng
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_attr.attribution.gradient import attribute_batch
+from lit_attr.attribution.ablation import RESAMPLE, ZERO
+from lit_attr.attribution.catalogue import RuleName, RuleOptions, find_rule
+from lit_attr.attribution.scoring import Scoring, score_batch
 from lit_attr.callbacks.loggers import show_image, takes_images
 from lit_attr.callbacks.metrics import LiveCounts
 from lit_attr.datamodule import CounterfactDataModule, DataRequirements
@@ -29,13 +31,22 @@ from lit_attr.models.limits import model_limits
 from lit_attr.models.location import Location, locate, token_embedding
 from lit_attr.records.encoding import batch_record, split_finite
 from lit_attr.records.reading import records_of
-from lit_attr.text import safe_name
+from lit_attr.text import counted, safe_name
 from lit_attr.trainers import datamodule_of
 from lit_attr.views.curves import by_ending, role_tag
 from lit_attr.views.pictures import fact_image, profile_image
 
 # Settings of the data module and arguments of functions to the monitor's.
-RENAMED = {"source": "facts", "model_name": "model", "dtype": "model", "attribute": "model"}
+RENAMED = {
+    "source": "facts",
+    "model_name": "model",
+    "dtype": "model",
+    "attribute": "model",
+    "steps": "rule_options.integration_steps",
+    "frozen_attention": "rule_options.frozen_attention",
+}
+# Mean writes would be those of other weights at the next pass.
+MonitoredAblation = Literal["zero", "resample"]
 
 
 class _Plan(NamedTuple):
@@ -87,12 +98,16 @@ class AttributionMonitor(pl.Callback):
             top.
         component: `mlp`, `attention`, `block`, or a dotted path from the language model with `{layer}` in it; or
             several. The tags of all but the first then have the component's name: `role_by_layer_attention`.
+        rule: How scores are computed, as in `AttributionModule`.
+        ablation: What scores subtract from a write: `zero`, or with `resample` the write at the same token in the
+            run of another fact, its donor. Facts without a donor are left out.
         every_n_steps: Optimizer steps between passes. Default: passes after validation only.
         at_validation_end: Whether a pass runs after validation.
         limit: Keep only the first so many rows.
         max_heatmaps: How many facts, spread over the rows, get a heatmap in each pass.
         max_tokens: Maximum number of tokens in a batch, padding included. Default: 1,024 on a CPU and 4,096
             elsewhere.
+        rule_options: Options of single rules.
     """
 
     def __init__(
@@ -102,20 +117,30 @@ class AttributionMonitor(pl.Callback):
         model: str | None = None,
         layers: list[int | str] | str | int = "all",
         component: str | list[str] = "mlp",
+        rule: RuleName = "gradient",
+        ablation: MonitoredAblation = "zero",
         every_n_steps: int | None = None,
         at_validation_end: bool = True,
         limit: int | None = None,
         max_heatmaps: int = 4,
         max_tokens: int | None = None,
+        rule_options: RuleOptions = RuleOptions(),
     ) -> None:
         super().__init__()
+        if ablation not in get_args(MonitoredAblation):
+            raise ArgumentError("ablation", f"{ablation!r} is neither zero nor resample", "AttributionMonitor")
         if every_n_steps is not None and every_n_steps < 1:
-            raise ArgumentError("every_n_steps", f"{every_n_steps} is less than 1", "AttributionMonitor")
+            raise ArgumentError(
+                "every_n_steps", f"{every_n_steps} is less than 1; give 1 or more", "AttributionMonitor"
+            )
         with _apart_from_training():
             self._data = CounterfactDataModule(facts, step="divergence", limit=limit, max_tokens=max_tokens)
         self.tokenizer = tokenizer
         self.model = model
         self.layers, self.component = layers, component
+        self.rule: RuleName = rule
+        self.ablation: MonitoredAblation = ablation
+        self.rule_options = rule_options
         self.every_n_steps, self.at_validation_end = every_n_steps, at_validation_end
         self.max_heatmaps = max_heatmaps
 
@@ -185,12 +210,14 @@ class AttributionMonitor(pl.Callback):
                 DataRequirements(
                     tokenizer=self._find_tokenizer(trainer, pl_module, language_model),
                     limits=model_limits(language_model),
+                    ablation=self.ablation,
                 )
             )
             location = locate(language_model, layers=self.layers, component=self.component)
+            self._scoring(language_model, location)
             if data.rejected:
-                first, count = data.rejected[0], len(data.rejected)
-                warn_about("facts", f"{count} rows left out; row {first.row}: {first.reason}")
+                first, count = data.rejected[0], counted(len(data.rejected), "row")
+                warn_about("facts", f"{count} left out; the first, row {first.row}: {first.reason}")
         contrasts, heatmaps = data.contrasts, min(self.max_heatmaps, len(data.contrasts))
         places = {place * len(contrasts) // heatmaps for place in range(heatmaps)}
         # The first process alone has loggers, so it gets the facts that are drawn, and is dealt the others last.
@@ -213,6 +240,18 @@ class AttributionMonitor(pl.Callback):
             return tokenizer
         reason = "neither the module nor the data module has one of transformers; give one"
         raise ArgumentError("tokenizer", reason)
+
+    def _scoring(self, model: PreTrainedModel, location: Location) -> Scoring:
+        """How scores are computed, with the weights of the moment."""
+        options = self.rule_options
+        rule = find_rule(
+            model,
+            location,
+            self.rule,
+            steps=options.integration_steps,
+            frozen_attention=options.frozen_attention,
+        )
+        return Scoring(rule, RESAMPLE if self.ablation == "resample" else ZERO)
 
     def _attribute(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Runs one pass over the facts. Every process calls it at the same step."""
@@ -245,12 +284,13 @@ class AttributionMonitor(pl.Callback):
         """Attributes this process's facts, and shows the heatmaps among them."""
         model, location, batches, drawn = plan
         with _apart_from_training():
+            scoring = self._scoring(model, location)
             counts = LiveCounts(
-                [*dict.fromkeys(location.layers)], [*dict.fromkeys(location.components)], "gradient"
+                [*dict.fromkeys(location.layers)], [*dict.fromkeys(location.components)], self.rule
             )
             for place, contrasts in enumerate(batches):
                 batch = collate_contrasts(contrasts).to(token_embedding(model).weight.device)
-                scored = attribute_batch(model, location, batch)
+                scored = score_batch(model, location, batch, scoring)
                 finite, _ = split_finite(scored.to("cpu"))
                 if not finite.contrasts:
                     continue

@@ -48,8 +48,8 @@ class AttributionWriter(BasePredictionWriter):
     Args:
         output_dir: Folder for the files. A run of the same rows with a larger `limit` extends an earlier one.
         max_heatmaps: How many contrasts get a heatmap.
-        heatmaps: Which contrasts get one: `spread`, the first of the run's random order, or the ones with the
-            `largest` logit differences of either sign.
+        heatmaps: Which contrasts get one: `spread` (the first in the random order) or `largest` (those with the
+            largest logit differences). The differences count with either sign.
         heatmap_ids: Ids of facts that get a heatmap as well.
         overwrite: Move what an earlier run left in the folder aside and start afresh. Leave it out to resume a
             run.
@@ -69,7 +69,7 @@ class AttributionWriter(BasePredictionWriter):
         if not output_dir or (Path(output_dir).exists() and not Path(output_dir).is_dir()):
             raise ArgumentError("output_dir", f"{output_dir!r} is not a folder; give another", "writer")
         if max_heatmaps < 0:
-            raise ArgumentError("max_heatmaps", f"{max_heatmaps} is less than 0", "writer")
+            raise ArgumentError("max_heatmaps", f"{max_heatmaps} is less than 0; give 0 or more", "writer")
         with arguments_of("writer"):
             check_choice("heatmaps", heatmaps, get_args(Heatmaps))
         self.folder = RunFolder(output_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -17,13 +18,41 @@ def main(args: Sequence[str] | None = None) -> None:
             where SIGTERM or SIGINT stopped a prediction run; with one line on standard error.
     """
     words = sys.argv[1:] if args is None else [*args]
-    if words[:1] in (["plot"], ["export"], ["compare"], ["--help"], ["-h"], []):
-        from lit_attr.cli.record_commands import run
+    if words == ["--version"]:
+        print(f"lit-attr {own_version()}")
+    elif words and (words[0] == "predict" or (words[0].startswith("-") and words[0] not in ("-h", "--help"))):
+        # A setting before `predict` is LightningCLI's to refuse.
+        from lit_attr.cli.names import check_names
 
-        run(words)
-    else:
+        check_names(words[1:])
+        _hide_bars()
         # Imported here: torch and Lightning take seconds, and the other commands need neither.
         from lit_attr.cli.prediction import predict
 
         # Lightning starts further processes with the words of this one, and has to see that they are its own.
         predict(None if args is None else words)
+    else:
+        from lit_attr.cli.record_commands import run
+
+        run(words)
+
+
+def own_version() -> str:
+    """The version of the package."""
+    # Imported here: it takes as long as the rest of the program.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("lit-attr")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _hide_bars() -> None:
+    """Hides the progress bars of libraries about weights and tensors, here and in processes that start from here.
+
+    Has to be called before tqdm is imported. The hub's downloads keep their bars. Who has set the verbosity of
+    transformers, or tqdm's own variable, gets what these say.
+    """
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        os.environ.setdefault("TQDM_DISABLE", "1")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import re
 import sys
-import threading
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from types import MappingProxyType
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -18,24 +15,21 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_attr.callbacks.signals import StopOnSignal, Stopped, exit_status, listener, process_rank
 from lit_attr.callbacks.writer import AttributionWriter
+from lit_attr.cli.opening import component_line, facts_line, model_line
+from lit_attr.cli.parser import OneLineParser
+from lit_attr.cli.progress import RunProgress, has_default_bar
+from lit_attr.cli.quiet import quieten
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import ReportedError, UserError, arguments_of
 from lit_attr.evaluation.closing import closing_lines
 from lit_attr.models.checkpoints import read_checkpoint
 from lit_attr.module import AttributionModule
 from lit_attr.records.folder import RESUME_HINT, RunFolder
-from lit_attr.settings import RENAMED
-from lit_attr.text import TOO_DEEP, never_fail_to_print, print_error, print_text, readable
-
-# Flags of earlier versions to the ones that took their place.
-RENAMED_FLAGS = {
-    "writer.verify": "model.verify",
-    **{f"model.{name}": f"model.{nested}" for name, nested in RENAMED.items() if nested.endswith(f".{name}")},
-}
+from lit_attr.text import TOO_DEEP, never_fail_to_print, print_error, print_text
 
 
 class PredictTrainer(pl.Trainer):
-    """A Trainer that does not keep the predictions: those of a data set would fill the memory."""
+    """Lightning's Trainer. It does not keep the predictions: those of a data set would fill the memory."""
 
     def predict(
         self,
@@ -53,33 +47,17 @@ class PredictTrainer(pl.Trainer):
             dataloaders: Loaders of batches.
             datamodule: A data module with a loader of batches.
             return_predictions: Whether to keep every prediction.
-            ckpt_path: A checkpoint file of a Lightning module that contains the language model. Its weights are
+            ckpt_path: Checkpoint of a Lightning module that contains the language model, for its weights. They are
                 loaded into the model that `model.model_name` names.
-            weights_only: Refuse a checkpoint that holds other objects than weights and settings; reading such
-                objects can run code.
+            weights_only: Refuse a checkpoint that holds more than weights and settings. Reading other objects can
+                run code.
         """
         return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
 
-
-class OneLineParser(LightningArgumentParser):
-    """A parser that reports a wrong setting in one line, without the usage of all others."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # An abbreviation would set another key than the one that was misspelt.
-        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
-
-    def add_class_arguments(self, theclass: type, nested_key: str | None = None, **kwargs: Any) -> list[str]:
-        """Leaves out the settings that only Python can pass."""
-        if theclass is AttributionModule:
-            kwargs["skip"] = {"model", "tokenizer"}
-        added: list[str] = super().add_class_arguments(theclass, nested_key, **kwargs)
-        return added
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Prints the message and exits with status 2."""
-        line = _renamed_flag(message) or f"{readable(message)}; see lit-attr predict --help"
-        print_error(f"lit-attr: error: {line}")
-        sys.exit(2)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Makes a process that Lightning has spawned, and that gets the Trainer, as quiet as the first one."""
+        self.__dict__.update(state)
+        quieten()
 
 
 class SaveConfigInOutput(SaveConfigCallback):
@@ -100,8 +78,17 @@ class AttributionCLI(LightningCLI):
     """`lit-attr predict`, with settings of model, data, writer and Trainer."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the writer's settings."""
+        """Adds the writer's settings, and the helps of the groups."""
         parser.add_lightning_class_args(AttributionWriter, "writer")
+        if isinstance(parser, OneLineParser):
+            parser.add_group_helps()
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the seed, with a description of what it is for here."""
+        help_text = "Seed of all random number generators, or true for a random one; no score depends on it."
+        parser.add_argument(
+            "--seed_everything", type=bool | int, default=self.seed_everything_default, help=help_text
+        )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -121,7 +108,7 @@ class AttributionCLI(LightningCLI):
             parser.error("config: it goes after the subcommand: lit-attr predict --config FILE")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Puts the logs into the output folder by default."""
+        """Puts the logs into the output folder by default, and adds the run's own progress bar."""
         settings = self.config.predict
         output = settings.writer.output_dir
         if settings.trainer.default_root_dir is None:
@@ -130,12 +117,16 @@ class AttributionCLI(LightningCLI):
             # As the Trainer's own, but without the metric of -1 that it logs.
             folder = settings.trainer.default_root_dir or output
             kwargs["logger"] = TensorBoardLogger(folder, default_hp_metric=False)
+        own_bar = has_default_bar(self.config_init.predict.trainer)
+        if own_bar:
+            kwargs["enable_progress_bar"] = False
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, ImportError, RuntimeError, MisconfigurationException) as error:
             raise UserError(f"trainer: {error}") from error
         listener.trainer = trainer
-        trainer.callbacks.append(StopOnSignal())  # type: ignore[attr-defined]  # a Trainer sets it on itself
+        # A Trainer sets its callbacks on itself. After the writer, whose last work is part of the progress.
+        trainer.callbacks += [RunProgress(shows_bar=own_bar), StopOnSignal()]  # type: ignore[attr-defined]
         return trainer
 
     def before_predict(self) -> None:
@@ -148,9 +139,27 @@ class AttributionCLI(LightningCLI):
         self.trainer.strategy.connect(self.model)
         self.model.trainer = self.datamodule.trainer = self.trainer
         self.datamodule.setup("predict")
+        if self.trainer.is_global_zero:
+            print_text(facts_line(self.datamodule))
+            print_text(model_line(self.model))
         self.model.configure_model()
+        if self.trainer.is_global_zero:
+            print_text(component_line(self.model))
         if checkpoint is not None:
             self.model.on_load_checkpoint(checkpoint)
+
+
+# How LightningCLI declares the settings of `predict`.
+DECLARATION: Mapping[str, Any] = MappingProxyType(
+    {
+        "trainer_class": PredictTrainer,
+        "trainer_defaults": {"inference_mode": False},
+        "seed_everything_default": False,
+        "parser_class": OneLineParser,
+        "auto_configure_optimizers": False,
+        "load_from_checkpoint_support": False,
+    }
+)
 
 
 def predict(args: Sequence[str] | None) -> None:
@@ -163,7 +172,7 @@ def predict(args: Sequence[str] | None) -> None:
         SystemExit: 1 for a mistake in a file, a model or a row, 2 for one in the settings' form, 143 where SIGTERM
             stopped the run and 130 where SIGINT (Ctrl-C) did; with one line on standard error.
     """
-    _quieten()
+    quieten()
     never_fail_to_print()
     listener.start()
     try:
@@ -171,13 +180,8 @@ def predict(args: Sequence[str] | None) -> None:
             AttributionModule,
             CounterfactDataModule,
             save_config_callback=SaveConfigInOutput,
-            trainer_class=PredictTrainer,
-            trainer_defaults={"inference_mode": False},
-            seed_everything_default=False,
-            parser_class=OneLineParser,
             args=list(args) if args is not None else None,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
+            **DECLARATION,
         )
         if cli.trainer.is_global_zero:
             _print_closing_lines(cli.trainer)
@@ -200,17 +204,6 @@ def predict(args: Sequence[str] | None) -> None:
             listener.stop()
 
 
-def _renamed_flag(message: str) -> str | None:
-    """Names the new flag where the parser does not know one of an earlier version."""
-    for old, new in RENAMED_FLAGS.items():
-        group, _, name = old.partition(".")
-        if re.search(
-            rf"--{re.escape(old)}\b(?!\.)|\b{group}\b.*[Kk]ey[^.]*['\"]{name}['\"]|['\"]{old}['\"]", message
-        ):
-            return f"{old}: its name is {new} now"
-    return None
-
-
 def _print_closing_lines(trainer: pl.Trainer) -> None:
     writer = next(each for each in trainer.callbacks if isinstance(each, AttributionWriter))  # type: ignore[attr-defined]
     pictures = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
@@ -226,23 +219,3 @@ def _reported(error: BaseException) -> str:
     if isinstance(known, UserError):
         return " ".join(str(known).split())
     return f"writer.output_dir or trainer.logger: {' '.join(str(error).split())}; {RESUME_HINT}"
-
-
-def _report_thread(failure: threading.ExceptHookArgs) -> None:
-    """Ignores what TensorBoard's writing thread could not write: the main thread raises it again."""
-    if not isinstance(failure.exc_value, OSError):
-        threading.__excepthook__(failure)
-
-
-def _quieten() -> None:
-    """Drops messages of libraries that every run causes."""
-    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
-    warnings.filterwarnings("ignore", message="`isinstance\\(treespec, LeafSpec\\)` is deprecated")
-    warnings.filterwarnings("ignore", message="The 'predict_dataloader' does not have many workers")
-    warnings.filterwarnings("ignore", message="Total length of `DataLoader` across ranks is zero")
-    # Each retry of a hub that cannot be reached; the final error says it.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    threading.excepthook = _report_thread
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
-    )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal, NamedTuple, NoReturn, get_type_hints
 
 from jsonargparse import ArgumentParser
 
+from lit_attr.cli.facts import facts
+from lit_attr.cli.show import show
 from lit_attr.errors import ArgumentError, UserError
 from lit_attr.text import TOO_DEEP, print_error, print_text, readable
 
@@ -116,6 +119,28 @@ def compare(out: list[Path], component: str | None = None) -> None:
         print_text(line)
 
 
+class Command(NamedTuple):
+    """A command.
+
+    Attributes:
+        function: What it does; its signature and docstring give the settings.
+        positionals: The arguments without a flag, with their help.
+    """
+
+    function: Callable[..., None]
+    positionals: Mapping[str, str]
+
+
+RUN, RUNS = {"out": "output folder of a run"}, {"out": "output folder of a run, or of several"}
+COMMANDS: Mapping[str, Command] = {
+    "facts": Command(facts, RUN),
+    "show": Command(show, {**RUN, "id": "id of the fact"}),
+    "plot": Command(plot, RUNS),
+    "export": Command(export, RUN),
+    "compare": Command(compare, RUNS),
+}
+
+
 def run(words: Sequence[str]) -> None:
     """Runs a command on records, or prints the help of the program.
 
@@ -127,33 +152,47 @@ def run(words: Sequence[str]) -> None:
             standard error.
     """
     parser = OneLineArgumentParser(prog="lit-attr", description=PROGRAM)
-    commands = parser.add_subcommands(dest="command")
+    subcommands = parser.add_subcommands(dest="command")
     # Only for the help: LightningCLI parses the words of `predict`.
-    commands.add_subcommand("predict", OneLineArgumentParser(), help=PREDICT_HELP)
-    commands_by_name: dict[str, Callable[..., None]] = {"plot": plot, "export": export, "compare": compare}
-    for name, function in commands_by_name.items():
-        summary, _, details = (function.__doc__ or "").partition("\n")
-        command = OneLineArgumentParser(description=f"{summary} {details.partition('Args:')[0]}")
-        # A path for `export`, lists of paths for the others.
-        nargs = None if function is export else "+"
-        command.add_argument("out", nargs=nargs, type=Path, help="output folder of a run, or of several")
-        command.add_function_arguments(function, as_positional=False, skip={"out"})
-        for action in command._actions:
-            if action.default is False:
-                # The flag alone says true.
-                action.nargs, action.const = "?", True
-        commands.add_subcommand(name, command, help=summary)
+    subcommands.add_subcommand("predict", OneLineArgumentParser(), help=PREDICT_HELP)
+    for name, command in COMMANDS.items():
+        summary = (command.function.__doc__ or "").partition("\n")[0]
+        # The settings of the others take time and are not parsed.
+        subparser = _parser_of(command) if words[:1] == [name] else OneLineArgumentParser()
+        subcommands.add_subcommand(name, subparser, help=summary)
     try:
         settings = parser.parse_args([*words])
     except RecursionError:
         parser.error(TOO_DEEP)
     name = settings.command
     try:
-        commands_by_name[name](**parser.instantiate(settings)[name].as_dict())
+        COMMANDS[name].function(**parser.instantiate(settings)[name].as_dict())
+        sys.stdout.flush()
     except ArgumentError as error:
-        _fail(name, f"--{error}")
+        is_flag = error.argument not in COMMANDS[name].positionals
+        _fail(name, f"{'--' if is_flag else ''}{error}")
+    except BrokenPipeError:
+        # Whoever reads the list, such as `head`, has enough. Python must not try to write the rest at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (UserError, OSError) as error:
         _fail(name, str(error))
+
+
+def _parser_of(command: Command) -> OneLineArgumentParser:
+    summary, _, details = (command.function.__doc__ or "").partition("\n")
+    parser = OneLineArgumentParser(description=f"{summary} {details.partition('Args:')[0]}")
+    types = get_type_hints(command.function)
+    for name, words in command.positionals.items():
+        is_list = types[name] == list[Path]
+        kind = Path if is_list else types[name]
+        parser.add_argument(name, nargs="+" if is_list else None, type=kind, help=words)
+    parser.add_function_arguments(command.function, as_positional=False, skip={*command.positionals})
+    for action in parser._actions:
+        if types.get(action.dest) in (bool, bool | None):
+            # The flag alone says true.
+            action.nargs, action.const = "?", True
+    return parser
 
 
 def _fail(command: str, message: str) -> NoReturn:

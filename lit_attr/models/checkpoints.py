@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lit_attr.errors import ArgumentError, UserError, one_line, shown, warn_about
 from lit_attr.models.hooks import uncompiled
+from lit_attr.text import counted
 
 # What wrappers of modules put into the names of weights.
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -48,7 +49,7 @@ def read_checkpoint(path: str | Path, *, weights_only: bool = True) -> dict[str,
         if kind is not None:
             raise UserError(
                 f"{path}: it holds more than weights, such as {kind[1]}; if you trust its source, "
-                "weights_only=False reads it and runs the code in it"
+                "set weights_only to false, which runs the code in it"
             ) from error
         raise UserError(f"{path}: it cannot be read ({one_line(error, 100)}); {GIVE_ONE}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
@@ -101,7 +102,8 @@ def _load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], name: str) ->
     used = {f"{part.prefix}{weight}" for part in fitting for weight in (*part.weights, *part.buffers)}
     if others := [key for key in tensors if key not in used]:
         owners = sorted({_owner(key, fitting[0].prefix) for key in others})
-        warn_about("checkpoint", f"{len(others)} tensors of other parts are left out, those of {_listed(owners)}")
+        left_out = counted(len(others), "tensor")
+        warn_about("checkpoint", f"left out: {left_out} of other parts, those of {_listed(owners)}")
     model.load_state_dict(fitting[0].weights, strict=False)
 
 

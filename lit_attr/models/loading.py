@@ -18,6 +18,7 @@ from lit_attr.errors import ArgumentError, check_choice, one_line, warn_about
 from lit_attr.models.language_model import check_model
 from lit_attr.models.quantization import Quantization as Quantization
 from lit_attr.models.quantization import quantization_config, quantization_settings
+from lit_attr.text import counted
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
@@ -112,8 +113,8 @@ def load_model(
     if on_cpu and model.dtype == torch.bfloat16 and lacks_bfloat16(CPU_INFO):
         warn_about(
             "dtype",
-            "this CPU has no instructions for bfloat16; on such a one a run took 13 times as long as in float32, "
-            "which is faster here",
+            "this CPU has no instructions for bfloat16; on such a CPU a run took 13 times as long as in float32; "
+            "set float32",
         )
     model.eval()
     check_model(model)
@@ -281,8 +282,8 @@ def _from_pretrained(model_name: str, options: dict[str, Any]) -> PreTrainedMode
     if absent:
         raise ArgumentError(
             "model_name",
-            f"{model_name} lacks {len(absent)} weights of its config, such as {absent[0]}, which would be random; "
-            "get a complete checkpoint",
+            f"{model_name} lacks {counted(len(absent), 'weight')} of its config, such as {absent[0]}, which would "
+            "be random; get a complete checkpoint",
         )
     return cast(PreTrainedModel, model)
 

@@ -32,6 +32,7 @@ from lit_attr.models.selftest import (
     record,
     shows_other_widths,
 )
+from lit_attr.text import counted
 
 # The names that implementations give the two sublayers of a decoder block.
 COMPONENT_NAMES = {
@@ -147,7 +148,7 @@ def _side_by_side(locations: Sequence[Location]) -> Location:
         if other.layers != first.layers:
             raise ArgumentError(
                 "component",
-                f"{first.components[0]} has {len(first.layers)} layers and {other.components[0]} has "
+                f"{first.components[0]} is in {counted(len(first.layers), 'layer')} and {other.components[0]} in "
                 f"{len(other.layers)}; give each a run of its own",
             )
     layers, modules, paths, components = (

@@ -66,7 +66,7 @@ def _content_of(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: it cannot be read ({error.strerror or error})") from error
+        raise UserError(f"{path}: it cannot be read ({error.strerror or error}); run again") from error
 
 
 def _parsed(content: bytes, path: Path) -> dict[str, Any]:

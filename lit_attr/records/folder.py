@@ -157,7 +157,7 @@ class RunFolder:
                     raise ArgumentError(
                         "output_dir",
                         f"{self.path} was written with {group}.{name} {briefly(before)}, this run has "
-                        f"{briefly(value)}; give another folder, or set overwrite=True to start afresh",
+                        f"{briefly(value)}; give another folder, or set overwrite to true to start afresh",
                     )
 
     def open(self, settings: Mapping[str, Mapping[str, Any]], rejected: Iterable[Rejected]) -> None:

@@ -118,7 +118,7 @@ def read_means(
             found = {name: file.get_tensor(name) for name in [*file.keys()]}
     except (OSError, SafetensorError) as error:
         raise ArgumentError(
-            "mean_writes", f"{path} is not a safetensors file that can be read ({error})"
+            "mean_writes", f"{path} is not a safetensors file that can be read ({error}); give another"
         ) from error
     try:
         named = json.loads(metadata["layers"]) if "layers" in metadata else None

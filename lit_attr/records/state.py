@@ -158,7 +158,9 @@ def _claim(folder: Path, place: int) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise ArgumentError("output_dir", f"{folder} cannot be written to ({error.strerror or error})") from error
+        raise ArgumentError(
+            "output_dir", f"{folder} cannot be written to ({error.strerror or error}); run again"
+        ) from error
 
 
 def _version(name: str) -> str | None:

@@ -23,6 +23,7 @@ from lit_attr.facts.batches import ContrastBatch, collate_contrasts
 from lit_attr.facts.contrasts import Contrast
 from lit_attr.models.location import input_device
 from lit_attr.sampling.comparisons import Scorer
+from lit_attr.text import counted
 from lit_attr.trainers import OwnsPilot, owner_of_run, run_state
 
 # With fewer contrasts no fit can leave out a quarter of them.
@@ -54,11 +55,11 @@ def check_targets(
     if rule == "exact":
         raise ArgumentError("min_agreement", "every score of the rule exact is exact; leave it out")
     if pilot < FEWEST:
-        raise ArgumentError("pilot", f"{pilot} is less than {FEWEST}")
+        raise ArgumentError("pilot", f"{pilot} is less than {FEWEST}; give {FEWEST} or more")
     # The features of the error model take a pass of the plain gradient, beside that of another rule.
     passes = 1 if rule == "gradient" else 2
     if max_cost is not None and not isfinite(max_cost):
-        raise ArgumentError("max_cost", f"{max_cost} is no bound; leave it out")
+        raise ArgumentError("max_cost", f"{max_cost} is not a bound; leave it out")
     if max_cost is not None and not max_cost > passes:
         raise ArgumentError(
             "max_cost", f"{max_cost} leaves nothing for exact effects: the estimates cost {passes}; give more"
@@ -176,8 +177,8 @@ class Adaptive:
         if len(known) < FEWEST:
             raise ArgumentError(
                 "min_agreement",
-                f"{len(known)} contrasts of the pilot have finite scores and exact effects, fewer than {FEWEST}; "
-                "give more facts, or the dtype float32",
+                f"the pilot has {counted(len(known), 'contrast')} with finite scores and exact effects, fewer "
+                f"than {FEWEST}; give more facts, or the dtype float32",
             )
         depth = depth_of(scorer.model, scorer.location)
         return fit(scorer.location.layers, depth, known, self._targets), len(known)

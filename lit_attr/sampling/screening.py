@@ -61,7 +61,7 @@ def screen(
             owner.keep_screened(trainer, _in_order(table, known))
     kept = rows_N[known.is_kept_N]
     if not len(kept):
-        raise ArgumentError("only", f"none of {len(table)} contrasts is {only}; give other facts or all", "model")
+        raise ArgumentError("only", f"no contrast of {len(table)} is {only}; give other facts or all", "model")
     return kept
 
 

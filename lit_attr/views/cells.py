@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw
 
+from lit_attr.views.colours import colours_of
 from lit_attr.views.labels import line_height, text_mask
 from lit_attr.views.sheet import FRAME, GAP, INK, TEXT, put, short_number
 
@@ -18,23 +19,7 @@ SPILL = line_height(TEXT) // 2 + 1  # half a line: the bar's end labels are cent
 BAR_GAP, BAR_WIDTH = 28, 16  # the word "subject" stands in the gap
 DOT = 5  # the size of a mark, pixels
 GRID = (232, 232, 232)
-EMPTY, EMPTY_HATCH, CLIPPED_HATCH = (238, 238, 238), (196, 196, 196), (255, 255, 255)
-
-# ColorBrewer's RdBu from blue to red, safe for colour-blind readers, with a white middle and less dark ends.
-ANCHORS = (
-    "0f4784",
-    "2166ac",
-    "4393c3",
-    "92c5de",
-    "d1e5f0",
-    "ffffff",
-    "fddbc7",
-    "f4a582",
-    "d6604d",
-    "b2182b",
-    "860d27",
-)
-HALF_STEPS = 255
+EMPTY_HATCH, CLIPPED_HATCH = (196, 196, 196), (255, 255, 255)
 
 
 class Quantity(NamedTuple):
@@ -50,31 +35,6 @@ class Quantity(NamedTuple):
 
 
 SCORE = Quantity("score")
-
-
-def _colour_table() -> NDArray[np.uint8]:
-    """Colours of -1 to +1 in ``2 * HALF_STEPS + 1`` rows, of which the middle one is exactly white."""
-    anchors = np.array([list(bytes.fromhex(anchor)) for anchor in ANCHORS], dtype=float)
-    at, stops = np.linspace(-1, 1, 2 * HALF_STEPS + 1), np.linspace(-1, 1, len(anchors))
-    channels = [np.interp(at, stops, channel).round() for channel in anchors.T]
-    return np.stack(channels, axis=1).astype(np.uint8)
-
-
-TABLE = _colour_table()
-
-
-def largest_magnitude(values: NDArray[np.floating]) -> float:
-    """The largest magnitude, ignoring NaN; 0 where there is no value."""
-    return float(np.nan_to_num(np.abs(values)).max(initial=0.0))
-
-
-def scale_of(values_NL: NDArray[np.floating]) -> float:
-    """The magnitude that gets the deepest colour: the largest below the first row.
-
-    The first row is that of position 0, most often an attention sink, many times as large as the rest. It sets the
-    scale only where no other value is non-zero.
-    """
-    return largest_magnitude(values_NL[1:]) or largest_magnitude(values_NL) or 1.0
 
 
 def draw_cells(values_NL: NDArray[np.floating], scale: float, cell_w: int, cell_h: int) -> Image.Image:
@@ -94,7 +54,7 @@ def draw_cells(values_NL: NDArray[np.floating], scale: float, cell_w: int, cell_
     def enlarge(cells: NDArray[np.uint8]) -> Image.Image:
         return Image.fromarray(cells).resize(size, Image.Resampling.NEAREST)
 
-    image = enlarge(_colours(values_NL, scale))
+    image = enlarge(colours_of(values_NL, scale))
     for which, colour in ((np.abs(values_NL) > scale, CLIPPED_HATCH), (np.isnan(values_NL), EMPTY_HATCH)):
         if which.any():
             image.paste(colour, mask=ImageChops.darker(enlarge(which.astype(np.uint8) * 255), stripes))
@@ -147,7 +107,7 @@ def colour_bar(scale: float, grid_h: int, quantity: Quantity) -> Image.Image:
     width = text + max(mask.width for mask in numbers.values()) + GAP + name.width
     image = Image.new("RGB", (width, grid_h + 2 * SPILL), "white")
     draw = ImageDraw.Draw(image)
-    ramp = _colours(np.linspace(1, lowest, grid_h)[:, None], 1.0).repeat(BAR_WIDTH, axis=1)
+    ramp = colours_of(np.linspace(1, lowest, grid_h)[:, None], 1.0).repeat(BAR_WIDTH, axis=1)
     image.paste(Image.fromarray(ramp), (bar, SPILL))
     draw.rectangle((bar - 1, SPILL - 1, bar + BAR_WIDTH, SPILL + grid_h), outline=FRAME)
     for y, mask in numbers.items():
@@ -155,11 +115,3 @@ def colour_bar(scale: float, grid_h: int, quantity: Quantity) -> Image.Image:
         put(image, mask, INK, text, SPILL + y, (0, 0.5))
     put(image, name, INK, width, SPILL + grid_h / 2, (1, 0.5))
     return image
-
-
-def _colours(values: NDArray[np.floating], scale: float) -> NDArray[np.uint8]:
-    """RGB on a new last axis; magnitudes beyond ``scale`` get its end colour, NaN the colour of empty cells."""
-    steps = np.nan_to_num(np.clip(values / scale, -1, 1)) * HALF_STEPS
-    colours: NDArray[np.uint8] = TABLE[steps.round().astype(int) + HALF_STEPS]
-    colours[np.isnan(values)] = EMPTY
-    return colours

@@ -22,10 +22,9 @@ from lit_attr.views.cells import (
     Quantity,
     colour_bar,
     draw_cells,
-    largest_magnitude,
     mark_cells,
-    scale_of,
 )
+from lit_attr.views.colours import largest_magnitude, scale_of
 from lit_attr.views.labels import drawable, line_height, text_mask, token_label, wrap
 from lit_attr.views.sheet import (
     FRAME,

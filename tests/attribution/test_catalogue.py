@@ -116,3 +116,12 @@ def test_rejects_unknown_rules_and_options(name: Any, options: dict[str, Any], m
     model = tiny_model("gpt2")
     with pytest.raises(ArgumentError, match=message):
         find_rule(model, locate(model), name, **options)
+
+
+def test_frozen_norm_needs_a_norm():
+    model = tiny_model("gpt2")
+    for block in model.transformer.h:
+        block.ln_1, block.ln_2 = torch.nn.Identity(), torch.nn.Identity()
+    model.transformer.ln_f = torch.nn.Identity()
+    with pytest.raises(ArgumentError, match="^rule: this model has no norms; choose gradient or integrated$"):
+        find_rule(model, locate(model), "frozen-norm")

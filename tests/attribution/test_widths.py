@@ -44,7 +44,6 @@ def test_two_types_of_transformers_depend_on_width():
     assert types_that_depend_on_width() == ["dynamic", "longrope"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rope_type", types_that_depend_on_width())
 def test_rows_of_every_rotary_architecture_score_as_alone(rope_type: str):
     contrasts = random_contrasts((5, 14, 18))

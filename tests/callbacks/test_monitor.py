@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from trainings import FACTS, SMALL, StrangersModule, csv_logger, fit, loader, make_trainer, read_csv
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
+from lit_attr.attribution.catalogue import RuleOptions, find_rule
 from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.callbacks.monitor import AttributionMonitor
 from lit_attr.errors import UserError
@@ -281,6 +282,12 @@ NO_TOKENIZER = "AttributionMonitor.tokenizer: neither the module nor the data mo
         (StrangersModule, {"facts": [{**FACTS[0], "subject": "x"}]}, "^AttributionMonitor.facts: none of 1 rows"),
         (StrangersModule, {"layers": 7}, "^AttributionMonitor.layers: there is no layer 7"),
         (StrangersModule, {"component": "no"}, "^AttributionMonitor.component: 'no' is none of mlp"),
+        (StrangersModule, {"rule": "no"}, "^AttributionMonitor.rule: 'no' is none of gradient"),
+        (
+            StrangersModule,
+            {"rule_options": RuleOptions(frozen_attention=True)},
+            "^AttributionMonitor.rule_options.frozen_attention: it belongs to the rule linearised",
+        ),
         (
             StrangersModule,
             {"at_validation_end": False},
@@ -333,3 +340,58 @@ def test_components_are_attributed_side_by_side(tmp_path: Path):
         kind, slash, role = name.partition("/")
         assert both[f"{kind}_attention/{role}" if slash else name] == value
     assert len(both) == len(mlp) + sum("/" in name for name in attention)
+
+
+def write_and_gradient(module: StrangersModule, prompt: str, answers: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """What the last layer's MLP writes at the last token, and its gradient, by a plain hook."""
+    kept: list[Tensor] = []
+
+    def keep(mlp: nn.Module, inputs: Any, output: Tensor) -> None:
+        output.retain_grad()
+        kept.append(output)
+
+    lm = module.lm.eval()
+    handle = lm.transformer.h[-1].mlp.register_forward_hook(keep)
+    logits_V = lm(**module.tokenizer(prompt, return_tensors="pt")).logits[0, -1]
+    handle.remove()
+    (logits_V[answers[0]] - logits_V[answers[1]]).backward()
+    return kept[0][0, -1].detach(), kept[0].grad[0, -1]
+
+
+def test_resample_ablation_subtracts_the_donors_write(tmp_path: Path):
+    """Two facts, each the only possible donor of the other."""
+    row = {"relation": "The capital of {} is", "target_true": "Madrid", "target_false": "Rome"}
+    facts = [
+        {**row, "prompt": "The capital of Spain is", "subject": "Spain"},
+        {**row, "prompt": "The capital of Italy is", "subject": "Italy", "target_true": "Rome"}
+        | {"target_false": "Madrid"},
+    ]
+    monitor = AttributionMonitor(facts, layers=-1, ablation="resample", at_validation_end=True)
+    fit(monitor, logger=csv_logger(tmp_path), max_epochs=1)
+    module = StrangersModule()
+    madrid, rome = (
+        module.tokenizer(f" {city}", add_special_tokens=False).input_ids[0] for city in ("Madrid", "Rome")
+    )
+    spain_H, spain_gradient_H = write_and_gradient(module, facts[0]["prompt"], (madrid, rome))
+    italy_H, italy_gradient_H = write_and_gradient(module, facts[1]["prompt"], (rome, madrid))
+    expected = ((spain_H - italy_H) @ spain_gradient_H + (italy_H - spain_H) @ italy_gradient_H) / 2
+    assert read_csv(tmp_path)[0]["score/last"] == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_the_rule_is_prepared_with_the_weights_of_the_moment(tmp_path: Path):
+    monitor = AttributionMonitor(
+        FACTS[:2], rule="linearised", rule_options=RuleOptions(frozen_attention=True), layers=-1
+    )
+    last = fit(monitor, logger=csv_logger(tmp_path))
+    lm, location = last.lm.eval(), locate(last.lm, layers=-1)
+    rule = find_rule(lm, location, "linearised", frozen_attention=True)
+    contrasts, _ = build_contrasts(read_facts(FACTS[:2]).facts, last.tokenizer)
+    scored = attribute_batch(lm, location, collate_contrasts(contrasts), rule=rule)
+    places = [len(each.token_ids) - 1 for each in contrasts]
+    expected = np.mean([float(scored.scores_sum_BLT[at, 0, place]) for at, place in enumerate(places)])
+    assert read_csv(tmp_path)[12]["score/last"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_refuses_mean_ablation():
+    with pytest.raises(UserError, match=r"^AttributionMonitor.ablation: 'mean' is neither zero nor resample$"):
+        AttributionMonitor(FACTS, ablation="mean")

@@ -213,8 +213,9 @@ def test_equals_inseq(model_type: str, tokenizer: PreTrainedTokenizerBase, sampl
             torch.testing.assert_close(ours_l2_T, norms_T, rtol=0, atol=1e-4 * norms_T.max().item())
 
 
-def test_the_readme_lists_where_each_architecture_writes():
-    rows = re.findall(r"^\| `(\w+)` \| `([\w.]+)` \| `([\w.]+)` \|", (REPOSITORY / "README.md").read_text(), re.M)
+def test_the_docs_list_where_each_architecture_writes():
+    page = (REPOSITORY / "docs" / "models.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `([\w.]+)` \| `([\w.]+)` \|", page, re.M)
     expected = []
     for model_type in CONFIGS:
         model = tiny_model(model_type)

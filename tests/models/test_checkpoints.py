@@ -108,7 +108,7 @@ def test_the_command_line_scores_the_trained_model(
 ):
     module, checkpoint = trained
     predict("--model.model_name", base, "--ckpt_path", checkpoint, "--writer.output_dir", "loaded")
-    assert warned() == ["checkpoint: 2 tensors of other parts are left out, those of critic"]
+    assert warned() == ["checkpoint: left out: 2 tensors of other parts, those of critic"]
     ours = AttributionModule(model=module.net["decoder"], tokenizer=str(base))
     writing_trainer(Path("memory")).predict(ours, datamodule=CounterfactDataModule(limit=LIMIT))
     (found, manifest), (expected, identity) = records(Path("loaded")), records(Path("memory"))
@@ -248,7 +248,7 @@ def test_one_of_several_tied_weights_is_enough():
 def test_accepts_one_model_under_two_names(warned: Callable[[], list[str]]):
     source = tiny()
     assert_loaded(saved(a=source, z=nn.Linear(2, 2), compiled=source), source)
-    assert warned() == ["checkpoint: 2 tensors of other parts are left out, those of z"]
+    assert warned() == ["checkpoint: left out: 2 tensors of other parts, those of z"]
 
 
 def test_leaves_other_parts_out_and_names_them(warned: Callable[[], list[str]]):
@@ -261,7 +261,7 @@ def test_leaves_other_parts_out_and_names_them(warned: Callable[[], list[str]]):
     state["net.student.value.weight"] = torch.ones(2)
     assert_loaded(state, source)
     count = len(teacher.state_dict()) + 4
-    assert warned() == [f"checkpoint: {count} tensors of other parts are left out, those of f, g, h and 2 more"]
+    assert warned() == [f"checkpoint: left out: {count} tensors of other parts, those of f, g, h and 2 more"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2LMHeadModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from lit_attr import errors
 from lit_attr.attribution.gradient import attribute_batch
@@ -223,3 +225,11 @@ def test_a_weight_that_is_not_finite_is_named(
         UserError, match=rf"^model: .* not finite; its weight {weight} is not finite.*; get an intact"
     ):
         locate(model, component=component)
+
+
+def test_a_tokenizer_without_a_vocabulary_is_refused(tmp_path: Path):
+    words = Tokenizer(WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(tmp_path)
+    with pytest.raises(UserError) as refused:
+        load_tokenizer(str(tmp_path))
+    assert str(refused.value) == f"tokenizer: the tokenizer of {tmp_path} has no vocabulary; name another one"

@@ -25,6 +25,7 @@ from lit_attr.models.loading import load_model, load_tokenizer
 from lit_attr.models.location import locate
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.registry,
     pytest.mark.skipif(not COUNTERFACT.exists(), reason="donors are drawn from the real rows"),
 ]

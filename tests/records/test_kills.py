@@ -22,8 +22,6 @@ KILLS = int(os.environ.get("KILLS", "10"))
 ROWS = 1000
 BATCHES = 250
 
-pytestmark = pytest.mark.slow
-
 
 def command(rows: Path, folder: Path, processes: int = 1) -> list[str]:
     strategy = ["--trainer.strategy", "ddp", "--trainer.devices", processes] if processes > 1 else []
@@ -71,6 +69,7 @@ def test_killed_at_random_moments(rows: Path, uninterrupted: dict[Any, Any], tmp
     print(f"batches on disk at each kill: {killed_after}; complete runs: {complete + 1}")
 
 
+@pytest.mark.slow
 def test_one_and_three_processes_resume_what_two_killed_ones_left(
     rows: Path, uninterrupted: dict[Any, Any], tmp_path: Path
 ):

@@ -56,7 +56,7 @@ def run(folder: Path, limit: int = 12, **settings: Any) -> dict[str, Any]:
             {"min_agreement": 0.9, "min_agreement_by_layer": 1.2},
             "min_agreement_by_layer: 1.2 is not between 0 and 1, such as 0.95",
         ),
-        ({"min_agreement": 0.9, "pilot": 3}, "pilot: 3 is less than 4"),
+        ({"min_agreement": 0.9, "pilot": 3}, "pilot: 3 is less than 4; give 4 or more"),
         ({"max_cost": 3.0}, "max_cost: it bounds what min_agreement costs; set that as well"),
         (
             {"min_agreement": 0.9, "max_cost": 1.0},
@@ -66,7 +66,7 @@ def run(folder: Path, limit: int = 12, **settings: Any) -> dict[str, Any]:
             {"min_agreement": 0.9, "max_cost": 2.0, "rule": "norm-secant"},
             "max_cost: 2.0 leaves nothing for exact effects: the estimates cost 2; give more",
         ),
-        ({"min_agreement": 0.9, "max_cost": float("inf")}, "max_cost: inf is no bound; leave it out"),
+        ({"min_agreement": 0.9, "max_cost": float("inf")}, "max_cost: inf is not a bound; leave it out"),
         (
             {"min_agreement": 0.9, "rule": "exact"},
             "min_agreement: every score of the rule exact is exact; leave it out",
@@ -176,7 +176,7 @@ def test_a_pilot_without_finite_effects_ends_in_one_line(tokenizer: PreTrainedTo
     with pytest.raises(UserError) as refused:
         writing_trainer(tmp_path).predict(module, datamodule=CounterfactDataModule(limit=9))
     assert str(refused.value) == (
-        "model.min_agreement: 0 contrasts of the pilot have finite scores and exact effects, fewer than 4; give "
+        "model.min_agreement: the pilot has 0 contrasts with finite scores and exact effects, fewer than 4; give "
         "more facts, or the dtype float32"
     )
     refusals = [json.loads(path.read_bytes())["refused"] for path in tmp_path.glob("exact/*.json")]

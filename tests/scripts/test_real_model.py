@@ -57,6 +57,7 @@ def test_runs_the_model_and_prints_what_a_run_prints(tmp_path: Path):
     assert manifest["model"]["dtype"] == "float32"
 
 
+@pytest.mark.slow
 def test_a_folder_of_safetensors_of_the_same_weights_has_the_same_scores(tmp_path: Path):
     path = str(real_model(SMOLLM2))
     model, tokenizer = load_model(path), load_tokenizer(path)

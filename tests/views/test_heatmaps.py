@@ -7,7 +7,7 @@ import pytest
 from PIL import ImageChops
 from pixels import place, place_upright, shows
 
-from lit_attr.views import cells, heatmaps, sheet
+from lit_attr.views import cells, colours, heatmaps, sheet
 from lit_attr.views.heatmaps import (
     Panel,
     draw_fact_heatmap,
@@ -85,9 +85,9 @@ def test_zero_is_white_positive_red_negative_blue():
 
 
 def test_both_signs_darken_monotonically_and_equally():
-    linear = np.where(cells.TABLE < 11, cells.TABLE / 3294, ((cells.TABLE / 255 + 0.055) / 1.055) ** 2.4)
+    linear = np.where(colours.TABLE < 11, colours.TABLE / 3294, ((colours.TABLE / 255 + 0.055) / 1.055) ** 2.4)
     lightness = 116 * np.cbrt(linear @ (0.2126, 0.7152, 0.0722)) - 16  # CIE L*, 100 is white
-    negative, positive = lightness[: cells.HALF_STEPS + 1][::-1], lightness[cells.HALF_STEPS :]
+    negative, positive = lightness[: colours.HALF_STEPS + 1][::-1], lightness[colours.HALF_STEPS :]
     assert negative[0] == positive[0] == pytest.approx(100)
     for side in (negative, positive):
         assert side[-1] < 35
@@ -107,7 +107,7 @@ def test_single_score_colours_the_cell_of_its_token_and_layer(layer, token):
     only = np.zeros((N_LAYERS, N_TOKENS))
     only[layer, token] = -3.0
     image, grid = fact(only, subject_span=(2, 3)), grid_box(N_LAYERS, N_TOKENS, subject_span=(2, 3))
-    deepest = (np.asarray(image.crop(grid)) == cells.TABLE[0]).all(axis=2)
+    deepest = (np.asarray(image.crop(grid)) == colours.TABLE[0]).all(axis=2)
     x, y = np.argwhere(deepest).mean(axis=0)[::-1] + grid[:2]
     assert deepest.sum() > 1000 and deepest.sum() < 36 * 36, "one cell"
     left, below = (0, grid[1], grid[0], grid[3]), (0, grid[3], *image.size)
@@ -138,8 +138,8 @@ def test_position_0_does_not_set_the_scale(subject_span):
 def test_cell_beyond_the_scale_is_hatched_and_noted():
     image = fact(anchored((1, 0, 1.0), (6, 0, -7.524)))
     clipped, full = pixels(image, cell_box(6, 0)), pixels(image, cell_box(1, 0))
-    assert {tuple(colour) for colour in full} == {tuple(cells.TABLE[-1])}
-    assert {tuple(colour) for colour in clipped} == {tuple(cells.TABLE[0]), (255, 255, 255)}
+    assert {tuple(colour) for colour in full} == {tuple(colours.TABLE[-1])}
+    assert {tuple(colour) for colour in clipped} == {tuple(colours.TABLE[0]), (255, 255, 255)}
     foot = (0, image.height - 60, image.width, image.height)
     note = "hatched: beyond the scale, |score| up to 7.52"
     assert shows(image, foot, note, sheet.SMALL, sheet.SOFT_INK)
@@ -150,9 +150,9 @@ def test_position_0_sets_the_scale_where_all_other_scores_are_zero():
     only = np.zeros((N_LAYERS, N_TOKENS))
     only[4, 0] = -3.0
     found = pixels(fact(only), cell_box(4, 0))
-    assert {tuple(colour) for colour in found} == {tuple(cells.TABLE[0])}
+    assert {tuple(colour) for colour in found} == {tuple(colours.TABLE[0])}
     image = fact(np.full((1, 1), 5.63e-6))
-    assert tuple(cells.TABLE[-1]) in {colour for _, colour in image.getcolors(1 << 20)}
+    assert tuple(colours.TABLE[-1]) in {colour for _, colour in image.getcolors(1 << 20)}
     assert shows(image, (0, 0, *image.size), "+5.63e\N{MINUS SIGN}6")
 
 
@@ -322,7 +322,7 @@ def test_role_that_never_occurs_is_hatched_grey():
     image = role(changed, counts=counts)
     box = ImageChops.difference(role(means_LR, counts=counts), image).getbbox()
     empty = {tuple(colour) for colour in pixels(image, box)} - {cells.GRID}
-    assert empty == {cells.EMPTY, cells.EMPTY_HATCH}
+    assert empty == {colours.EMPTY, cells.EMPTY_HATCH}
     assert all(red == green == blue for red, green, blue in empty)
     left = (0, box[1], box[0], box[3])
     for text in ("middle subject", "n=0"):
@@ -331,7 +331,7 @@ def test_role_that_never_occurs_is_hatched_grey():
 
 def test_role_map_without_facts_is_empty():
     image = role(np.full((2, 8), np.nan), counts=[0] * 8)
-    assert cells.EMPTY in {colour for _, colour in image.getcolors(1 << 20)}
+    assert colours.EMPTY in {colour for _, colour in image.getcolors(1 << 20)}
 
 
 def test_position_0_does_not_set_the_scale_of_a_role_map():
@@ -346,7 +346,7 @@ def test_position_0_does_not_set_the_scale_of_a_role_map():
     assert shows(image, foot, "hatched: beyond the scale, |score| up to 9.00", sheet.SMALL, sheet.SOFT_INK)
     means_LR[1, 0] = 0.5
     box = ImageChops.difference(image, role(means_LR)).getbbox()
-    assert {tuple(colour) for colour in pixels(role(means_LR), box)} == {tuple(cells.TABLE[-1])}, (
+    assert {tuple(colour) for colour in pixels(role(means_LR), box)} == {tuple(colours.TABLE[-1])}, (
         "one cell, in full"
     )
 
@@ -406,8 +406,8 @@ def test_the_scale_of_magnitudes_begins_at_0():
     right = (image.width - 150, 0, *image.size)
     (_, top), (_, bottom) = place(image, right, "0.500"), place(image, right, "0")
     assert bottom - top > 100
-    colours = {colour for _, colour in image.crop(right).getcolors(1 << 20)}
-    assert tuple(cells.TABLE[-1].tolist()) in colours and tuple(cells.TABLE[0].tolist()) not in colours
+    seen = {colour for _, colour in image.crop(right).getcolors(1 << 20)}
+    assert tuple(colours.TABLE[-1].tolist()) in seen and tuple(colours.TABLE[0].tolist()) not in seen
 
 
 def test_same_scores_give_the_same_bytes():
@@ -475,9 +475,9 @@ def test_maps_side_by_side_have_one_scale():
     image = facts(left, right)
     # The second map's 4 sets the scale: half a logit has the same colour in both, and the first's 1 is lighter.
     assert colour_at(image, panel_box(0, 2, 2)) == colour_at(image, panel_box(1, 5, 2))
-    assert colour_at(image, panel_box(1, 3, N_TOKENS - 1)) == tuple(cells.TABLE[-1])
+    assert colour_at(image, panel_box(1, 3, N_TOKENS - 1)) == tuple(colours.TABLE[-1])
     assert colour_at(image, panel_box(0, 3, N_TOKENS - 1)) == tuple(
-        cells.TABLE[cells.HALF_STEPS + round(cells.HALF_STEPS / 4)]
+        colours.TABLE[colours.HALF_STEPS + round(colours.HALF_STEPS / 4)]
     )
     assert shows(image, (0, 0, *image.size), "+4.00")
 

@@ -100,6 +100,7 @@ def folder_of(path: Path, record: dict[str, Any]) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TEXTS)
 def test_pictures_and_pages_take_no_longer_with_longer_texts(kind: str, tmp_path: Path):
     ordinary, extreme = record(), record(**long(kind))
@@ -111,6 +112,7 @@ def test_pictures_and_pages_take_no_longer_with_longer_texts(kind: str, tmp_path
     assert sum(after for _, after in times.values()) <= 4 * sum(before for before, _ in times.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TEXTS)
 def test_figures_for_print_take_no_longer_with_longer_texts(kind: str, tmp_path: Path):
     folders = [folder_of(tmp_path / name, each) for name, each in (("a", record()), ("b", record(**long(kind))))]

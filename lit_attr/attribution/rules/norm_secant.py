@@ -159,7 +159,9 @@ def _direct_readers(
         # Only readers of the stream must run once; norms of queries and keys need not.
         if any(read.requires_grad for read in reads):
             if len(reads) > 1:
-                raise ArgumentError("rule", "a norm runs twice in a forward pass; choose another than norm-secant")
+                raise ArgumentError(
+                    "rule", "a norm runs twice in a forward pass; choose another rule than norm-secant"
+                )
             (read,) = reads
             probe = noise(read)
             found = torch.autograd.grad((read * probe).sum(), leaves, allow_unused=True, retain_graph=True)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from lit_attr.views.cells import scale_of
+from lit_attr.views.colours import scale_of
 from lit_attr.views.paper.maps import MAX_ROWS, draw_map, draw_scale, hatch_beyond
 from lit_attr.views.paper.run import Run
 from lit_attr.views.paper.style import INK, POINTS, SMALL, WIDTH, fit, new_figure, signed, wrapped
@@ -36,7 +36,9 @@ def draw_facts(records: Sequence[Mapping[str, Any]], run: Run) -> Figure:
     for axis in axes[len(records) :]:
         axis.set_axis_off()
     # The layout has to find the width of the panels before their titles are wrapped to it.
-    figure.draw_without_rendering()
+    layout = figure.get_layout_engine()
+    assert layout is not None
+    layout.execute(figure)
     for axis, record in zip(axes, records, strict=False):
         width = int(axis.get_position().width * WIDTH * POINTS)
         axis.set_title(_title(record, width), fontsize=SMALL, loc="left")

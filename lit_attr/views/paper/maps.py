@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
 from lit_attr.facts.roles import MEAN_ROLES
-from lit_attr.views.cells import TABLE, scale_of
+from lit_attr.views.colours import TABLE, scale_of
 from lit_attr.views.paper.run import Estimate, Run, estimate
 from lit_attr.views.paper.style import GREY, GROUND, INK, POINTS, SMALL, WIDTH, fit, new_figure, signed, wrapped
 

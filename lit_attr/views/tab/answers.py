@@ -10,8 +10,9 @@ from typing import Any
 
 import orjson
 
+from lit_attr.errors import ArgumentError
+from lit_attr.evaluation.index.runs import IndexedRun, RunIndex
 from lit_attr.views.tab.facts import fact_page
-from lit_attr.views.tab.index import IndexedRun, RunIndex
 from lit_attr.views.tab.overviews import overview_page, run_page
 from lit_attr.views.tab.pairs import pair_page
 from lit_attr.views.tab.queries import PAGED, TABLE, RequestError, check_names, key_of, page_of, table_query
@@ -61,7 +62,11 @@ class Answers:
         if name not in self._answers:
             raise RequestError(f"there are {', '.join(self._answers)}", 404)
         make, allowed = self._answers[name]
-        found = make(check_names(parameters, allowed))
+        try:
+            found = make(check_names(parameters, allowed))
+        except ArgumentError as error:
+            # A component or a layer that the run does not have.
+            raise RequestError(str(error), 404) from error
         if isinstance(found, str):
             return found.encode(errors="backslashreplace"), CSV
         return orjson.dumps(found), JSON

@@ -10,10 +10,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from lit_attr.evaluation.index.runs import RunIndex
+from lit_attr.evaluation.index.selection import Selection
 from lit_attr.facts.contrasts import ContrastKey
 from lit_attr.records.schema import Example
-from lit_attr.views.tab.index import RunIndex
-from lit_attr.views.tab.queries import RequestError, TableQuery
+from lit_attr.views.colours import scale_of
+from lit_attr.views.tab.queries import RequestError
 from lit_attr.views.tab.tables import component_of, neighbours
 
 TEXTS = (
@@ -34,17 +36,18 @@ NUMBERS = ("logit_true", "logit_false", "logit_diff", "prob_true", "prob_false",
 MOST_NEURONS = 20
 
 
-def fact_page(index: RunIndex, query: TableQuery, key: ContrastKey) -> dict[str, Any]:
+def fact_page(index: RunIndex, selection: Selection, key: ContrastKey) -> dict[str, Any]:
     """A contrast as its page shows it, in JSON types.
 
     `scale` and `effects_scale` are the magnitudes that get the deepest colour, as in the pictures: position 0 does
     not set them.
 
     Raises:
-        RequestError: The run has no such contrast or component.
+        RequestError: The run has no such contrast.
+        ArgumentError: It has no such component.
         UserError: A file is damaged or was changed since.
     """
-    component = component_of(index, query)
+    component = component_of(index, selection)
     row = index.columns.row_of.get(key)
     if row is None:
         raise RequestError("id: the run has no such fact; it may not be done yet", 404)
@@ -69,7 +72,7 @@ def fact_page(index: RunIndex, query: TableQuery, key: ContrastKey) -> dict[str,
         "refused": None if exact is None else exact.refused,
         "error": _finite(index.columns.facts[row].error[component]),
         "neurons": _neurons(example),
-        "around": neighbours(index, query, component, key),
+        "around": neighbours(index, selection, component, key),
     }
 
 
@@ -81,9 +84,6 @@ def _neurons(example: Example) -> list[dict[str, Any]]:
 
 
 def _scale(values_LT: np.ndarray[Any, np.dtype[np.float64]]) -> float:
-    # Imported here: it draws with Pillow and its fonts, which the table does without.
-    from lit_attr.views.cells import scale_of
-
     return scale_of(values_LT.T)
 
 

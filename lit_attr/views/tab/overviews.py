@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from lit_attr.attribution.catalogue import rule_title
+from lit_attr.evaluation.index.runs import RunIndex
 from lit_attr.evaluation.summary import by_component, summarise
 from lit_attr.evaluation.validity.agreement import promise_line, verdict
 from lit_attr.facts.roles import MEAN_ROLES
 from lit_attr.records.files import read_batch, read_exact
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.schema import BatchRecord, ExactRecord
+from lit_attr.views.colours import ANCHORS
 from lit_attr.views.curves import CONFIDENCE
-from lit_attr.views.tab.index import RunIndex
 
 MOST_RELATIONS = 500
 
@@ -126,6 +127,4 @@ def score_bands(profile: Mapping[str, Any]) -> dict[str, list[list[float | None]
 
 def colours() -> list[list[Any]]:
     """The colour scale of the pictures, from 0 (the lowest) to 1."""
-    from lit_attr.views.cells import ANCHORS
-
     return [[place / (len(ANCHORS) - 1), f"#{anchor}"] for place, anchor in enumerate(ANCHORS)]

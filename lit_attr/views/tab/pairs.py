@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from lit_attr.evaluation.index.parts import Fact
+from lit_attr.evaluation.index.runs import RunIndex
 from lit_attr.evaluation.run_comparison import compare_runs
-from lit_attr.views.tab.index import RunIndex
-from lit_attr.views.tab.parts import Fact
 
 MOST_CHANGED = 200
 

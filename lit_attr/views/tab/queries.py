@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import get_args
 
+from lit_attr.evaluation.index import Sort
+from lit_attr.evaluation.index.selection import Selection, words_of
 from lit_attr.facts.contrasts import ContrastKey
 from lit_attr.facts.roles import MEAN_ROLES
 from lit_attr.text import cut
@@ -13,7 +15,7 @@ from lit_attr.text import cut
 PAGE_SIZE, MOST_ROWS = 50, 200
 MOST_CHARACTERS = 500
 MOST_DIGITS = 15
-SORTS = ("id", "logit_diff", "prob_true", "rank_true", "largest", "error", "cell")
+SORTS = (*get_args(Sort), "cell")
 TABLE = frozenset(
     {"component", "search", "relation", "known", "preferred", "checked", "sort", "order", "layer", "role"}
 )
@@ -33,32 +35,6 @@ class RequestError(Exception):
         self.status = status
 
 
-class TableQuery(NamedTuple):
-    """Which contrasts are asked for, and in which order.
-
-    Attributes:
-        component: The component of the scores; None for the run's first.
-        words: Words that prompt, subject or answers must all have, without regard to case.
-        relation: The relation; None for any.
-        known: Whether the true answer is the most likely token; None for either.
-        preferred: Whether the true answer is preferred; None for either.
-        checked: Whether there are exact effects; None for either.
-        sort: One of `SORTS`.
-        descending: The largest first.
-        cell: The layer, and the place in `MEAN_ROLES` of the role, whose mean score is shown; None where none is.
-    """
-
-    component: str | None
-    words: tuple[str, ...]
-    relation: str | None
-    known: bool | None
-    preferred: bool | None
-    checked: bool | None
-    sort: str
-    descending: bool
-    cell: tuple[int, int] | None
-
-
 def check_names(given: Mapping[str, list[str]], allowed: Collection[str]) -> dict[str, str]:
     """The parameters of a request, each given once.
 
@@ -75,7 +51,7 @@ def check_names(given: Mapping[str, list[str]], allowed: Collection[str]) -> dic
     return {name: values[0] for name, values in given.items()}
 
 
-def table_query(given: Mapping[str, str]) -> TableQuery:
+def table_query(given: Mapping[str, str]) -> Selection:
     """What a request asks of the table.
 
     Raises:
@@ -87,9 +63,9 @@ def table_query(given: Mapping[str, str]) -> TableQuery:
         cell = whole(given, "layer"), MEAN_ROLES.index(_choice(given, "role", MEAN_ROLES) or _missing("role"))
     elif sort == "cell":
         _missing("layer")
-    return TableQuery(
+    return Selection(
         component=given.get("component"),
-        words=tuple(given.get("search", "").casefold().split()),
+        words=words_of(given.get("search", "")),
         relation=given.get("relation"),
         known=_flag(given, "known"),
         preferred=_flag(given, "preferred"),

@@ -1,4 +1,4 @@
-"""The commands that only read records: `lit-attr export`, `lit-attr plot` and `lit-attr compare`."""
+"""The program's help, and the commands `lit-attr export`, `lit-attr plot` and `lit-attr compare`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]):
         main(["--help"])
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
-    for name in ("predict", "plot", "export", "compare"):
+    for name in ("predict", "facts", "show", "plot", "export", "compare"):
         assert re.search(rf"^ +{name} +[A-Z]", printed, flags=re.MULTILINE), name
 
 
@@ -121,6 +121,9 @@ def test_a_mistake_of_a_command_on_records_is_reported_in_one_line(
         "from lit_attr.cli import main; main(['export', RUN, '--to', 'parquet', '--output', 'a.parquet'])",
         "from lit_attr.cli import main; main(['export', RUN, '--to', 'csv', '--output', 'a.csv'])",
         "from lit_attr.cli import main; main(['plot', RUN, '--figures', 'figures', '--facts', '1'])",
+        "from lit_attr.cli import main; main(['facts', RUN])",
+        "from lit_attr.cli import main; main(['show', RUN, '3'])",
+        "from lit_attr.cli import main; main(['--version'])",
     ],
 )
 def test_reading_records_imports_no_torch(finished: Path, program: str):

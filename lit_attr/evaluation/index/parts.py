@@ -33,7 +33,7 @@ class Largest(NamedTuple):
 
 
 class Fact(NamedTuple):
-    """What the table has of a contrast.
+    """What a list has of a contrast.
 
     Attributes:
         key: Its id and step.

@@ -1,4 +1,4 @@
-"""The index of a run's records: a few numbers and texts of each contrast, from which the table is made.
+"""The index of a run's records: a few numbers and texts of each contrast, from which lists are made.
 
 Axes: L layers, R rows of means (in the order of `MEAN_ROLES`), N contrasts of the run.
 """
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from lit_attr.errors import UserError
 from lit_attr.evaluation.findings import key_order
+from lit_attr.evaluation.index.parts import Fact, Part, read_part
 from lit_attr.facts.contrasts import ContrastKey
 from lit_attr.records.files import check_name, check_of_run, read_batch, read_exact
 from lit_attr.records.folder import RunFolder
 from lit_attr.records.schema import BatchRecord, ExactRecord, Example
-from lit_attr.views.tab.parts import Fact, Part, read_part
 
 Stamp = tuple[int, int]
 
@@ -66,7 +66,7 @@ class _Files:
 
 
 class RunIndex:
-    """What is known of a run at one time; a request reads one from its start to its end.
+    """What is known of a run at one time; whoever answers from it reads one from start to end.
 
     Args:
         folder: The run's folder.
@@ -151,7 +151,7 @@ class RunIndex:
             example = batch.examples[fact.place]
             if (example.id, example.step) == fact.key:
                 return batch, example
-        raise UserError(f"{path}: it was changed; refresh the page")
+        raise UserError(f"{path}: it was changed meanwhile; refresh the page, or run again")
 
     def exact(self, key: ContrastKey) -> ExactRecord | None:
         """The exact effects of a contrast, read from their file; None where there are none.
