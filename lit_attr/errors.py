@@ -60,9 +60,12 @@ class RowError(Exception):
 class _Owner(NamedTuple):
     name: str
     renamed: Mapping[str, str]
+    only: Collection[str]
+    replaces_owner: bool
 
 
-_owner: ContextVar[_Owner | None] = ContextVar("owner", default=None)
+# The outermost first.
+_owners: ContextVar[tuple[_Owner, ...]] = ContextVar("owners", default=())
 
 
 @contextmanager
@@ -85,9 +88,7 @@ def arguments_of(
     Raises:
         ArgumentError: The error under its new name.
     """
-    outer = _owner.get()
-    # The outermost owner is the one that the user called.
-    token = _owner.set(_Owner(owner, renamed) if outer is None else outer)
+    token = _owners.set((*_owners.get(), _Owner(owner, renamed, only or (), replaces_owner)))
     try:
         yield
     except ArgumentError as error:
@@ -96,13 +97,16 @@ def arguments_of(
             raise
         raise ArgumentError(renamed.get(error.argument, error.argument), error.reason, owner) from error
     finally:
-        _owner.reset(token)
+        _owners.reset(token)
 
 
 def warn_about(argument: str, message: str) -> None:
     """Logs a warning about an argument, once a process, under the name that :func:`arguments_of` gives it."""
-    owner = _owner.get()
-    if owner is not None:
+    owners = _owners.get()
+    if owners:
+        # The outermost owner is the one that the user called, but for arguments that are known to be of another.
+        of_others = [] if owners[0].replaces_owner else [each for each in owners if argument in each.only]
+        owner = of_others[-1] if of_others else owners[0]
         argument = _qualified(owner.renamed.get(argument, argument), owner.name)
     warn_once(f"{argument}: {message}")
 

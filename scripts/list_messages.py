@@ -2,7 +2,8 @@
 """Lists every error message of the package as a Markdown table: where it is raised, its setting, and its text.
 
 The messages are found in the source: arguments of `ArgumentError`, `UserError`, `RowError`, `parser.error` and the
-like, with variables in braces. `--untested` lists those of which no test has the literal text.
+like, with variables in braces. `--untested` lists those of which no test has the literal text. Messages that
+only pass on another text are not among them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ MAX_LENGTH = 300  # characters
 TYPICAL = 20
 # A test means a message where one of its strings has so many characters of the text in a row, from the beginning
 # of a word, or all the text between two variables where that is shorter. Where other messages have these as well,
-# the string has to name the setting too.
+# the string has to name the setting too, or to be the whole message.
 ENOUGH, SHORTEST = 16, 8
 
 
@@ -59,15 +60,31 @@ class Message(NamedTuple):
 
     @property
     def marks(self) -> set[str]:
-        """Parts of the text that a test may have: what is wrong, without values and without the fix."""
-        found = set()
-        for part in re.split(r"\{[^{}]*\}", self.text.rpartition(";")[0] or self.text):
-            words = part.strip(" ,:()'")
-            if SHORTEST <= len(words) < ENOUGH:
-                found.add(words)
-            starts = [match.start() for match in re.finditer(r"\S+", words)]
-            found |= {words[start : start + ENOUGH] for start in starts if start + ENOUGH <= len(words)}
-        return found
+        """Parts of the text that a test may have: what is wrong, or the fix where values say what is wrong."""
+        return _parts(self.text.rpartition(";")[0]) or self.fixes
+
+    @property
+    def fixes(self) -> set[str]:
+        """Parts of the fix, or of a text without one."""
+        return _parts(self.text.rpartition(";")[2])
+
+    @property
+    def whole(self) -> re.Pattern[str]:
+        """The whole text with any values, but for a file's name at its beginning; it may name an owner before."""
+        pieces = re.split(r"\{[^{}]*\}", re.sub(r"^\{[^{}]*\}: ", "", self.text))
+        return re.compile(rf"(.*: )?{'.+'.join(map(re.escape, pieces))}")
+
+
+def _parts(text: str) -> set[str]:
+    """The parts of a text without its values that are long enough to know it by."""
+    found = set()
+    for part in re.split(r"\{[^{}]*\}", text):
+        words = part.strip(" ,:()'")
+        if SHORTEST <= len(words) < ENOUGH:
+            found.add(words)
+        starts = [match.start() for match in re.finditer(r"\S+", words)]
+        found |= {words[start : start + ENOUGH] for start in starts if start + ENOUGH <= len(words)}
+    return found
 
 
 def find_messages(package: Path = PACKAGE) -> list[Message]:
@@ -85,18 +102,23 @@ def untested(messages: Sequence[Message], tests: Path = TESTS) -> list[Message]:
     everything = "\n".join(strings)
     # The texts of one place are one message with other words for one of its parts.
     places_of: dict[str, set[str]] = {}
+    texts_of: dict[str, set[str]] = {}
     for message in messages:
-        for mark in message.marks:
+        for mark in message.marks | message.fixes:
             places_of.setdefault(mark, set()).add(message.where)
-    return [
-        message
-        for message in messages
-        if not any(
-            (len(places_of[mark]) == 1 and mark in everything)
-            or (message.setting and any(mark in each and message.setting in each for each in strings))
-            for mark in message.marks
+            texts_of.setdefault(mark, set()).add(message.text)
+
+    def is_tested(message: Message) -> bool:
+        marks = message.marks
+        own = {each for each in marks | message.fixes if 1 in (len(places_of[each]), len(texts_of[each]))}
+        named = [each for each in strings if message.setting and message.setting in each]
+        return (
+            any(mark in everything for mark in own)
+            or any(mark in each for each in named for mark in marks)
+            or any(message.whole.fullmatch(each.strip("^$")) for each in strings)
         )
-    ]
+
+    return [message for message in messages if message.marks and not is_tested(message)]
 
 
 def _strings(path: Path) -> Iterator[str]:

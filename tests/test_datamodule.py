@@ -89,7 +89,7 @@ def test_lists_refused_rows_with_their_reasons():
 def test_strict_stops_at_the_first_refused_row():
     data = CounterfactDataModule([*ROWS, {**ROWS[0], "subject": None}], strict=True)
     with pytest.raises(
-        UserError, match=r"row 4 \(id 4\): 'subject' is missing; fix the row, or set strict to false"
+        UserError, match=r"row 4 \(id 4\): 'subject' is missing; fix the row, or set strict to false to leave it"
     ):
         data.setup()
 

@@ -69,7 +69,7 @@ class SaveConfigInOutput(SaveConfigCallback):
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes `config.yaml`; that of an earlier run into the same folder had the same settings."""
         if trainer.is_global_zero:
-            settings = self.parser.dump(self.config, skip_none=False)
+            settings = self.parser.dump(self.config, skip_unset=False)
             with arguments_of("writer"):
                 RunFolder(self.config.writer.output_dir).write_config(settings)
 

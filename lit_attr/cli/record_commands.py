@@ -132,6 +132,7 @@ class Command(NamedTuple):
 
 
 RUN, RUNS = {"out": "output folder of a run"}, {"out": "output folder of a run, or of several"}
+FLAGS, VALUES = (bool, bool | None), ("true", "false", "null")
 COMMANDS: Mapping[str, Command] = {
     "facts": Command(facts, RUN),
     "show": Command(show, {**RUN, "id": "id of the fact"}),
@@ -161,7 +162,7 @@ def run(words: Sequence[str]) -> None:
         subparser = _parser_of(command) if words[:1] == [name] else OneLineArgumentParser()
         subcommands.add_subcommand(name, subparser, help=summary)
     try:
-        settings = parser.parse_args([*words])
+        settings = parser.parse_args(_with_values(words))
     except RecursionError:
         parser.error(TOO_DEEP)
     name = settings.command
@@ -175,7 +176,10 @@ def run(words: Sequence[str]) -> None:
         # Whoever reads the list, such as `head`, has enough. Python must not try to write the rest at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (UserError, OSError) as error:
+    except OSError as error:
+        where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        _fail(name, f"{where}; fix this or give another folder")
+    except UserError as error:
         _fail(name, str(error))
 
 
@@ -189,10 +193,21 @@ def _parser_of(command: Command) -> OneLineArgumentParser:
         parser.add_argument(name, nargs="+" if is_list else None, type=kind, help=words)
     parser.add_function_arguments(command.function, as_positional=False, skip={*command.positionals})
     for action in parser._actions:
-        if types.get(action.dest) in (bool, bool | None):
-            # The flag alone says true.
-            action.nargs, action.const = "?", True
+        if types.get(action.dest) in FLAGS:
+            # For the help; `_with_values` gives a flag alone its value.
+            action.nargs = "?"
     return parser
+
+
+def _with_values(words: Sequence[str]) -> list[str]:
+    """The words, with the value true for each flag that has none: the word after it may be a folder."""
+    command = COMMANDS.get(words[0]) if words else None
+    types = get_type_hints(command.function) if command is not None else {}
+    flags = {f"--{name}" for name, kind in types.items() if kind in FLAGS}
+    return [
+        f"{word}=true" if word in flags and following.lower() not in VALUES else word
+        for word, following in zip(words, [*words[1:], ""], strict=True)
+    ]
 
 
 def _fail(command: str, message: str) -> NoReturn:

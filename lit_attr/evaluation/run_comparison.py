@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_attr.errors import ArgumentError
+from lit_attr.errors import ArgumentError, UserError
 from lit_attr.evaluation.validity.agreement import pearson
 from lit_attr.facts.contrasts import ContrastKey
 from lit_attr.records.folder import RunFolder
@@ -52,8 +52,8 @@ def compare_runs(first: str | Path, second: str | Path, *, component: str | None
         there are too few cells for it.
 
     Raises:
-        ArgumentError: The runs have no layer or no contrast in common.
-        UserError: One of the folders is not a run's.
+        ArgumentError: A run has no scores of the component.
+        UserError: The runs have no layer or no contrast in common, or one of the folders is not a run's.
     """
     runs = [RunFolder(folder) for folder in (first, second)]
     layers = _common_layers(runs)
@@ -70,9 +70,7 @@ def compare_runs(first: str | Path, second: str | Path, *, component: str | None
         else:
             pairs.append((key, expected, answer))
     if not pairs:
-        raise ArgumentError(
-            "second", f"{second} has no contrast in common with {first}; give runs of the same facts"
-        )
+        raise UserError(f"{second}: it has no contrast in common with {first}; give runs of the same facts")
     by_layer = {
         str(layer): _of_cells(
             [(old.scores_LT[at : at + 1], new.scores_LT[at : at + 1]) for _, old, new in pairs], pairs
@@ -125,7 +123,9 @@ def _common_layers(runs: Sequence[RunFolder]) -> list[int]:
     first, second = (next((batch.layers for _, batch in run.read_batches()), []) for run in runs)
     common = [layer for layer in first if layer in set(second)]
     if not common:
-        raise ArgumentError("second", f"{runs[1].path} has no layer in common with {runs[0].path}")
+        raise UserError(
+            f"{runs[1].path}: it has no layer in common with {runs[0].path}; give runs of the same layers"
+        )
     return common
 
 

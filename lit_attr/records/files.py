@@ -62,7 +62,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return _parsed(path.read_bytes(), path)
 
 
-def _content_of(path: Path) -> bytes:
+def read_content(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     try:
         return path.read_bytes()
     except OSError as error:
@@ -86,7 +91,7 @@ def read_sealed(path: Path, wanted: str) -> dict[str, Any]:
         UserError: The file cannot be read, holds something else, has another format or version, or was changed
             since.
     """
-    content = _content_of(path)
+    content = read_content(path)
     value = _parsed(content, path)
     check_header(value, path, wanted)
     check_seal(content, path)
@@ -344,16 +349,14 @@ _EXACT_DECODER = msgspec.json.Decoder(ExactRecord, dec_hook=_to_array)
 def _read(
     path: Path, decoder: msgspec.json.Decoder[Record], wanted: str, check: Callable[[Record], None]
 ) -> Record:
-    content = _content_of(path)
+    content = read_content(path)
     try:
         record = decoder.decode(content)
         check(record)
-    except (msgspec.ValidationError, ValueError) as error:
-        # The decoder names the first difference that it finds; another version is the better reason.
+    except ValueError as error:
+        # The decoder names the first difference that it finds; another version, or no JSON, is the better reason.
         check_header(read_json(path), path, wanted)
         raise UserError(f"{path}: not a whole file of {wanted} ({error}); move it away and run again") from error
-    except msgspec.DecodeError as error:
-        raise UserError(f"{path}: not JSON ({error}); move it away and run again") from error
     check_seal(content, path)
     # Whoever writes the record again seals it again.
     record.digest = msgspec.UNSET

@@ -305,7 +305,9 @@ def test_refuses_mistakes_before_the_first_step(module: type[StrangersModule], s
 
 
 def test_refuses_numbers_below_one():
-    for name in ("every_n_steps", "limit", "max_tokens"):
+    with pytest.raises(UserError, match=r"^AttributionMonitor.every_n_steps: 0 is less than 1; give 1 or more$"):
+        AttributionMonitor(FACTS, every_n_steps=0)
+    for name in ("limit", "max_tokens"):
         with pytest.raises(UserError, match=f"^AttributionMonitor.{name}: 0 is less than 1"):
             AttributionMonitor(FACTS, **{name: 0})
 

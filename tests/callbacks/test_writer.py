@@ -182,7 +182,7 @@ def test_a_data_module_yields_all_facts_again_without_the_writer(tmp_path: Path)
 def test_a_repeated_id_stops_the_run(tmp_path: Path, sample_contrasts: list[Contrast]):
     loader = DataLoader([sample_contrasts[0]] * 2, collate_fn=collate_contrasts)
     trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[AttributionWriter(str(tmp_path))])
-    with pytest.raises(UserError, match="id 0, step 0, came twice in one run"):
+    with pytest.raises(UserError, match=r"^data.source: id 0, step 0, came twice in one run; give every fact"):
         trainer.predict(AttributionModule(), loader)
     assert len(examples(tmp_path)) == 1
 

@@ -69,6 +69,12 @@ def test_facts_are_chosen_and_sorted(
     assert ids(run, capsys, *words) == found
 
 
+@pytest.mark.parametrize("words", [["--known", "RUN"], ["--known", "--json", "RUN"], ["--known", "true", "RUN"]])
+def test_a_flag_alone_may_stand_before_the_run(words: list[str], run: Path, capsys: pytest.CaptureFixture[str]):
+    main(["facts", *(word.replace("RUN", str(run)) for word in words), "--json"])
+    assert [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()] == [3, "text"]
+
+
 def test_a_line_of_json_has_what_the_list_has(run: Path, capsys: pytest.CaptureFixture[str]):
     row = listed(run, capsys, "--search", "spain")[0]
     assert row.pop("error") == pytest.approx(3 / sqrt(55))
@@ -186,6 +192,13 @@ def test_a_mistake_is_reported_in_one_line(
     words: list[str], message: str, run: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert message in refused(capsys, *(word.replace("RUN", str(run)) for word in words))
+
+
+def test_what_the_system_refuses_is_named_with_a_fix(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="1"):
+        main(["facts", "x" * 256])
+    expected = f"{'x' * 256}/manifest.json: File name too long; fix this or give another folder"
+    assert capsys.readouterr().err == f"lit-attr facts: error: {expected}\n"
 
 
 def test_sorting_by_the_error_needs_exact_effects(run: Path, capsys: pytest.CaptureFixture[str]):

@@ -62,7 +62,7 @@ def test_every_setting_that_the_parser_takes_passes(flags: list[str], tmp_path: 
 
 
 def test_every_key_of_a_config_passes(parser: LightningArgumentParser, tmp_path: Path):
-    settings = yaml.safe_load(parser.dump(parser.get_defaults(), skip_none=False, skip_validation=True))
+    settings = yaml.safe_load(parser.dump(parser.get_defaults(), skip_unset=False, skip_validation=True))
     assert {*GROUPS} <= {*settings}
     path = tmp_path / "all.yaml"
     path.write_text(yaml.safe_dump(settings))

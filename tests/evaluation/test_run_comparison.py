@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sealed import reseal
 from tiny_runs import example, write_run
 
 from lit_attr.errors import UserError
@@ -70,12 +71,22 @@ def test_the_lines_have_a_row_a_layer(runs: tuple[Path, Path]):
     assert lines[-1] == "- id 2, step 0: +1.50 to -0.50: 'A B is in'"
 
 
-def test_runs_without_a_common_contrast_or_component_are_refused(runs: tuple[Path, Path], tmp_path: Path):
+def test_runs_without_a_common_contrast_component_or_layer_are_refused(runs: tuple[Path, Path], tmp_path: Path):
     other = write_run(tmp_path / "other", [example(9, FIRST_ONE)])
-    with pytest.raises(UserError, match="has no contrast in common with"):
+    with pytest.raises(UserError) as refused:
         compare_runs(runs[0], other)
+    assert str(refused.value) == (
+        f"{other}: it has no contrast in common with {runs[0]}; give runs of the same facts"
+    )
     with pytest.raises(UserError, match="has scores of mlp; name one that both runs have"):
         compare_runs(*runs, component="attention")
+    (batch,) = (other / "batches").iterdir()
+    reseal(batch, lambda content: content.update(layers=[4, 5]))
+    with pytest.raises(UserError) as refused:
+        compare_runs(runs[0], other)
+    assert str(refused.value) == (
+        f"{other}: it has no layer in common with {runs[0]}; give runs of the same layers"
+    )
 
 
 def test_the_first_component_of_the_first_run_is_compared_unless_one_is_named(tmp_path: Path):

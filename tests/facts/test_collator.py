@@ -130,7 +130,7 @@ def test_a_run_resumes_and_refuses_the_same_fact_twice(tokenizer: PreTrainedToke
     [
         (
             {"target_false": None},
-            "ContrastCollator.rows: 'target_false' is missing; fix this row, or leave it out",
+            "ContrastCollator.rows: 'target_false' is missing; fix this row, or leave it out of the data set: {",
         ),
         ({"subject": "Atlantis"}, "ContrastCollator.rows: the subject 'Atlantis' is not in the prompt"),
         ({"target_false": f"{ROWS[0]['target_true']} City"}, "ContrastCollator.rows: the answers ' "),

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import random
+import re
 import zlib
 from pathlib import Path
 
@@ -76,19 +77,29 @@ def test_names_a_file_of_an_unknown_kind(tmp_path: Path):
 def test_names_the_line_that_is_not_json(tmp_path: Path):
     path = tmp_path / "facts.jsonl"
     path.write_text('{"a": 1}\n{"a": \n')
-    assert f"{path}, line 2: not JSON" in refusal(str(path))
+    assert refusal(str(path)) == f"{path}, line 2: not JSON (Expecting value); fix the line"
     path = tmp_path / "facts.json"
     path.write_text('[{"a": 1},\n{"a" 1}]')
-    assert f"{path}, line 2: not JSON" in refusal(str(path))
+    assert refusal(str(path)) == f"{path}, line 2: not JSON (Expecting ':' delimiter); fix the file"
+    path.write_text('{"a": 1}\n{"a": 2}\n')
+    assert refusal(str(path)) == f"{path}, line 2: not JSON (Extra data); name a file with one row a line .jsonl"
 
 
-@pytest.mark.parametrize(("suffix", "where"), [(".json", ""), (".jsonl", ", line 2")])
-def test_names_the_file_of_json_too_deep_to_read(tmp_path: Path, suffix: str, where: str):
+@pytest.mark.parametrize(
+    ("suffix", "message"),
+    [
+        (".json", r"facts\.json: not JSON \(.+\); fix it"),
+        (".jsonl", r"facts\.jsonl, line 2: not JSON \(.+\); fix it"),
+    ],
+)
+def test_names_the_file_of_json_too_deep_to_read(tmp_path: Path, suffix: str, message: str):
     path = tmp_path / f"facts{suffix}"
     path.write_text("\n" + "[" * 200_000)
-    assert f"{path}{where}: not JSON (maximum recursion depth" in refusal(str(path))
+    assert re.fullmatch(rf"{re.escape(str(tmp_path))}/{message}", refusal(str(path)))
+    assert "(maximum recursion depth" in refusal(str(path))
     path.write_text("\n[" + "7" * 5000 + "]")
-    assert f"{path}{where}: not JSON (Exceeds the limit (4300 digits)" in refusal(str(path))
+    assert re.fullmatch(rf"{re.escape(str(tmp_path))}/{message}", refusal(str(path)))
+    assert "(Exceeds the limit (4300 digits)" in refusal(str(path))
 
 
 def test_refuses_json_that_is_not_rows(tmp_path: Path):
@@ -147,7 +158,9 @@ def test_names_the_last_whole_line_of_a_truncated_gzip_file(tmp_path: Path):
     path.write_bytes(packed[: len(packed) // 2])
     whole = zlib.decompressobj(wbits=31).decompress(path.read_bytes()).count(b"\n")
     assert 400 < whole < 600
-    named = int(refusal(str(path)).split(" cannot be read after line ")[1].split()[0])
+    message = refusal(str(path))
+    assert message.endswith("; it may be incomplete, or not what its name says")
+    named = int(message.split(" cannot be read after line ")[1].split()[0])
     assert whole - 40 < named <= whole
 
 
@@ -162,7 +175,7 @@ def test_refuses_an_empty_file_and_one_without_rows(tmp_path: Path, suffix: str,
         assert str(path) in refusal(str(path))
     without_rows = {".json": b"[]", ".jsonl": b"\n \n", ".csv": b"prompt,subject\n", ".parquet": no_rows()}[suffix]
     path.write_bytes(gzip.compress(without_rows) if packed else without_rows)
-    assert f"{path}: there are no rows" in refusal(str(path))
+    assert refusal(str(path)) == f"{path}: there are no rows; give a file that has some"
 
 
 def no_rows() -> bytes:

@@ -193,12 +193,12 @@ def test_files_that_are_not_checkpoints_are_reported_in_one_line(
             "it is truncated, or not a checkpoint; give a file that Lightning's ModelCheckpoint wrote",
         ),
         (tmp_path / "short.ckpt", "it is truncated, or not a checkpoint; give"),
-        (tmp_path / "hole.ckpt", "it cannot be read ("),
+        (tmp_path / "hole.ckpt", r"it cannot be read \(.*\); give a file that Lightning's ModelCheckpoint wrote"),
         (tmp_path / "bare.ckpt", "it contains no state_dict; give a file that Lightning's"),
         (tmp_path / "list.ckpt", "it contains no state_dict; give a file that Lightning's"),
     ):
         error = refusal(capfd, "--model.model_name", base, "--ckpt_path", path)
-        assert error.startswith(f"{path}: {message}")
+        assert re.match(f"{re.escape(str(path))}: {message}", error)
 
 
 def test_objects_in_a_checkpoint_are_read_on_request_only(

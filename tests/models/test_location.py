@@ -185,15 +185,30 @@ def test_an_unknown_architecture_is_rejected_with_its_paths():
 
 
 def test_rejects_unusable_paths(random_model: GPT2LMHeadModel):
-    with pytest.raises(UserError, match=r"no module transformer.h.0.mlpp; .*transformer.h.\{layer\}.mlp.c_fc"):
+    with pytest.raises(
+        UserError,
+        match=r"^component: this model has no module transformer.h.0.mlpp; .*transformer.h.\{layer\}.mlp.c_fc",
+    ):
         locate(random_model, component="transformer.h.{layer}.mlpp")
     with pytest.raises(UserError, match="'mpl' is none of mlp, attention, block, nor a path"):
         locate(random_model, component="mpl")
-    with pytest.raises(UserError, match=r"attention_dropout has the shape \[2, 4, 5, 5\] for 2 rows of 5 tokens"):
+    with pytest.raises(
+        UserError,
+        match=r"attention_dropout has the shape \[2, 4, 5, 5\] for 2 rows of 5 tokens, not a vector for ",
+    ):
         locate(tiny_model("bloom"), component="transformer.h.{layer}.self_attention.attention_dropout")
     random_model.transformer.h[1].mlp.act = random_model.transformer.h[0].mlp.act
     with pytest.raises(UserError, match=r"transformer.h.0.mlp.act returns 2 tensors in a forward pass, not one"):
         locate(random_model, component="transformer.h.{layer}.mlp.act", layers=0)
+
+
+def test_rejects_components_in_other_layers(random_model: GPT2LMHeadModel):
+    random_model.extra = torch.nn.ModuleList([torch.nn.Identity()])
+    with pytest.raises(UserError) as refused:
+        locate(random_model, component=["mlp", "extra.{layer}"], self_test=False)
+    assert str(refused.value) == (
+        "component: mlp is in 3 layers and extra.{layer} in 1; give each a run of its own"
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from architectures import random_contrasts, tiny_model
 from torch import Tensor, nn
+from toys import ToyModel
 
 from lit_attr.attribution.catalogue import RuleName, find_rule
 from lit_attr.attribution.gradient import attribute_batch
@@ -199,6 +201,18 @@ def test_a_pass_without_the_self_test_names_it_as_well(rule: RuleName, kind: typ
     with pytest.raises(UserError, match=rf"^lm_head \({kind.__name__}\){NO_GRADIENT}"):
         attribute_batch(model, location, batch, rule=prepared)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+class CutAtTheEnd(ToyModel):
+    """A model that leaves the graph in its own forward pass, in none of its modules."""
+
+    def forward(self, input_ids: Tensor, use_cache: bool) -> SimpleNamespace:
+        return SimpleNamespace(logits=super().forward(input_ids, use_cache).logits.detach())
+
+
+def test_a_model_without_gradients_in_which_no_module_ends_them():
+    with pytest.raises(UserError, match="^no gradient of the logits comes to the embedding; load the model in an"):
+        locate(CutAtTheEnd(), component="blocks.{layer}.mlp")
 
 
 def run_spare(block: Any, args: tuple[Tensor]) -> None:

@@ -117,7 +117,7 @@ def test_a_folder_of_another_format_is_refused(tmp_path: Path):
             "of format version 1, and this lit-attr reads only 2; give another folder",
         ),
         ('{"version": 1}', "not a file of the format lit-attr/manifest"),
-        ("{", "not JSON .*; move it away"),
+        ("{", r"not JSON \(.*\); move it away$"),
     ):
         folder.manifest.write_text(content)
         for read in (lambda: folder.check(SETTINGS), folder.read_manifest):

@@ -81,7 +81,9 @@ def test_a_folder_or_link_in_the_way_is_named(tmp_path: Path, name: str, kind: s
     else:
         path.symlink_to(target)
     folder = RunFolder(tmp_path / "out")
-    with pytest.raises(UserError, match=rf"^output_dir: {re.escape(str(path))} is {kind}; move it away or give"):
+    with pytest.raises(
+        UserError, match=rf"^output_dir: {re.escape(str(path))} is {kind}; move it away or give another folder$"
+    ):
         folder.lock()
     folder.unlock()
     assert target.read_text() == "mine"

@@ -86,6 +86,32 @@ def test_a_failed_process_ends_the_others(tmp_path: Path):
     assert not (tmp_path / "100" / "summary.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("environment", "own", "others"),
+    [
+        (
+            {"OTHER": "1"},
+            "UserError: data.source: process 1 has other rows or another model than the first one; give every",
+            "ReportedError: another process of the run could not start",
+        ),
+        (
+            {"ONLY": "known", "FAIL": "1"},
+            "ValueError: broken in process 1",
+            "ReportedError: another process of the run could not answer its contrasts",
+        ),
+    ],
+)
+def test_all_processes_leave_where_one_cannot_start(
+    environment: dict[str, str], own: str, others: str, tmp_path: Path
+):
+    started = time.monotonic()
+    done = start(SCRIPT, str(tmp_path), "20", **environment)
+    assert done.returncode != 0
+    assert own in done.stderr and others in done.stderr
+    assert time.monotonic() - started < 90
+    assert not [*tmp_path.glob("20/batches/*")]
+
+
 def test_another_number_of_processes_resumes_a_run(alone: Path, tmp_path: Path):
     words = "--data.limit 101 --data.batch_size 5 --data.max_tokens 40 --trainer.accelerator cpu"
     command: list[Any] = ["-m", "lit_attr", "predict", *words.split(), "--writer.output_dir", str(tmp_path)]

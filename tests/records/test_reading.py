@@ -107,7 +107,7 @@ def test_refuses_a_file_that_cannot_be_read(folder: RunFolder):
     path = min(folder.batches.iterdir())
     path.unlink()
     path.mkdir()
-    with pytest.raises(UserError, match=rf"{path}: it cannot be read \(Is a directory\)"):
+    with pytest.raises(UserError, match=rf"{path}: it cannot be read \(Is a directory\); run again$"):
         list(load_attributions(folder.path))
 
 

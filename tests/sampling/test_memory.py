@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import multiprocessing
 import resource
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from lit_attr.errors import UserError
+from lit_attr.errors import UserError, logger
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.rows import read_facts
 from lit_attr.facts.sources import SAMPLE, open_rows
@@ -24,8 +25,21 @@ from lit_attr.module import AttributionModule
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is limited as on Linux")
 
 
+class Warnings(logging.Handler):
+    """Keeps the warnings of the package."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
 def attribute(folder: Path, rows: int, tokens: int, megabytes: float, results: Any) -> None:
     """Attributes a batch twice, in a process that may take only so many more megabytes than it has."""
+    warnings = Warnings()
+    logger.addHandler(warnings)
     module = AttributionModule(str(folder))
     module.configure_model()
     facts = read_facts(open_rows(SAMPLE), limit=rows).facts
@@ -45,7 +59,7 @@ def attribute(folder: Path, rows: int, tokens: int, megabytes: float, results: A
     except UserError as error:
         found = str(error)
     resource.setrlimit(resource.RLIMIT_AS, before)
-    results.put((found, module._halving._too_many_tokens))
+    results.put((found, module._halving._too_many_tokens, warnings.lines))
 
 
 @pytest.fixture
@@ -81,8 +95,10 @@ def random_gpt2(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Path:
 
 
 def test_halves_a_batch_until_it_fits(run: Callable[..., Any]):
-    plenty, _ = run(128, 60, math.inf)
-    little, too_many = run(128, 60, 100)
+    plenty, _, quiet = run(128, 60, math.inf)
+    little, too_many, warnings = run(128, 60, 100)
+    assert quiet == []
+    assert warnings == ["data.max_tokens: the memory does not suffice for a batch; continuing with halves of it"]
     assert too_many < 128 * 60
     for ids, scores in little:
         assert ids == list(range(128))
@@ -90,7 +106,7 @@ def test_halves_a_batch_until_it_fits(run: Callable[..., Any]):
 
 
 def test_refuses_a_single_row_that_does_not_fit(run: Callable[..., Any]):
-    found, _ = run(1, 1000, 5)
+    found, *_ = run(1, 1000, 5)
     assert found == (
         "data.source: the memory does not suffice for a single row of 1000 tokens; a smaller model.dtype or fewer "
         "model.layers need less"

@@ -19,6 +19,16 @@ def check(value, name):
     raise UserError(reason)
 
 
+def same(value, name, error):
+    if value:
+        raise UserError(f"{name}: it is not JSON ({error}); fix it")
+    if name:
+        raise UserError(f"{name}: it is not JSON ({error}); move it away and run")
+    if error:
+        raise UserError(f"trainer: {error}")
+    raise UserError(f"{name} is {error}; take the other kind of file")
+
+
 def other(parser):
     parser.error("config: it goes elsewhere; move it")
     print("this is not an error message")
@@ -27,6 +37,7 @@ TESTS = '''
 def test_check():
     """A docstring is no test: it is not what anybody wants."""
     assert str(refused) == "data.limit: 0 is less than one of 3 rows; give more"
+    assert str(refused) == f"{path}: it is not JSON (no end); fix it"
 '''
 
 
@@ -44,15 +55,22 @@ def test_finds_messages_with_their_settings(package: Path):
         ("limit", "{value} is less than one of {len(name)} rows; give more"),
         ("", "it is not what anybody wants"),
         ("", "there is no {name}"),
+        ("", "{name}: it is not JSON ({error}); fix it"),
+        ("", "{name}: it is not JSON ({error}); move it away and run"),
+        ("", "trainer: {error}"),
+        ("", "{name} is {error}; take the other kind of file"),
         ("", "config: it goes elsewhere; move it"),
     ]
 
 
 def test_finds_those_that_no_test_has(package: Path):
     left = untested(find_messages(package), package.parent / "tests")
+    # A text that others have as well is known by the whole message; one of values alone by its fix.
     assert [message.text for message in left] == [
         "it is not what anybody wants",
         "there is no {name}",
+        "{name}: it is not JSON ({error}); move it away and run",
+        "{name} is {error}; take the other kind of file",
         "config: it goes elsewhere; move it",
     ]
 

@@ -17,7 +17,7 @@ from lit_attr.errors import UserError
 from lit_attr.evaluation.profile import role_means
 from lit_attr.facts.contrasts import ContrastKey
 from lit_attr.facts.roles import Role
-from lit_attr.records.files import briefly, check_name, check_run, check_seal
+from lit_attr.records.files import briefly, check_name, check_run, check_seal, read_content
 from lit_attr.records.schema import BatchFormat, ExactRecord, FactId, Version
 
 Values = NDArray[np.float64]
@@ -131,15 +131,13 @@ def read_part(path: Path, manifest: Mapping[str, Any], exact_of: ExactOf) -> Par
     Raises:
         UserError: The file cannot be read, is not whole, was changed, or is of another run.
     """
+    content = read_content(path)
     try:
-        content = path.read_bytes()
         batch = _BATCH.decode(content)
         check_seal(content, path)
         check_run(path, batch.run, manifest)
         check_name(path, batch.examples[0].id, batch.examples[0].step)
         parts = [_fact_of(batch, place, exact_of) for place in range(len(batch.examples))]
-    except OSError as error:
-        raise UserError(f"{path}: it cannot be read ({error.strerror or error})") from error
     except (msgspec.DecodeError, ValueError, IndexError) as error:
         raise UserError(f"{path}: not a whole batch file ({error}); move it away and run again") from error
     facts = [fact for fact, _ in parts]

@@ -12,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_attr.errors import ArgumentError
+from lit_attr.text import cut
 
 if TYPE_CHECKING:
     # It reads records, for which the plugin of TensorBoard waits until the first request.
     from lit_attr.evaluation.index.runs import RunIndex
 
 Rows = NDArray[np.int64]
+
+MOST_CHARACTERS = 100
 
 
 class Selection(NamedTuple):
@@ -60,7 +63,7 @@ def component_of(index: RunIndex, component: str | None) -> str:
     if component is None:
         return index.components[0]
     if component not in index.components:
-        raise ArgumentError("component", f"the run has scores of {', '.join(index.components)}")
+        raise ArgumentError("component", f"the run has scores of {', '.join(index.components)}; name one of them")
     return component
 
 
@@ -112,7 +115,7 @@ def cell_values_N(index: RunIndex, selection: Selection, component: str) -> NDAr
         return None
     layer, role = selection.cell
     if layer not in index.layers:
-        raise ArgumentError("layer", f"the run has no scores of layer {layer}")
+        raise ArgumentError("layer", f"the run has no scores of layer {layer}; it has {_shown(index.layers)}")
     return index.cell_N(component, layer, role)
 
 
@@ -135,6 +138,10 @@ def listed(index: RunIndex, component: str, row: int) -> dict[str, Any]:
         "error": None if np.isnan(error) else error,
         "is_checked": index.is_checked(fact.key),
     }
+
+
+def _shown(layers: Iterable[int]) -> str:
+    return cut(", ".join(map(str, layers)), MOST_CHARACTERS)
 
 
 def _marks(values: Iterable[bool]) -> NDArray[np.bool_]:

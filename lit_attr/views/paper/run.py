@@ -61,7 +61,7 @@ class Run(NamedTuple):
             ArgumentError: No fact is known.
         """
         if not self.known_N.any():
-            raise ArgumentError("known", f"{self.folder} has no known fact; set known=False")
+            raise ArgumentError("known", f"{self.folder} has no known fact; leave --known out")
         return self.only(self.known_N)
 
     def only(self, chosen_N: NDArray[np.bool_]) -> Run:

@@ -99,6 +99,14 @@ def test_the_last_layer_is_exact(model_type: str):
         torch.testing.assert_close(found_LT, expected_LT, rtol=0, atol=1e-4 * expected_LT.abs().max().item())
 
 
+def test_rejects_a_norm_that_runs_twice():
+    model = tiny_model("gpt2")
+    block = model.transformer.h[1]
+    block.ln_2 = block.ln_1
+    with pytest.raises(UserError, match="^rule: a norm runs twice in a forward pass; choose another rule"):
+        find_rule(model, locate(model), "norm-secant")
+
+
 @pytest.mark.parametrize(
     ("model_type", "component"), [("olmo2", "mlp"), ("gpt2", "block"), ("gpt2", "transformer.h.{layer}.mlp.act")]
 )

@@ -21,6 +21,7 @@ DAMAGES = {
     "another object": lambda content: b'{"format": "x"}',
     "no example": lambda content: json.dumps({**json.loads(content), "examples": []}).encode(),
 }
+SEALED = ("a changed number", "no example")
 
 
 def batch_of(run: Path, identity: int) -> Path:
@@ -53,7 +54,8 @@ def test_a_damaged_batch_costs_itself_and_one_line(damage: str, run: Path, ask: 
     found = ask("run", run="one")
     assert found["contrasts"] == 2
     (line,) = found["problems"]
-    assert path.name in line and "\n" not in line
+    reason = "" if damage in SEALED else "not a whole batch file ("
+    assert line.startswith(f"{path}: {reason}") and "\n" not in line
     assert [row["id"] for row in ask("facts", run="one")["rows"]] == [1, 3]
     assert ask("overview", run="one")["summary"]["contrasts"] == 2
     # Written whole, it is back.
@@ -73,6 +75,8 @@ def test_files_of_another_run_and_of_other_layers_are_left_out(run: Path, ask: A
     add_batch(run, example(0, SECOND))
     found = ask("run", run="one")
     assert found["contrasts"] == 1 and len(found["problems"]) == 2
+    reason = "it has other layers, components or another rule than the others; move it away"
+    assert f"{batch_of(run, 3)}: {reason}" in found["problems"]
 
 
 def test_requests_at_once_see_one_whole_index(tmp_path: Path):
@@ -113,7 +117,8 @@ def test_a_file_that_changed_since_is_not_read_as_another_fact(run: Path, ask: A
     batch_of(run, 10).unlink()
     add_batch(run, example(10, FIRST, step=0))
     reseal(batch_of(run, 10), lambda content: content["examples"][0].update(id="text"))
-    assert "refresh the page" in ask("fact", status=422, run="one", id="10")
+    message = ask("fact", status=422, run="one", id="10")
+    assert f"{batch_of(run, 10)}: it was changed meanwhile; refresh the page, or run again" in message
 
 
 def test_an_empty_run(run: Path, ask: Ask):

@@ -89,3 +89,8 @@ def test_csv_has_all_chosen_facts(run: Path):
     assert [row["id"] for row in rows] == ["3", "text"]
     assert float(rows[0]["relative_error"]) == pytest.approx(3 / sqrt(55)) and rows[1]["relative_error"] == ""
     assert rows[0]["target_true"] == " Europe"
+
+
+def test_a_layer_that_the_run_does_not_have(ask: Ask):
+    message = ask("facts", status=404, run="one", layer=7, role="last")
+    assert "layer: the run has no scores of layer 7; it has 0, 1" in message
