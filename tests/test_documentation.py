@@ -153,7 +153,7 @@ def slug(heading: str) -> str:
 
 @pytest.mark.parametrize("page", TEXTS)
 def test_every_link_leads_somewhere(page: str):
-    for link in re.findall(r"\]\(((?!https?:)[^)]+)\)", TEXTS[page]):
+    for link in re.findall(r"(?:\]\(|<img src=\")((?!https?:)[^)\"]+)[)\"]", TEXTS[page]):
         name, _, anchor = link.partition("#")
         target = (REPOSITORY / page).parent / name if name else REPOSITORY / page
         assert target.exists(), link
