@@ -42,6 +42,7 @@ from lit_attr.sampling.work import (
     pilot_work,
     scores_work,
 )
+from lit_attr.text import counted
 from lit_attr.trainers import run_state
 
 # The ablation that takes donors.
@@ -243,7 +244,7 @@ class CounterfactDataModule(pl.LightningDataModule):
                 warn_about("donor_column", f"{reason}; {RESAMPLE} ablation takes them")
             self._check_rejected(self.rejected)
         if made.spaces:
-            rank_zero_info(f"A leading space was added to the answers of {made.spaces} facts.")
+            rank_zero_info(f"A leading space was added to the answers of {counted(made.spaces, 'fact')}.")
         self._made_for = requirements
 
     @property

@@ -42,7 +42,7 @@ def closing_lines(folder: str | Path, *, pictures: bool, resumed: int | None = N
         total = summary["left_out"] + summary["contrasts"]
         only = settings["only"]
         lines.insert(
-            1, f"left out: {summary['left_out']} of {total} contrasts are not {only} (list: {run.screened})"
+            1, f"left out: {summary['left_out']} of {total} contrasts are not {only} (all answers: {run.screened})"
         )
     components = by_component(summary)
     for component, found in components.items():

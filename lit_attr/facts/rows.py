@@ -346,7 +346,7 @@ def _require_columns(
     if (template is None or "prompt" in template.columns) and not {"prompt", "relation"} & present:
         missing.append("prompt")
     if missing:
-        fix = f"name yours with columns={{{missing[0]!r}: NAME}}"
+        fix = f"name yours in the setting columns, as {{{missing[0]}: NAME}}"
         raise ArgumentError("rows", f"no column {', '.join(missing)}; {listed}; {fix}")
 
 

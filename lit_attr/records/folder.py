@@ -332,6 +332,8 @@ class RunFolder:
         Raises:
             UserError: It is missing, damaged, or of another version.
         """
+        if not self.path.is_dir():
+            raise UserError(f"there is no folder {self.path}; check the path")
         if not self.manifest.is_file():
             raise UserError(f"{self.path}: there is no manifest.json in it; give the output folder of a run")
         manifest = read_sealed(self.manifest, MANIFEST_FORMAT)

@@ -225,7 +225,8 @@ def test_renames_columns():
 def test_names_a_missing_column(missing: str):
     row = {name: value for name, value in SPAIN.items() if name != missing}
     with pytest.raises(
-        UserError, match=rf"no column {missing}; the columns are prompt, .*; name yours with columns="
+        UserError,
+        match=rf"no column {missing}; the columns are prompt, .*; name yours in the setting columns, as ",
     ):
         read_facts([row])
 

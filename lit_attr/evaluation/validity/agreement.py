@@ -25,6 +25,8 @@ from lit_attr.facts.roles import MEAN_ROLES, mean_mask_RT
 TOP, FEWER_TOP = 10, 3
 # Below this, the scores miss more than three quarters of the variance of the exact effects.
 RELIABLE = 0.5
+# Of more layers than this, their number says as much.
+MAX_NAMED = 6
 # Values whose variance is a smaller share of their mean square differ by rounding only.
 CONSTANT = 1e-12
 
@@ -262,7 +264,8 @@ def verdict(report: Mapping[str, Any]) -> str:
     ]:
         line += f"; do not rely on the scores of {_layers(poor)}"
     if unclear := [name for name, part in defined.items() if _is_below(part) is None]:
-        line += f"; too few to tell for {_layers(unclear)}"
+        which = _layers(unclear) if len(unclear) <= MAX_NAMED else f"{len(unclear)} of {len(defined)} layers"
+        line += f"; too few to tell for {which}: verify more"
     return line
 
 

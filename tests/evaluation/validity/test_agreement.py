@@ -207,7 +207,7 @@ def test_the_verdict_names_layers_that_are_poor_beyond_doubt():
     assert verdict(report) == (
         "16 contrasts compared with their exact effects (zero ablation): r = 0.70 (95% interval 0.60 to 0.80) "
         "over all layers and tokens, 0.75 (95% interval 0.66 to 0.84) without position 0; do not rely on "
-        "the scores of layer 0 (r = 0.31); too few to tell for layers 1, 4, 5"
+        "the scores of layer 0 (r = 0.31); too few to tell for layers 1, 4, 5: verify more"
     )
     report["by_layer"] = {"0": part(0.9, 0.8, 0.95)}
     assert verdict(report).endswith("without position 0")
