@@ -128,8 +128,8 @@ class CounterfactDataModule(pl.LightningDataModule):
         donor_column: For resample ablation, the column with the id of a row's donor, whose writes replace its own.
             The donor may be any row of the source with as many tokens before, in and after its subject. Default:
             as `with_donors` chooses. That is a row with the same relation and template and another true answer.
-        cache_dir: Where 10,000 rows and more are kept once they are tokenised, for all processes of the machine
-            and for later runs. Default: the cache of `datasets`, a folder that `HF_DATASETS_CACHE` names.
+        cache_dir: Where 10,000 rows and more are kept once they are tokenised. All processes of the machine and
+            later runs read them there. Default: the cache of `datasets`. `HF_DATASETS_CACHE` names that folder.
         num_proc: How many processes tokenise them. Default: as many as there are cores, at most 16.
         keep_in_memory: Keep them in the memory of each process instead.
     """

@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import yaml
+from lightning.pytorch.cli import LightningArgumentParser
 from project import COUNTERFACT, REPOSITORY, SHARED_DATA
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast, PreTrainedTokenizerBase
 
@@ -280,7 +282,11 @@ def test_real_rows_and_the_real_tokenizer(elsewhere: Path, tmp_path: Path):
         assert "".join(record["tokens"][start:stop]).strip().startswith(record["subject"])
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.name)
+CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
+MONITOR = REPOSITORY / "configs" / "monitor.yaml"
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path != MONITOR], ids=lambda path: path.name)
 def test_every_config_is_accepted(path: Path):
     written, printed = yaml.safe_load(path.read_text()), print_config("--config", str(path))
     assert flat(printed).items() >= flat(written).items()
@@ -295,7 +301,16 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_the_monitors_config_is_accepted_by_a_trainers_parser():
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(pl.Trainer, "trainer")
+    (callback,) = parser.parse_path(str(MONITOR)).trainer.callbacks
+    (written,) = yaml.safe_load(MONITOR.read_text())["trainer"]["callbacks"]
+    assert callback.class_path == written["class_path"]
+    assert callback.init_args.as_dict().items() >= written["init_args"].items()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_key_of_a_config_has_a_comment(path: Path):
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         if line.startswith("  ") and not line.lstrip().startswith(("#", "-")):

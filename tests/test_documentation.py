@@ -61,9 +61,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             words = ["--data.limit", "24", "--model.verify", "4", "--model.top_neurons", "3"]
             output = ["--writer.output_dir", str(folder / name), "--trainer.logger", "false"]
             main(["predict", "--trainer.accelerator", "cpu", *words, *output])
-    for name in ("OUT", "OUT1", "CPU_OUT", "FLOAT32"):
+    for name in ("OUT", "OUT1", "CPU_OUT", "FLOAT32", "known"):
         shutil.copytree(folder / "lit_attr_output", folder / name)
-    for name in ("GPU_OUT", "FORMAT"):
+    for name in ("GPU_OUT", "FORMAT", "resample"):
         shutil.copytree(folder / "OUT2", folder / name)
     return folder
 

@@ -70,10 +70,12 @@ def open_rows(source: Any, *, split: str | None = None, revision: str | None = N
 
 def local_file(source: object) -> Path | None:
     """The file that a source is; None where it is none."""
+    if not isinstance(source, str) or "\0" in source:
+        return None
     if source == SAMPLE:
         return SAMPLE_FILE
-    path = Path(source) if isinstance(source, str) and "\0" not in source else None
-    return path if path is not None and _suffix(path) in FILE_SUFFIXES and path.is_file() else None
+    path = Path(source)
+    return path if _suffix(path) in FILE_SUFFIXES and path.is_file() else None
 
 
 def _refuse_for(kind: str, name: str, **settings: str | None) -> None:

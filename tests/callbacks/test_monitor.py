@@ -279,7 +279,7 @@ NO_TOKENIZER = "AttributionMonitor.tokenizer: neither the module nor the data mo
             {"facts": "no.csv"},
             "^AttributionMonitor.facts: there is no file no.csv; check the path",
         ),
-        (StrangersModule, {"facts": [{**FACTS[0], "subject": "x"}]}, "^AttributionMonitor.facts: none of 1 rows"),
+        (StrangersModule, {"facts": [{**FACTS[0], "subject": "x"}]}, "^AttributionMonitor.facts: no row of 1"),
         (StrangersModule, {"layers": 7}, "^AttributionMonitor.layers: there is no layer 7"),
         (StrangersModule, {"component": "no"}, "^AttributionMonitor.component: 'no' is none of mlp"),
         (StrangersModule, {"rule": "no"}, "^AttributionMonitor.rule: 'no' is none of gradient"),

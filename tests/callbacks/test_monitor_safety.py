@@ -63,7 +63,7 @@ def weights(module: pl.LightningModule) -> list[torch.Tensor]:
     return [parameter.detach() for parameter in module.parameters()]
 
 
-@pytest.mark.parametrize("broken", ["attribute_batch", "show_image", "profile_image"])
+@pytest.mark.parametrize("broken", ["score_batch", "show_image", "profile_image"])
 def test_a_pass_that_fails_does_not_end_the_training(
     broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ):
@@ -113,7 +113,7 @@ LEFT_OUT = "AttributionMonitor: a pass is left out (broken on purpose); the trai
 
 def train(out: Path, rank: int) -> None:
     """Trains in this process of two; the monitor fails in the second one, at the first pass alone."""
-    attribute, calls = lit_attr.callbacks.monitor.attribute_batch, []
+    attribute, calls = lit_attr.callbacks.monitor.score_batch, []
 
     def fail_once(*args: Any, **named: Any) -> Any:
         calls.append(1)
@@ -121,7 +121,7 @@ def train(out: Path, rank: int) -> None:
             raise RuntimeError("broken on purpose")
         return attribute(*args, **named)
 
-    lit_attr.callbacks.monitor.attribute_batch = fail_once
+    lit_attr.callbacks.monitor.score_batch = fail_once
     monitor = AttributionMonitor(FACTS, every_n_steps=1, max_tokens=20)
     module = fit(monitor, logger=csv_logger(out), strategy="ddp", devices=2)
     (out / f"{rank}.json").write_text(json.dumps(module.losses))

@@ -7,6 +7,13 @@ from tabs import FIRST, FOURTH, SECOND, THIRD, add_batch, add_exact, new_run
 from tiny_runs import example
 
 
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a test before has set: an in-process `predict` hides the bars of libraries."""
+    for name in ("COLUMNS", "NO_COLOR", "TQDM_DISABLE", "TRANSFORMERS_VERBOSITY"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run of four facts in two batch files; the first has exact effects."""

@@ -182,7 +182,7 @@ def test_an_empty_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["none"], "none: there is no manifest.json in it; give the output folder of a run"),
+        (["none"], "there is no folder none; check the path"),
         (["RUN", "--relation", "P99"], "--relation: no fact has 'P99'; there are P17, P36"),
         (["RUN", "--component", "attention"], "--component: the run has scores of mlp"),
         (["RUN", "--limit", "-1"], "--limit: -1 is less than 0"),
@@ -197,7 +197,7 @@ def test_a_mistake_is_reported_in_one_line(
 def test_what_the_system_refuses_is_named_with_a_fix(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match="1"):
         main(["facts", "x" * 256])
-    expected = f"{'x' * 256}/manifest.json: File name too long; fix this or give another folder"
+    expected = f"{'x' * 256}: File name too long; fix this or give another folder"
     assert capsys.readouterr().err == f"lit-attr facts: error: {expected}\n"
 
 

@@ -73,7 +73,7 @@ def test_a_table_has_the_contrasts_of_its_rows(
     kept = made(SOME, tmp_path, tokenizer, step=step, workers=workers)
     assert memory.contrasts == kept.contrasts == expected(tokenizer, step=step)
     assert memory.rejected == kept.rejected
-    assert [each.row for each in kept.rejected] == [90, 91, 92]
+    assert [*dict.fromkeys(each.row for each in kept.rejected)] == [90, 91, 92]
     assert memory.contrasts.content() == kept.contrasts.content() == ContrastTable.of([*kept.contrasts]).content()
     assert (memory.contrasts.random_order(0) == kept.contrasts.random_order(0)).all()
     (folder,) = (each for each in (tmp_path / "lit_attr").iterdir() if each.is_dir())

@@ -149,5 +149,5 @@ def test_makes_nothing_for_a_folder_that_is_not_a_runs(tmp_path: Path):
     folder = tmp_path / "none"
     with pytest.raises(UserError) as error:
         export(folder, "parquet")
-    assert str(error.value) == f"{folder}: there is no manifest.json in it; give the output folder of a run"
+    assert str(error.value) == f"there is no folder {folder}; check the path"
     assert seen(tmp_path) == []

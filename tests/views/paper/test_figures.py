@@ -105,7 +105,7 @@ def test_style_ends_with_each_figure(run: Path):
 @pytest.mark.parametrize(
     "examples, settings, message",
     [
-        (None, {}, "there is no manifest.json in it; give the output folder of a run"),
+        (None, {}, "there is no folder {run}; check the path"),
         ([], {}, "there is no contrast of two different tokens in it; give another folder"),
         ([SAME], {}, "there is no contrast of two different tokens in it; give another folder"),
         ([ONE], {"ids": ["one", "12", "11"]}, "ids: {run} has no contrast of 11, 12"),
