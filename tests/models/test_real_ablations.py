@@ -75,7 +75,9 @@ def plain_effects_LT(
         handles = [
             module.register_forward_hook(partial(replace, layer=layer)) for layer, module in enumerate(modules)
         ]
-        logits_LV = model(torch.tensor([contrast.token_ids] * len(modules)), use_cache=False, logits_to_keep=1).logits[:, -1]
+        logits_LV = model(
+            torch.tensor([contrast.token_ids] * len(modules)), use_cache=False, logits_to_keep=1
+        ).logits[:, -1]
         for handle in handles:
             handle.remove()
         effects.append(clean - (logits_LV[:, contrast.true_token_id] - logits_LV[:, contrast.false_token_id]))
