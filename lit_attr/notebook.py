@@ -29,7 +29,7 @@ from lit_attr.models.loading import DEMO_MODEL
 from lit_attr.module import AttributionModule
 from lit_attr.records.encoding import batch_record, split_finite
 from lit_attr.records.reading import records_of
-from lit_attr.text import cut
+from lit_attr.text import counted, cut
 from lit_attr.views.pictures import MAX_TOKEN, component_name, components_name, fact_image, fact_title
 
 # How many heatmaps a sequence of attributions shows.
@@ -104,8 +104,8 @@ def attribute(
                 records.update(zip((each.key for each in finite.contrasts), examples, strict=True))
     if rejected:
         first = min(rejected)
-        words = f"{len(rejected)} rows left out; the first, row {first.row} (id {first.id!r}): {first.reason}"
-        warnings.warn(f"attribute.facts: {words}", stacklevel=2)
+        words = f"the first, row {first.row} (id {first.id!r}): {first.reason}"
+        warnings.warn(f"attribute.facts: {counted(len(rejected), 'row')} left out; {words}", stacklevel=2)
     keys = (contrast.key for contrast in data.contrasts)
     return Attributions([records[key] for key in keys if key in records], rejected)
 
@@ -182,7 +182,7 @@ class Attributions(Sequence[Attribution]):
             preferred = sum(record["logit_diff"] > 0 for record in self._records)
             scored = f"{components_name([*self[0]['scores']])} {rule_title(self[0]['rule'])}"
             words += f", {scored}; true answer preferred in {preferred / len(self):.1%}"
-        return words + (f"; {len(self.rejected)} rows left out" if self.rejected else "")
+        return words + (f"; {counted(len(self.rejected), 'row')} left out" if self.rejected else "")
 
 
 def _figure(record: Mapping[str, Any], width: str) -> str:

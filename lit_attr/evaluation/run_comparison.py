@@ -16,6 +16,7 @@ from lit_attr.errors import ArgumentError, UserError
 from lit_attr.evaluation.validity.agreement import pearson
 from lit_attr.facts.contrasts import ContrastKey
 from lit_attr.records.folder import RunFolder
+from lit_attr.text import counted
 
 # How many contrasts whose answer has changed are listed.
 LISTED = 10
@@ -95,7 +96,7 @@ def comparison_lines(found: Mapping[str, Any]) -> Iterator[str]:
     """
     left_out = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found["left_out"].items() if count)
     scored = " and ".join(dict.fromkeys(found["components"]))
-    yield f"{found['contrasts']} contrasts compared, scores of {scored}" + (
+    yield f"{counted(found['contrasts'], 'contrast')} compared, scores of {scored}" + (
         f"; left out: {left_out}" if left_out else ""
     )
     yield ""

@@ -103,4 +103,4 @@ def test_the_first_component_of_the_first_run_is_compared_unless_one_is_named(tm
     block = write_run(tmp_path / "block", [of(block=FIRST_ONE)])
     found = compare_runs(first, block)
     assert (found["components"], found["all"]["norm_ratio"]) == (["attention", "block"], 1)
-    assert next(comparison_lines(found)) == "1 contrasts compared, scores of attention and block"
+    assert next(comparison_lines(found)) == "1 contrast compared, scores of attention and block"

@@ -19,6 +19,7 @@ from lit_attr.evaluation.validity.intervals import (
     resample_weights_SF,
 )
 from lit_attr.facts.roles import MEAN_ROLES, mean_mask_RT
+from lit_attr.text import counted
 
 # How many of the cells with the largest magnitude are compared with those of the exact effects: of all cells of a
 # contrast, and of those in one layer or at one role.
@@ -249,7 +250,9 @@ def verdict(report: Mapping[str, Any]) -> str:
     A layer is named as unreliable only where the upper end of its interval is below `RELIABLE`, and as undecided
     where the interval contains `RELIABLE`.
     """
-    line = f"{report['contrasts']} contrasts compared with their exact effects ({report['ablation']} ablation): "
+    count = report["contrasts"]
+    compared = f"{counted(count, 'contrast')} compared with {'its' if count == 1 else 'their'} exact effects"
+    line = f"{compared} ({report['ablation']} ablation): "
     if report["pearson"] is None:
         line += "r is undefined"
     else:
@@ -296,7 +299,8 @@ def promise_line(adaptive: Mapping[str, Any], agreement: Mapping[str, Any] | Non
         if by_layer is not None and part["pearson"] is not None and part["pearson"] < by_layer
     ]
     is_kept = agreement["pearson"] >= asked and not below
-    line += f"; {'kept' if is_kept else 'not kept'} on the {agreement['contrasts']} verified contrasts"
+    verified = counted(agreement["contrasts"], "verified contrast")
+    line += f"; {'kept' if is_kept else 'not kept'} on the {verified}"
     if below:
         line += f", below {by_layer} in {_layers(below)}"
     estimated = agreement.get("estimated_cells")

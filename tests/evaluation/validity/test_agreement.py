@@ -209,6 +209,9 @@ def test_the_verdict_names_layers_that_are_poor_beyond_doubt():
         "over all layers and tokens, 0.75 (95% interval 0.66 to 0.84) without position 0; do not rely on "
         "the scores of layer 0 (r = 0.31); too few to tell for layers 1, 4, 5: verify more"
     )
+    many = {str(layer): part(0.6, 0.4, 0.7) for layer in range(8)}
+    assert verdict({**report, "by_layer": many}).endswith("; too few to tell for 8 of 8 layers: verify more")
+    assert verdict({**report, "contrasts": 1}).startswith("1 contrast compared with its exact effects (zero")
     report["by_layer"] = {"0": part(0.9, 0.8, 0.95)}
     assert verdict(report).endswith("without position 0")
     assert verdict({**report, **part(0.2, 0.1, 0.4)}).endswith("; do not compare scores across layers")
