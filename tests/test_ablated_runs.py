@@ -68,7 +68,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-@pytest.mark.parametrize("ablation", ["mean", "resample"])
+@pytest.mark.parametrize("ablation", [pytest.param("mean", marks=pytest.mark.slow), "resample"])
 def test_killed_runs_give_the_records_of_an_uninterrupted_one(ablation: str, tmp_path: Path):
     assert finish(start(command(tmp_path / "whole", ablation), tmp_path / "log")) == 0
     expected, folder = files(tmp_path / "whole"), tmp_path / "killed"
@@ -87,7 +87,7 @@ def test_killed_runs_give_the_records_of_an_uninterrupted_one(ablation: str, tmp
     assert all(("donor_id" in each) == (ablation == "resample") for each in examples.values())
 
 
-@pytest.mark.parametrize("ablation", ["mean", "resample"])
+@pytest.mark.parametrize("ablation", ["mean", pytest.param("resample", marks=pytest.mark.slow)])
 def test_two_processes_give_the_records_of_one(ablation: str, tmp_path: Path):
     assert finish(start(command(tmp_path / "one", ablation), tmp_path / "log")) == 0
     words = command(tmp_path / "two", ablation, "--trainer.strategy", "ddp", "--trainer.devices", 2)

@@ -59,6 +59,7 @@ def test_a_run_in_its_own_words(source: Path, tmp_path: Path):
     assert again[4].startswith("contrasts: 6 (6 from an earlier run)")
 
 
+@pytest.mark.slow
 def test_a_resumed_adaptive_run_says_what_is_left(tmp_path: Path):
     words = ["--data.limit", 30, "--model.min_agreement", 0.9, "--model.pilot", 4, "--model.ablation", "resample"]
     limited = run(tmp_path / "out", *words, "--trainer.limit_predict_batches", 2)
@@ -148,12 +149,14 @@ def test_a_terminal_has_one_bar_with_its_phase_which_is_gone_in_the_end(tmp_path
     ]
 
 
+@pytest.mark.slow
 def test_a_terminal_without_the_bar(tmp_path: Path):
     written = on_terminal(tmp_path / "out", "--data.limit", 3, "--trainer.enable_progress_bar", "false")
     assert "facts/s" not in written
     assert "left to do: scores of 3 facts" in written
 
 
+@pytest.mark.slow
 def test_a_bar_of_the_users_own_takes_the_place_of_ours(tmp_path: Path):
     written = on_terminal(tmp_path / "out", "--data.limit", 3, "--trainer.callbacks+=TQDMProgressBar")
     assert "facts/s" not in written

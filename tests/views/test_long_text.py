@@ -146,6 +146,7 @@ def test_wrapping_takes_time_in_proportion(kind: str):
     assert seconds(partial(token_label, texts[1] * 6), 2) < 0.05
 
 
+@pytest.mark.slow
 def test_lines_are_as_before():
     """Against the definition: as many whole words as fit, or as many characters of a word that is too long."""
 

@@ -76,6 +76,7 @@ def test_resumes_where_it_was_stopped(whole: Path, tmp_path: Path):
         np.testing.assert_array_equal(found_LT, expected[key])
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_records_of_one(whole: Path, tmp_path: Path):
     words = predict(tmp_path, *WORDS, "--trainer.strategy", "ddp", "--trainer.devices", 2)
     done = subprocess.run(

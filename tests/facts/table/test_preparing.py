@@ -277,6 +277,7 @@ def children_of(process: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_killed_process_keeps_nobody_waiting(many: Path, tmp_path: Path):
     first = start(many, tmp_path / "cache")
