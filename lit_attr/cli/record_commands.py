@@ -206,7 +206,7 @@ def _with_values(words: Sequence[str]) -> list[str]:
     flags = {f"--{name}" for name, kind in types.items() if kind in FLAGS}
     return [
         f"{word}=true" if word in flags and following.lower() not in VALUES else word
-        for word, following in zip(words, [*words[1:], ""], strict=True)
+        for word, following in zip(words, [*words[1:], ""][: len(words)], strict=True)
     ]
 
 

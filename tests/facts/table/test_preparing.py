@@ -291,8 +291,11 @@ def test_a_killed_process_keeps_nobody_waiting(many: Path, tmp_path: Path):
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
     for process in (second, third):
-        printed, error = process.communicate(timeout=240)
-        assert printed == f"{30 * len(ROWS)}\n", error
+        # Not `communicate`, which leaves out what `readline` has buffered.
+        assert process.stdout is not None and process.stderr is not None
+        printed, error = process.stdout.read(), process.stderr.read()
+        process.wait(240)
+        assert printed == f"{30 * len(ROWS)}\n", (process.returncode, error)
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
     (kept,) = (each for each in (tmp_path / "cache" / "lit_attr").iterdir() if each.is_dir())
     assert not kept.name.startswith(".")
