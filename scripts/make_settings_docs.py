@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from argparse import SUPPRESS, Action
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import NoReturn
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
-from lit_attr.cli.help import TITLES, default_value, settings_by_group
+from lit_attr.cli.help import TITLES, default_value, description, settings_by_group
 from lit_attr.cli.prediction import DECLARATION, AttributionCLI
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.module import AttributionModule
@@ -66,12 +65,9 @@ def _row(action: Action) -> Iterator[str]:
     """A row of the table; the flags that print something and exit are in the introduction."""
     if action.default == SUPPRESS:
         return
-    sentences = re.split(r"(?<=\.)\s+(?=[^a-z])", " ".join((action.help or "").split()))
-    in_words = [each for each in sentences if each.startswith("Default: ")]
-    default = (
-        in_words[0].removeprefix("Default: ").rstrip(".") if in_words else f"`{default_value(action.default)}`"
-    )
-    text = " ".join(each for each in sentences if each not in in_words)
+    sentences, in_words = description(action)
+    default = in_words or f"`{default_value(action.default)}`"
+    text = " ".join(sentences)
     yield f"| `{action.dest}` | {default} | {text.replace('|', chr(92) + '|')} |"
 
 

@@ -27,6 +27,8 @@ LAST_LINES = (
     "Settings of Lightning's Trainer, such as --trainer.devices: --trainer.help.",
 )
 
+# How the sentence on a default that has no value of its own begins.
+DEFAULT = "Default: "
 NAME_COLUMNS, NESTED_INDENT = 28, 6
 MIN_COLUMNS, MAX_COLUMNS = 60, 110
 
@@ -66,12 +68,20 @@ def short_help(actions: Iterable[Action]) -> str:
     return "\n".join([*lines, "", *LAST_LINES, ""])
 
 
+def description(action: Action) -> tuple[list[str], str]:
+    """The sentences that describe a setting, and its default in words; empty where its value says it."""
+    sentences = re.split(r"(?<=\.)\s+(?=[^a-z])", " ".join((action.help or "").split()))
+    for sentence in sentences:
+        if sentence.startswith(DEFAULT):
+            return [each for each in sentences if each != sentence], sentence.removeprefix(DEFAULT).rstrip(".")
+    return sentences, ""
+
+
 def _described(action: Action, columns: int) -> Iterator[str]:
     """A setting with the first sentence of its description and its default."""
     name = ", ".join(flag for flag in action.option_strings if not flag.endswith("+"))
-    sentences = re.split(r"(?<=\.)\s+(?=[^a-z])", " ".join((action.help or "").split()))
-    in_words = next((each for each in sentences if each.startswith("Default: ")), None)
-    default = default_value(action.default) if in_words is None else in_words.removeprefix("Default: ").rstrip(".")
+    sentences, in_words = description(action)
+    default = in_words or default_value(action.default)
     summary = sentences[0].rstrip(".")
     # Files have no default, and neither have flags that print something and exit.
     text = summary if action.default == SUPPRESS or action.dest == "config" else f"{summary} [{default}]"

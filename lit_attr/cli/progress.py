@@ -11,7 +11,7 @@ import numpy as np
 from lightning.pytorch.callbacks import ProgressBar
 from torch.utils.data import DataLoader
 
-from lit_attr.cli.bars import Bar, Lines
+from lit_attr.callbacks.bars import Bar, Lines
 from lit_attr.cli.opening import count_facts
 from lit_attr.cli.quiet import quieten_further_process
 from lit_attr.datamodule import CounterfactDataModule
@@ -104,8 +104,7 @@ class RunProgress(pl.Callback):
         if self._display is not None and isinstance(batch, ContrastBatch):
             is_comparison = batch.comparison is not None
             # Among scores those of the pilot do not count.
-            counted_keys = [each.key for each in batch.contrasts if is_comparison or each.key not in self._pilot]
-            self._display.advance(len(counted_keys))
+            self._display.advance(sum(is_comparison or each.key not in self._pilot for each in batch.contrasts))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Says that the writer has its last work to do."""

@@ -43,7 +43,8 @@ def progress(index: RunIndex) -> str:
 def count_line(first: int, chosen: int, index: RunIndex) -> str:
     """How many contrasts are chosen, of which the first are listed."""
     total = len(index.columns.facts)
-    found = f"{chosen:,} facts" if chosen == total else f"{chosen:,} of {total:,} facts"
+    noun = "fact" if total == 1 else "facts"
+    found = f"{chosen:,} {noun}" if chosen == total else f"{chosen:,} of {total:,} {noun}"
     return f"{found}, the first {first:,} are listed; --limit 0 lists all" if first < chosen else found
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from sealed import RUN, write_batch, write_manifest
 from tensorboard.backend.application import TensorBoardWSGI
+from tiny_runs import example
 from werkzeug.test import Client
 
 from lit_attr.records.files import file_name, write_sealed
@@ -56,6 +57,24 @@ def add_exact(folder: Path, identity: int | str, effects_LT: Sequence[Sequence[f
         },
     )
     return path
+
+
+def four_facts(folder: Path, **data: Any) -> Path:
+    """A run of four facts in two batch files; the first has exact effects."""
+    new_run(folder, **data)
+    add_batch(
+        folder,
+        example(3, FIRST, logit_diff=1.5, prob_true=0.4, rank_true=0, prompt="Spain is in", target_true=" Europe"),
+        example(1, SECOND, logit_diff=-2.0, prob_true=0.1, rank_true=7, relation_id="P36", prompt="Peru is in"),
+    )
+    add_batch(
+        folder,
+        example(10, THIRD, logit_diff=0.5, prob_true=0.2, rank_true=1, relation_id="P36"),
+        example("text", FOURTH, logit_diff=3.0, prob_true=0.9, rank_true=0),
+    )
+    # The first token does not count: ‖(0, 0, 0, 0, 0, 3)‖ / ‖(1, 2, 4, 3, 0, 5)‖ = 3 / √55.
+    add_exact(folder, 3, [[0, 1, 2, 4], [0, 3, 0, 5]])
+    return folder
 
 
 def client_of(folder: Path | str) -> Client:

@@ -24,7 +24,9 @@ from lit_attr.facts.table.columns import (
     concatenate,
     decode_facts,
     donor_columns,
+    either,
     encode_facts,
+    joined,
 )
 from lit_attr.facts.table.donors import (
     HASHES,
@@ -171,16 +173,14 @@ class _Columns:
         self.places_N = before + self.numbers("place")
         self.rows_N = self.numbers("row")
         self.differ_N = self.numbers("true_token_id") != self.numbers("false_token_id")
-        self.spaces_N = self._joined(
-            [batch["has_space"].to_numpy(zero_copy_only=False) for batch in self.batches], bool
-        )
-        self.lengths_N = self._joined(
+        self.spaces_N = joined([batch["has_space"].to_numpy(zero_copy_only=False) for batch in self.batches], bool)
+        self.lengths_N = joined(
             [np.diff(batch["token_ids"].offsets.to_numpy()) for batch in self.batches], np.int64
         )
 
     def numbers(self, name: str) -> NDArray[np.int64]:
         """A column of whole numbers."""
-        return self._joined([batch[name].to_numpy() for batch in self.batches], np.int64)
+        return joined([batch[name].to_numpy() for batch in self.batches], np.int64)
 
     def hashes(self, name: str, size: int, count: int | None = None) -> NDArray[np.bytes_]:
         """A column of hashes of some bytes, of the first `count` contrasts."""
@@ -214,10 +214,6 @@ class _Columns:
             pieces.append(batch.slice(local[0], len(local)) if is_run else batch.take(pa.array(local)))
         return concatenate(pieces)
 
-    @staticmethod
-    def _joined(arrays: Sequence[NDArray[Any]], kind: Any) -> NDArray[Any]:
-        return np.concatenate(arrays).astype(kind, copy=False) if arrays else np.zeros(0, dtype=kind)
-
 
 class _Donors:
     """The donors of a run's contrasts.
@@ -228,7 +224,7 @@ class _Donors:
     """
 
     def __init__(self, columns: _Columns, making: Making) -> None:
-        self._ids = [_either(batch) for batch in columns.batches]
+        self._ids = [_ids(batch) for batch in columns.batches]
         self._columns = columns
         source_N = np.argsort(columns.places_N, kind="stable")
         rows_N = columns.rows_N[source_N]
@@ -287,16 +283,15 @@ def fixed_bytes(column: pa.Array, size: int) -> bytes:
     return content
 
 
-def _either(batch: pa.RecordBatch) -> list[int | str]:
+def _ids(batch: pa.RecordBatch) -> list[int | str]:
     numbers, texts = batch["id_number"].to_pylist(), batch["id_text"].to_pylist()
-    return [text if number is None else number for number, text in zip(numbers, texts, strict=True)]
+    return [*map(either, numbers, texts)]
 
 
 def _name(columns: _Columns, row: int) -> int | str:
     at, local = columns.locate(row)
     number, text = (columns.batches[at][name][local].as_py() for name in ("named_number", "named_text"))
-    name: int | str = text if number is None else number
-    return name
+    return either(number, text)
 
 
 def _chunked(reads: Iterable[Read], size: int) -> Iterator[list[Read]]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from lit_attr.facts.contrasts import Contrast, Donor, digest_contrast
 from lit_attr.facts.roles import roles_of
@@ -104,56 +106,23 @@ def concatenate(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     return whole
 
 
-def contrast_of(
-    row: int,
-    id_number: int | None,
-    id_text: str | None,
-    prompt: str,
-    subject: str,
-    subject_start: int,
-    target_true: str,
-    target_false: str,
-    relation_id: str,
-    relation: bytes,
-    step: int,
-    token_ids: list[int],
-    tokens: list[str],
-    subject_begin: int,
-    subject_end: int,
-    true_token_id: int,
-    false_token_id: int,
-    true_token: str,
-    false_token: str,
-    donor_number: int | None,
-    donor_text: str | None,
-    donor_token_ids: list[int] | None,
-) -> Contrast:
+def contrast_of(*values: Any) -> Contrast:
     """A contrast of the values of a row in `CONTRAST_COLUMNS`."""
-    fact = _fact(
-        row,
-        id_number,
-        id_text,
-        prompt,
-        subject,
-        subject_start,
-        target_true,
-        target_false,
-        relation_id,
-        relation,
-    )
-    span = subject_begin, subject_end
+    fact, rest = _fact(*values[: len(_FACT)]), values[len(_FACT) :]
+    step, token_ids, tokens, begin, end, true_id, false_id, true_token, false_token, *donor = rest
+    donor_number, donor_text, donor_token_ids = donor
     return Contrast(
         fact,
         step,
         tuple(token_ids),
         tuple(tokens),
-        roles_of(len(token_ids), span),
-        span,
-        true_token_id,
-        false_token_id,
+        roles_of(len(token_ids), (begin, end)),
+        (begin, end),
+        true_id,
+        false_id,
         true_token,
         false_token,
-        None if donor_token_ids is None else Donor(_either(donor_number, donor_text), tuple(donor_token_ids)),
+        None if donor_token_ids is None else Donor(either(donor_number, donor_text), tuple(donor_token_ids)),
     )
 
 
@@ -174,7 +143,7 @@ def _fact(
 ) -> Fact:
     return Fact(
         row,
-        _either(id_number, id_text),
+        either(id_number, id_text),
         prompt,
         subject,
         subject_start,
@@ -207,11 +176,17 @@ def id_columns(ids: Sequence[int | str | None]) -> tuple[list[Any], list[Any]]:
     ]
 
 
-def _either(number: int | None, text: str | None) -> int | str:
+def either(number: int | None, text: str | None) -> int | str:
+    """The id in the columns of ids."""
     if number is not None:
         return number
     assert text is not None
     return text
+
+
+def joined(arrays: Sequence[NDArray[Any]], kind: Any) -> NDArray[Any]:
+    """The arrays of record batches as one, also of none."""
+    return np.concatenate(arrays).astype(kind, copy=False) if arrays else np.zeros(0, dtype=kind)
 
 
 def _batch(columns: Iterable[Sequence[Any]], schema: pa.Schema) -> pa.RecordBatch:

@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 
 from lit_attr.facts.contrasts import Contrast, ContrastKey, order_key
 from lit_attr.facts.table.building import TABLE_SCHEMA, fixed_bytes
-from lit_attr.facts.table.columns import BATCH_ROWS, CONTRAST_COLUMNS, contrast_of, encode_contrasts
+from lit_attr.facts.table.columns import (
+    BATCH_ROWS,
+    CONTRAST_COLUMNS,
+    contrast_of,
+    either,
+    encode_contrasts,
+    joined,
+)
 from lit_attr.facts.table.keys import KEY_BYTES, Hashes, KeyIndex, hash_keys, hashes_in
 from lit_attr.facts.table.parts import ORDER_BYTES, content_of
 
@@ -60,18 +67,18 @@ class ContrastTable(Sequence[Contrast]):
         self._content = content
         self._orders = {} if orders is None else orders
         self._starts = [0, *accumulate(batch.num_rows for batch in self._batches)]
-        self.places_N: Rows = self._joined([batch["place"].to_numpy() for batch in self._batches], np.int32)
+        self.places_N: Rows = joined([batch["place"].to_numpy() for batch in self._batches], np.int32)
         self.rows_N: Rows = np.empty_like(self.places_N)
         self.rows_N[self.places_N] = np.arange(len(self.places_N), dtype=np.int32)
-        self.lengths_N: Rows = self._joined(
+        self.lengths_N: Rows = joined(
             [np.diff(batch["token_ids"].offsets.to_numpy()) for batch in self._batches], np.int32
         )
         tokens = [
             (batch["true_token_id"].to_numpy(), batch["false_token_id"].to_numpy()) for batch in self._batches
         ]
-        self.differs_N: NDArray[np.bool_] = self._joined([true != false for true, false in tokens], np.bool_)
+        self.differs_N: NDArray[np.bool_] = joined([true != false for true, false in tokens], np.bool_)
         self.keys_N2: Hashes = hashes_in(b"".join(fixed_bytes(batch["key"], KEY_BYTES) for batch in self._batches))
-        self.digests_N: NDArray[np.uint64] = self._joined(
+        self.digests_N: NDArray[np.uint64] = joined(
             [batch["digest"].to_numpy() for batch in self._batches], np.uint64
         )
         self._index: KeyIndex | None = None
@@ -151,7 +158,7 @@ class ContrastTable(Sequence[Contrast]):
         """The keys of all contrasts, in the order of the source."""
         for begin in range(0, len(self), BATCH_ROWS):
             for number, text, step in self._values(self.rows_N[begin : begin + BATCH_ROWS], _KEY):
-                yield text if number is None else number, step
+                yield either(number, text), step
 
     def find(self, keys: Iterable[ContrastKey]) -> Rows:
         """The rows of those keys that are there."""
@@ -210,10 +217,6 @@ class ContrastTable(Sequence[Contrast]):
                 if contrast.donor is not None:
                     digest.update(repr(contrast.donor).encode())
         return digest.hexdigest()[:16]
-
-    @staticmethod
-    def _joined(arrays: Sequence[NDArray[Any]], kind: Any) -> NDArray[Any]:
-        return np.concatenate(arrays).astype(kind, copy=False) if arrays else np.zeros(0, dtype=kind)
 
 
 def _in_memory(batches: Sequence[pa.RecordBatch]) -> ContrastTable:

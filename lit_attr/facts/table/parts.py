@@ -11,6 +11,7 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -168,7 +169,7 @@ def make_parts(
     """
     # What is wrong with the tokenizer shows at once.
     make_part([], making)
-    paths = (folder / f"{prefix}-{number:06d}" for number in _counted()) if folder is not None else None
+    paths = (folder / f"{prefix}-{number:06d}" for number in count()) if folder is not None else None
     if paths is None or workers < 2 or not can_fork():
         for chunk in chunks:
             part = make_part(chunk, making)
@@ -269,13 +270,6 @@ def _leave_if_orphaned() -> None:
     """Ends a process whose parent was killed: others wait for the lock of the table, which it has inherited."""
     if _parent is not None and os.getppid() != _parent:
         os._exit(1)
-
-
-def _counted() -> Iterator[int]:
-    number = 0
-    while True:
-        yield number
-        number += 1
 
 
 def _write_part(path: Path, part: Part, making: Making) -> None:

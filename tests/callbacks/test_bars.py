@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lit_attr.cli import bars
-from lit_attr.cli.bars import Lines
+from lit_attr.callbacks import bars
+from lit_attr.callbacks.bars import Lines
 
 
 def test_a_file_gets_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
