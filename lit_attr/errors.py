@@ -53,6 +53,10 @@ class ReportedError(UserError):
     """A mistake that another process of the run has reported already."""
 
 
+class LostProcessError(UserError):
+    """A process is gone without which no pass of the others can end."""
+
+
 class RowError(Exception):
     """Why one row cannot become a record. The run goes on without that row."""
 

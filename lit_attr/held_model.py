@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lit_attr.errors import UserError
 from lit_attr.models.language_model import is_placed
+from lit_attr.models.loading import load_model
 from lit_attr.models.location import Location
+from lit_attr.trainers import shares_model
+
+if TYPE_CHECKING:
+    from lit_attr.models.sharding import SharedBlocks
 
 
 class HoldsModel(pl.LightningModule):
@@ -27,9 +33,19 @@ class HoldsModel(pl.LightningModule):
         self.language_model: PreTrainedModel | None = None
         self.location: Location | None = None
         self._home: torch.device | None = None
+        self._shared: SharedBlocks | None = None
 
     def setup(self, stage: str) -> None:
-        """Remembers the model's device: a Trainer moves it to its own device, and to the CPU in the end."""
+        """Remembers the model's device: a Trainer moves it to its own device, and to the CPU in the end.
+
+        Raises:
+            UserError: Each process is to have a part of a model that was loaded whole.
+        """
+        is_whole = self.language_model is not None and self._shared is None
+        if is_whole and self._trainer is not None and shares_model(self._trainer):
+            raise UserError(
+                "model: an object is loaded whole, and processes share the model; give its name or folder"
+            )
         if self._home is not None:
             # An earlier run has failed.
             self.location = None
@@ -38,9 +54,22 @@ class HoldsModel(pl.LightningModule):
 
     def teardown(self, stage: str) -> None:
         """Moves the model back. The next run locates its modules anew, since it may be trained until then."""
+        self.await_others(at_end=True)
         if self._home is not None:
             self.to(self._home)
         self.location, self._home = None, None
+
+    def await_others(self, *, at_end: bool = False) -> None:
+        """Where processes share the model, takes part in the passes of the others until all of them wait here.
+
+        Args:
+            at_end: Whether this process makes no more passes; it then takes part until no other makes any.
+        """
+        if self._shared is not None:
+            if at_end:
+                self._shared.leave()
+            else:
+                self._shared.wait()
 
     def on_predict_model_eval(self) -> None:
         """Leaves all modes as they are: scores are computed in eval mode in any case."""
@@ -56,6 +85,25 @@ class HoldsModel(pl.LightningModule):
             return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
 
         return super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+
+    def _load(self, trainer: pl.Trainer | None, model_name: str, **options: Any) -> None:
+        """Loads the model as the Trainer's processes need it, each the whole or each a part.
+
+        Args:
+            trainer: The Trainer.
+            model_name: As of `load_model`.
+            options: Other options of `load_model`.
+        """
+        if trainer is None or not shares_model(trainer):
+            device = trainer.strategy.root_device if trainer is not None else None
+            self._hold(load_model(model_name, device=device, **options))
+            return
+        # Imported here: it takes seconds, and few runs need it.
+        from lit_attr.models.sharding import SharedBlocks, load_sharded_model
+
+        model = load_sharded_model(model_name, trainer.world_size, **options)
+        self._hold(model)
+        self._shared = SharedBlocks(model)
 
     def _hold(self, model: PreTrainedModel) -> None:
         if is_placed(model):

@@ -24,7 +24,7 @@ from lit_attr.models.identity import gguf_digest, model_identity
 from lit_attr.models.language_model import check_model, find_language_model, is_placed, is_spread
 from lit_attr.models.layers import Layers
 from lit_attr.models.limits import model_limits, read_limits
-from lit_attr.models.loading import DEMO_MODEL, Dtype, Quantization, float32_by_default, load_model
+from lit_attr.models.loading import DEMO_MODEL, Dtype, Quantization, float32_by_default
 from lit_attr.models.location import input_device, locate, named_components
 from lit_attr.records.screening import Only
 from lit_attr.sampling.ablations import SettledAblation, check_ablation_options
@@ -32,7 +32,7 @@ from lit_attr.sampling.comparisons import FirstSeen, Scorer, compare_or_replace,
 from lit_attr.sampling.memory import Halving
 from lit_attr.sampling.pilot import Adaptive, check_targets, promised
 from lit_attr.settings import RENAMED, LoadingOptions, arguments_of_passes, check_settings, refuse_loading_options
-from lit_attr.trainers import check_trainer, run_state, warn_of_other_lightning
+from lit_attr.trainers import check_trainer, run_state, shares_model, warn_of_other_lightning
 
 
 class AttributionModule(HoldsModel):
@@ -244,16 +244,14 @@ class AttributionModule(HoldsModel):
             return
         with arguments_of("model", RENAMED):
             if self.language_model is None:
-                self._hold(
-                    load_model(
-                        self.model_name,
-                        gguf_file=self.gguf_file,
-                        dtype=self.dtype_name,
-                        quantization=self.quantization,
-                        device_map=self.device_map,
-                        device=trainer.strategy.root_device if trainer is not None else None,
-                        **self.loading.of_weights(),
-                    )
+                self._load(
+                    trainer,
+                    self.model_name,
+                    gguf_file=self.gguf_file,
+                    dtype=self.dtype_name,
+                    quantization=self.quantization,
+                    device_map=self.device_map,
+                    **self.loading.of_weights(),
                 )
             if not self.loading.self_test:
                 warn_about(
@@ -289,6 +287,8 @@ class AttributionModule(HoldsModel):
         Raises:
             UserError: The checkpoint's weights are not the model's, or the model cannot take any.
         """
+        if self._trainer is not None and shares_model(self._trainer):
+            raise ArgumentError("ckpt_path", "it would be loaded whole, and processes share the model; take ddp")
         self.configure_model()
         if is_placed(self._model):
             raise ArgumentError(

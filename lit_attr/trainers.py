@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import ismethod
@@ -12,6 +13,7 @@ import lightning.pytorch as pl
 import numpy as np
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.plugins.precision import BitsandbytesPrecision, TransformerEnginePrecision
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from numpy.typing import NDArray
 
 from lit_attr.attribution.passes import Answers
@@ -77,6 +79,14 @@ class AnswersContrasts(Protocol):
 
 
 @runtime_checkable
+class AwaitsOthers(Protocol):
+    """A module whose processes may share a model, so that each has to take part in the passes of the others."""
+
+    def await_others(self, *, at_end: bool = False) -> None:
+        """Takes part until all processes wait here; at the end, until none makes another pass."""
+
+
+@runtime_checkable
 class HasIdentity(Protocol):
     """A module or data module that reports every setting that changes a number."""
 
@@ -109,6 +119,18 @@ def owner_of_run(trainer: pl.Trainer | None) -> OwnsRun | None:
     """The callback that owns the run's state, if there is one."""
     callbacks = trainer.callbacks if trainer is not None else []  # type: ignore[attr-defined]  # set at run time
     return next((callback for callback in callbacks if isinstance(callback, OwnsRun)), None)
+
+
+def await_others(trainer: pl.Trainer, *, at_end: bool = False) -> None:
+    """Keeps processes that share a model together; call it before one process waits for another."""
+    module: object = trainer.lightning_module
+    if isinstance(module, AwaitsOthers):
+        module.await_others(at_end=at_end)
+
+
+def shares_model(trainer: pl.Trainer) -> bool:
+    """Whether each process of the Trainer has a part of the model."""
+    return isinstance(trainer.strategy, ModelParallelStrategy) and trainer.world_size > 1
 
 
 def identity_of(part: object) -> Mapping[str, Any]:
@@ -144,6 +166,25 @@ def warn_of_other_lightning() -> None:
         )
 
 
+def named_strategy(name: str) -> Strategy:
+    """A strategy by the import path of its class, with the defaults of its settings.
+
+    Args:
+        name: The path, such as `lightning.pytorch.strategies.ModelParallelStrategy`.
+
+    Raises:
+        UserError: There is no such class, or it is no strategy.
+    """
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"trainer.strategy: {error}; check the path, or name one such as ddp") from error
+    if not (isinstance(found, type) and issubclass(found, Strategy)):
+        raise UserError(f"trainer.strategy: {name} is not a strategy of Lightning; name one such as ddp")
+    return found()
+
+
 def check_trainer(trainer: pl.Trainer, *, spread: bool) -> None:
     """Refuses a Trainer that would change the model or run it in a way that it does not allow.
 
@@ -156,6 +197,11 @@ def check_trainer(trainer: pl.Trainer, *, spread: bool) -> None:
             devices, or a checkpoint that SLURM's requeueing left behind.
     """
     plugin = trainer.precision_plugin
+    if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy)):
+        raise UserError(
+            f"trainer.strategy: {type(trainer.strategy).__name__} is for training; take ddp, or for a model "
+            "larger than a device lightning.pytorch.strategies.ModelParallelStrategy"
+        )
     if isinstance(plugin, (BitsandbytesPrecision, TransformerEnginePrecision)):
         raise UserError(
             f"trainer.plugins: {type(plugin).__name__} would replace layers of the model; leave it out, and set "

@@ -29,7 +29,7 @@ from lit_attr.records.reading import record_of
 from lit_attr.records.screening import Answered, Screened, read_screened, write_screened
 from lit_attr.records.state import RunState
 from lit_attr.text import cut
-from lit_attr.trainers import HasContent, datamodule_of, identity_of, rejected_of
+from lit_attr.trainers import HasContent, await_others, datamodule_of, identity_of, rejected_of
 
 BATCHES_BETWEEN_PROFILES = 50
 
@@ -122,6 +122,7 @@ class AttributionWriter(BasePredictionWriter):
         with arguments_of("writer"), arguments_of("data", only=("source",)):
             pilot = self.run_state(trainer).pilot
             self._background.finish()
+            await_others(trainer)
             records = self.folder.wait_for_exact([contrast.key for contrast in pilot])
         return [
             (contrast, _layer_by_layer(record.effects))
@@ -223,6 +224,7 @@ class AttributionWriter(BasePredictionWriter):
         self.run_state(trainer)
         with arguments_of("writer"), arguments_of("data", only=("source",)):
             self._background.finish()
+            await_others(trainer, at_end=True)
             # Without a time limit, unlike a collective: one process may have far more to do than another.
             self.folder.finish()
             if trainer.is_global_zero:

@@ -26,6 +26,7 @@ from lit_attr.models.checkpoints import read_checkpoint
 from lit_attr.module import AttributionModule
 from lit_attr.records.folder import RESUME_HINT, RunFolder
 from lit_attr.text import TOO_DEEP, never_fail_to_print, print_error, print_text
+from lit_attr.trainers import named_strategy, shares_model
 
 
 class PredictTrainer(pl.Trainer):
@@ -120,6 +121,9 @@ class AttributionCLI(LightningCLI):
         own_bar = has_default_bar(self.config_init.predict.trainer)
         if own_bar:
             kwargs["enable_progress_bar"] = False
+        strategy = settings.trainer.strategy
+        if isinstance(strategy, str) and "." in strategy:
+            kwargs["strategy"] = named_strategy(strategy)
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, ImportError, RuntimeError, MisconfigurationException) as error:
@@ -142,7 +146,9 @@ class AttributionCLI(LightningCLI):
         if self.trainer.is_global_zero:
             print_text(facts_line(self.datamodule))
             print_text(model_line(self.model))
-        self.model.configure_model()
+        # Processes that share a model load it together, once all of them are started.
+        if not shares_model(self.trainer):
+            self.model.configure_model()
         if self.trainer.is_global_zero:
             print_text(component_line(self.model))
         if checkpoint is not None:

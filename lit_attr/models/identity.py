@@ -77,7 +77,10 @@ def fingerprint(model: PreTrainedModel) -> str:
             with align_module_device(module):
                 for name, parameter in module.named_parameters(recurse=False):
                     digest.update(f"{path}.{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-                    digest.update(_sample_bytes(parameter, f"{path}.{name}"))
+                    # All processes that share a model come here, and gather one weight after another.
+                    gather = getattr(parameter, "full_tensor", None)
+                    whole = parameter if gather is None else gather()
+                    digest.update(_sample_bytes(whole, f"{path}.{name}"))
     return digest.hexdigest()[:16]
 
 

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DistributedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.import_utils import is_gguf_available, is_peft_available
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -43,6 +49,7 @@ def load_model(
     trust_remote_code: bool = False,
     use_safetensors: bool = True,
     device: torch.device | None = None,
+    distributed_config: DistributedConfig | None = None,
 ) -> PreTrainedModel:
     """Loads a causal language model in eval mode.
 
@@ -66,6 +73,7 @@ def load_model(
         use_safetensors: Whether weights must be in safetensors files, which cannot hold code. Otherwise pickled
             ones are read too, by torch with `weights_only`.
         device: Where the model will be used. A quantised model is loaded there, since it cannot be moved later.
+        distributed_config: How several processes share the weights.
 
     Raises:
         ArgumentError: There is no such model, or it cannot be loaded with these settings.
@@ -91,6 +99,7 @@ def load_model(
         "attn_implementation": attn_implementation,
         "trust_remote_code": trust_remote_code,
         "use_safetensors": (use_safetensors and gguf_file is None) or None,
+        "distributed_config": distributed_config,
     }
     config = quantization_config(quantization, llm_int8_threshold)
     if config is not None:

@@ -161,7 +161,7 @@ def _side_by_side(locations: Sequence[Location]) -> Location:
 def _locate(model: PreTrainedModel, layers: Layers, component: str, self_test: bool) -> Location:
     """The same for a model in eval mode, without gradients for its parameters and not compiled."""
     by_path = "{layer}" in component
-    stack = component.partition(".{layer}")[0] if by_path else _decoder_stack(model)
+    stack = component.partition(".{layer}")[0] if by_path else decoder_stack(model)
     blocks = list(_submodule(model, stack).children())
     chosen = resolve_layers(layers, len(blocks))
     recording = record(model, [] if by_path else blocks) if self_test else None
@@ -224,11 +224,11 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 def _named_by_block(model: PreTrainedModel, component: str) -> list[list[tuple[str, nn.Module]]]:
     names = {module: name for name, module in model.named_modules()}
-    blocks = _submodule(model, _decoder_stack(model)).children()
+    blocks = _submodule(model, decoder_stack(model)).children()
     return [[(names[child], child) for child in _named_children(block, component)] for block in blocks]
 
 
-def _decoder_stack(model: PreTrainedModel) -> str:
+def decoder_stack(model: PreTrainedModel) -> str:
     """The path of the list of decoder blocks: the outermost list as long as the config's number of layers."""
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     stacks: dict[str, nn.ModuleList] = {

@@ -16,7 +16,7 @@ from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.table.contrast_table import ContrastTable, Rows
 from lit_attr.facts.table.keys import KeyIndex, hash_keys
 from lit_attr.records.screening import Answered, Only, Screened
-from lit_attr.trainers import AnswersContrasts, OwnsScreening, owner_of_run
+from lit_attr.trainers import AnswersContrasts, OwnsScreening, await_others, owner_of_run
 
 
 def screen(
@@ -81,6 +81,7 @@ def _screened(
             differences += (answers.logit_true_B - answers.logit_false_B).tolist()
     except Exception as error:
         failure = error
+    await_others(trainer)
     # All leave where one has failed, or the others would wait for it.
     if not trainer.strategy.reduce_boolean_decision(failure is None):
         raise failure or ReportedError("another process of the run could not answer its contrasts")

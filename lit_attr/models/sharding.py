@@ -1,0 +1,169 @@
+"""A model whose weights several processes hold in parts, each block gathered when one of them needs it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModelForCausalLM, DistributedConfig, PreTrainedModel
+
+from lit_attr.errors import ArgumentError, LostProcessError
+from lit_attr.models.loading import adapter_base, gguf_place, load_model, not_loaded
+from lit_attr.models.location import decoder_stack
+
+# The rule of transformers' plans for a module whose weights are gathered for each use and freed after it.
+FREED = "free_full_weight"
+
+
+def load_sharded_model(
+    model_name: str,
+    processes: int,
+    *,
+    gguf_file: str | None = None,
+    quantization: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> PreTrainedModel:
+    """Loads a model of which each process keeps a part of every weight (FSDP2); none ever has the whole.
+
+    Args:
+        model_name: Hub name or local folder of a model. All processes have to load it, in a process group.
+        processes: How many there are.
+        gguf_file: Refused.
+        quantization: Refused.
+        device_map: Refused.
+        revision: As of `load_model`.
+        trust_remote_code: As of `load_model`.
+        options: Other options of `load_model`.
+
+    Raises:
+        ArgumentError: The model cannot be loaded, or not in parts.
+    """
+    refused = {"quantization": quantization, "device_map": device_map}
+    for name, value in refused.items():
+        if value is not None:
+            raise ArgumentError(name, "a model that processes share has no such setting; leave it out")
+    if gguf_place(model_name, gguf_file)[1] is not None:
+        raise ArgumentError(
+            "model_name", "a GGUF file can only be loaded whole, and processes share the model; give safetensors"
+        )
+    if adapter_base(model_name, revision) is not None:
+        raise ArgumentError(
+            "model_name",
+            f"{model_name} is an adapter, and processes share the model; merge it into its base model",
+        )
+    try:
+        config = AutoConfig.from_pretrained(model_name, revision=revision, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # loaders, and code that comes with a model, may raise anything
+        raise not_loaded("model_name", "model", model_name, error) from error
+    model = load_model(
+        model_name,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        distributed_config=_distributed_config(decoder_stack(skeleton), processes),
+        **options,
+    )
+    # FSDP2 gathers weights as what they are at the first gather: with or without gradients.
+    return model.requires_grad_(False)
+
+
+def _distributed_config(blocks: str, processes: int) -> DistributedConfig:
+    """How transformers shards a model, with each block a unit; `blocks` is the path of their list."""
+    try:
+        return DistributedConfig(fsdp_size=processes, fsdp_plan={f"{blocks}.*": FREED})
+    except TypeError as error:
+        reason = "processes can share a model with transformers 5.23 or newer; pip install -U transformers"
+        raise ArgumentError("model_name", reason) from error
+
+
+class SharedBlocks:
+    """Gathers the blocks of a sharded model in one order in all processes, whatever passes each of them makes.
+
+    FSDP2 gathers a block when a pass reaches it, and waits until all other processes reach the same block. Here,
+    each process announces which block it needs next, for a forward or for a backward pass. All of them gather the
+    announced block that comes first in a pass. Those that have announced another one free it and announce theirs
+    again. So one process may make many passes and another none, as exact effects need it, if each of them takes
+    part until all are done. All other weights, such as the embeddings, are gathered once.
+
+    Args:
+        model: The model, from `load_model` in a process group. All processes have to make this object.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        block_list = next(module for module in model.modules() if _is_list_of_units(module))
+        self._blocks: list[FSDPModule] = [
+            block for block in block_list.children() if isinstance(block, FSDPModule)
+        ]
+        # Announcements are numbers of the CPU, on whatever device the weights are.
+        self._group = dist.new_group(backend="gloo")
+        self._waiting, self._done = 2 * len(self._blocks), 2 * len(self._blocks) + 1
+        for unit in units:
+            # FSDP2 gathers the unit below ahead of time unless another one is named.
+            unit.set_modules_to_backward_prefetch([unit])
+            if unit not in self._blocks:
+                unit.set_reshard_after_forward(False, recurse=False)
+                unit.set_reshard_after_backward(False, recurse=False)
+        for place, block in enumerate(self._blocks):
+            assert isinstance(block, nn.Module)
+            block.register_forward_pre_hook(partial(self._before_forward, place), prepend=True)
+            block.register_forward_hook(partial(self._before_backward, place), prepend=True)
+
+    def wait(self) -> None:
+        """Takes part in the passes of others until every process waits here or has left."""
+        while self._gather_first(self._waiting) < self._waiting:
+            pass
+
+    def leave(self) -> None:
+        """Takes part in the passes of others until every process leaves."""
+        while self._gather_first(self._done) < self._done:
+            pass
+
+    def _before_forward(self, place: int, module: nn.Module, args: Any) -> None:
+        self._need(place)
+
+    def _before_backward(self, place: int, module: nn.Module, args: Any, output: Any) -> None:
+        for value in tree_leaves(output):
+            if isinstance(value, Tensor) and value.requires_grad:
+                value.register_hook(lambda _: self._need(2 * len(self._blocks) - 1 - place))
+
+    def _need(self, announced: int) -> None:
+        while self._gather_first(announced) != announced:
+            pass
+
+    @torch.inference_mode(False)
+    def _gather_first(self, announced: int) -> int:
+        """Announces what this process needs, and takes part in the gather of what comes first."""
+        numbers = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size(self._group))]
+        try:
+            dist.all_gather(numbers, torch.tensor([announced]), group=self._group)
+            first = min(int(number) for number in numbers)
+            if first < self._waiting:
+                block = self._blocks[min(first, self._waiting - 1 - first)]
+                # A pass that has failed may have left it gathered.
+                block.reshard()
+                block.unshard()
+                if first != announced:
+                    block.reshard()
+        except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+                raise
+            raise LostProcessError(
+                "trainer.strategy: another process of the run has ended, and its part of the model with it; the "
+                "same command resumes the run"
+            ) from error
+        return first
+
+
+def _is_list_of_units(module: nn.Module) -> bool:
+    children = [*module.children()]
+    return isinstance(module, nn.ModuleList) and bool(children) and isinstance(children[0], FSDPModule)
