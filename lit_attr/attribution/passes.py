@@ -263,7 +263,7 @@ def only_answer_logits(model: PreTrainedModel, last_N: Tensor, ids_N2: Tensor) -
 
 def _is_plain(unembedding: nn.Module) -> bool:
     # Quantised, adapted and offloaded unembeddings keep a forward and backward of their own.
-    is_plain = type(unembedding) is nn.Linear and type(unembedding.weight) is nn.Parameter
+    is_plain = type(unembedding).forward is nn.Linear.forward and type(unembedding.weight) is nn.Parameter
     return is_plain and "forward" not in vars(unembedding)
 
 

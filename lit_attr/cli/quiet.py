@@ -30,6 +30,10 @@ def quieten() -> None:
         # Each retry of a hub that cannot be reached; the final error says it.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     threading.excepthook = _report_thread
+    # Rules that transformers has for every model, beside those for a model that processes share.
+    logging.getLogger("transformers.distributed.mixin").addFilter(
+        lambda record: "`fsdp_plan` rules" not in record.getMessage()
+    )
     for name in LOGGERS:
         logging.getLogger(name).addFilter(_is_of_run)
     if process_rank():

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, DistributedConfig, PreTrainedModel
 
@@ -104,6 +105,8 @@ class SharedBlocks:
         self._blocks: list[FSDPModule] = [
             block for block in block_list.children() if isinstance(block, FSDPModule)
         ]
+        # Modules of a block that are called by themselves, as tests of a model call them.
+        self._alone: set[nn.Module] = set()
         # Announcements are numbers of the CPU, on whatever device the weights are.
         self._group = dist.new_group(backend="gloo")
         self._waiting, self._done = 2 * len(self._blocks), 2 * len(self._blocks) + 1
@@ -117,6 +120,10 @@ class SharedBlocks:
             assert isinstance(block, nn.Module)
             block.register_forward_pre_hook(partial(self._before_forward, place), prepend=True)
             block.register_forward_hook(partial(self._before_backward, place), prepend=True)
+            for part in block.modules():
+                if any(True for _ in part.parameters(recurse=False)):
+                    part.register_forward_pre_hook(partial(self._before_part, place))
+                    part.register_forward_hook(partial(self._after_part, place), always_call=True)
 
     def wait(self) -> None:
         """Takes part in the passes of others until every process waits here or has left."""
@@ -135,6 +142,16 @@ class SharedBlocks:
         for value in tree_leaves(output):
             if isinstance(value, Tensor) and value.requires_grad:
                 value.register_hook(lambda _: self._need(2 * len(self._blocks) - 1 - place))
+
+    def _before_part(self, place: int, module: nn.Module, args: Any) -> None:
+        if any(isinstance(weight, DTensor) for weight in module.parameters(recurse=False)):
+            self._need(place)
+            self._alone.add(module)
+
+    def _after_part(self, place: int, module: nn.Module, args: Any, output: Any) -> None:
+        if module in self._alone:
+            self._alone.remove(module)
+            self._blocks[place].reshard()
 
     def _need(self, announced: int) -> None:
         while self._gather_first(announced) != announced:

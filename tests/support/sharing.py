@@ -1,0 +1,79 @@
+"""Processes that share a model, each with passes of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from architectures import random_contrasts
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from lit_attr.attribution.catalogue import RuleName, find_rule
+from lit_attr.attribution.exact.effects import exact_effects_BLT
+from lit_attr.attribution.gradient import attribute_batch
+from lit_attr.facts.batches import collate_contrasts
+from lit_attr.models.identity import fingerprint
+from lit_attr.models.location import Location, locate
+
+ONE_PASS: tuple[RuleName, ...] = ("gradient", "frozen-norm", "linearised", "norm-secant")
+_CONTEXT = multiprocessing.get_context("forkserver")
+
+
+def passes_of(model: PreTrainedModel, location: Location, rank: int) -> dict[str, Tensor]:
+    """Scores and exact effects of contrasts that no other process has, from more passes in later processes."""
+    found = {}
+    for turn in range(rank + 1):
+        batch = collate_contrasts(random_contrasts((5 + rank, 4, 7 + turn)))
+        for name in ONE_PASS:
+            scored = attribute_batch(model, location, batch, rule=find_rule(model, location, name))
+            found[f"{turn} {name}"] = scored.scores_sum_BLT
+        if rank:
+            found[f"{turn} exact"] = exact_effects_BLT(model, location, batch)
+    return found
+
+
+def share(folder: Path, out: Path, processes: int) -> list[dict[str, Any]]:
+    """What each process finds that has a part of the model in a folder.
+
+    Returns:
+        For each process, the results of `passes_of`; the exact effects of one more contrast that the first process
+        computes `after waiting`; and the model's `fingerprint`, how many weights it has in `parts`, and the
+        `largest part` of one.
+    """
+    started = [_CONTEXT.Process(target=_share, args=(rank, processes, folder, out)) for rank in range(processes)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(240)
+        assert process.exitcode == 0
+    return [torch.load(out / f"{rank}.pt") for rank in range(processes)]
+
+
+def _share(rank: int, processes: int, folder: Path, out: Path) -> None:
+    # Imported here: it takes seconds, and the test's own process does without.
+    from lit_attr.models.sharding import SharedBlocks, load_sharded_model
+
+    torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = str(rank)
+    dist.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=processes)
+    model = load_sharded_model(str(folder), processes)
+    parts = [
+        weight.to_local().numel() / weight.numel() for weight in model.parameters() if isinstance(weight, DTensor)
+    ]
+    shared = SharedBlocks(model)
+    found: dict[str, Any] = {"fingerprint": fingerprint(model), "largest part": max(parts), "parts": len(parts)}
+    location = locate(model, component=["mlp", "attention"])
+    found |= passes_of(model, location, rank)
+    shared.wait()
+    if rank == 0:
+        batch = collate_contrasts(random_contrasts((6,)))
+        found["after waiting"] = exact_effects_BLT(model, location, batch)
+    shared.leave()
+    torch.save(found, out / f"{rank}.pt")
+    dist.destroy_process_group()
