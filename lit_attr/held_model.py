@@ -102,11 +102,11 @@ class HoldsModel(pl.LightningModule):
         from lit_attr.models.sharding import SharedBlocks, load_sharded_model
 
         model = load_sharded_model(model_name, trainer.world_size, **options)
-        self._hold(model)
         self._shared = SharedBlocks(model)
+        self._hold(model)
 
     def _hold(self, model: PreTrainedModel) -> None:
-        if is_placed(model):
+        if is_placed(model) or self._shared is not None:
             # Not as a submodule: Lightning would move it from the devices on which its loader has put it.
             object.__setattr__(self, "language_model", model)
         else:
