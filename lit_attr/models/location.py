@@ -39,7 +39,8 @@ class Location(NamedTuple):
         paths: The dotted path of each of these modules from the model.
         components: The component of each module.
         top_mlp: The MLP of the last block, where a layer's write there is located and the MLP is only needed at
-            the last token: its writes at other tokens do not reach the logits after the last one.
+            the last token: its writes at other tokens do not reach the logits after the last one, and nothing
+            inside it is scored.
         depends_on_width: Whether the model's numbers depend on the width of a batch in a way that its config does
             not state: rows of different lengths then go through it apart.
     """
@@ -160,6 +161,9 @@ def _locate(model: PreTrainedModel, layers: Layers, names: Sequence[str], self_t
     if not recording.is_finite and (broken := broken_weight(model)) is not None:
         raise ArgumentError("model", f"it gives logits that are not finite; {broken}")
     top = writes[chosen[-1]].mlp if names[0] in COMPONENT_NAMES and chosen[-1] == len(blocks) - 1 else None
+    # What is scored inside it is needed at all tokens.
+    if top is not None and any(module in {*top.modules()} - {top} for module in modules):
+        top = None
     return location._replace(
         top_mlp=top if top is not None and is_needed_last_only(model, top) else None,
         depends_on_width=shows_other_widths(model, limits_of(model.config)),
