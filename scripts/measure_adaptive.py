@@ -11,7 +11,7 @@ Axes: L layers, T tokens of one contrast, N cells.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jsonargparse import auto_cli
@@ -19,9 +19,9 @@ from measured_runs import draw_rows, folder_of_runs, predict, print_command, pri
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from lit_attr.attribution.ablation import RESAMPLE, ZERO, Ablation
+from lit_attr.attribution.ablation import Ablation
 from lit_attr.attribution.adaptive import depth_of, estimate_batch
-from lit_attr.attribution.catalogue import RuleName, find_rule
+from lit_attr.attribution.catalogue import AblationName, AblationOptions, RuleName, find_rule
 from lit_attr.attribution.error_model import FORWARDS_A_GRADIENT, Estimate, Targets, costs_LT, fit
 from lit_attr.attribution.gradient import Rule
 from lit_attr.attribution.scoring import Scoring
@@ -32,6 +32,7 @@ from lit_attr.facts.contrasts import Contrast, ContrastKey
 from lit_attr.facts.sources import SAMPLE
 from lit_attr.models.loading import DEMO_MODEL, load_model, load_tokenizer
 from lit_attr.models.location import Location, locate
+from lit_attr.sampling.ablations import SettledAblation
 
 PROMISES = ((0.9, None), (0.95, None), (0.99, None), (0.95, 0.8))
 # Beside the plain gradient: whether attention is held, and the name of the rule.
@@ -78,7 +79,7 @@ def measure(
     seed: int = 0,
     pilot: int = 16,
     pilots: int = 20,
-    ablation: Literal["zero", "resample"] = "zero",
+    ablation: AblationName = "zero",
     output_dir: str | None = None,
 ) -> None:
     """Prints the tables.
@@ -96,6 +97,7 @@ def measure(
     drawn = draw_rows(source, rows, seed)
     for name in models or [DEMO_MODEL]:
         model, tokenizer = load_model(name), load_tokenizer(name)
+        location = locate(model)
         with folder_of_runs(output_dir, name) as folder:
             run = predict(
                 folder / "exact", drawn, rule="exact", ablation=ablation, model=model, tokenizer=tokenizer
@@ -105,7 +107,8 @@ def measure(
                 for _, batch in run.read_batches()
                 for each in batch.examples
             }
-        location, replaced = locate(model), RESAMPLE if ablation == "resample" else ZERO
+            options = AblationOptions(mean_writes=str(run.mean_writes) if ablation == "mean" else None)
+            replaced = SettledAblation(ablation, options).settle(model, location, trainer=None)
         depth = depth_of(model, location)
         data = drawn.data()
         data.make_contrasts(DataRequirements(tokenizer=tokenizer, ablation=ablation))

@@ -1,15 +1,11 @@
-"""The modules at which a component of a causal language model writes into the residual stream.
-
-This is the only file that knows how architectures name their parts.
-"""
+"""The modules at which a component of a causal language model writes into the residual stream."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from difflib import get_close_matches
-from itertools import chain
 from typing import NamedTuple, cast
 
 import torch
@@ -26,19 +22,12 @@ from lit_attr.models.selftest import (
     TOKENS,
     BlockCall,
     Recording,
-    are_all,
-    is_added,
     is_needed_last_only,
     record,
     shows_other_widths,
 )
+from lit_attr.models.writes import COMPONENT_NAMES, BlockWrites, named_children
 from lit_attr.text import counted
-
-# The names that implementations give the two sublayers of a decoder block.
-COMPONENT_NAMES = {
-    "mlp": ("mlp", "feed_forward", "ffn"),
-    "attention": ("attn", "self_attn", "attention", "self_attention"),
-}
 
 
 class Location(NamedTuple):
@@ -50,7 +39,8 @@ class Location(NamedTuple):
         paths: The dotted path of each of these modules from the model.
         components: The component of each module.
         top_mlp: The MLP of the last block, where a layer's write there is located and the MLP is only needed at
-            the last token: its writes at other tokens do not reach the logits after the last one.
+            the last token: its writes at other tokens do not reach the logits after the last one, and nothing
+            inside it is scored.
         depends_on_width: Whether the model's numbers depend on the width of a batch in a way that its config does
             not state: rows of different lengths then go through it apart.
     """
@@ -118,7 +108,7 @@ def locate(
     with uncompiled(model) as model, ExitStack() as stack:
         for context in (evaluating, frozen, fresh_rotary_frequencies):
             stack.enter_context(context(model))
-        return _side_by_side([_locate(model, layers, name, self_test) for name in names])
+        return _locate(model, layers, names, self_test)
 
 
 def named_components(component: str | Sequence[str]) -> tuple[str, ...]:
@@ -141,63 +131,68 @@ def named_components(component: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def _side_by_side(locations: Sequence[Location]) -> Location:
-    """The modules of several components, layer by layer."""
-    first = locations[0]
-    for other in locations:
-        if other.layers != first.layers:
-            raise ArgumentError(
-                "component",
-                f"{first.components[0]} is in {counted(len(first.layers), 'layer')} and {other.components[0]} in "
-                f"{len(other.layers)}; give each a run of its own",
-            )
-    layers, modules, paths, components = (
-        tuple(chain.from_iterable(zip(*each, strict=True)))
-        for each in zip(*(location[:4] for location in locations), strict=True)
-    )
-    return first._replace(layers=layers, modules=modules, paths=paths, components=components)
-
-
-def _locate(model: PreTrainedModel, layers: Layers, component: str, self_test: bool) -> Location:
+def _locate(model: PreTrainedModel, layers: Layers, names: Sequence[str], self_test: bool) -> Location:
     """The same for a model in eval mode, without gradients for its parameters and not compiled."""
-    by_path = "{layer}" in component
-    stack = component.partition(".{layer}")[0] if by_path else decoder_stack(model)
-    blocks = list(_submodule(model, stack).children())
-    chosen = resolve_layers(layers, len(blocks))
-    recording = record(model, [] if by_path else blocks) if self_test else None
+    chosen = _chosen_layers(model, layers, names)
+    in_blocks = any("{layer}" not in name for name in names)
+    blocks = [*_submodule(model, decoder_stack(model)).children()] if in_blocks else []
+    recording = record(model, blocks) if self_test else None
     if recording is not None and recording.looks_ahead:
         raise ArgumentError(
             "model",
             "its tokens attend to later ones, so it is not a causal language model, and padding would change "
             "its scores; use another one",
         )
-    if by_path:
-        modules = [_submodule(model, component.replace("{layer}", str(layer))) for layer in chosen]
-    elif component == "block":
-        modules = [blocks[layer] for layer in chosen]
-    elif recording is None:
-        modules = [_named_child(model, blocks[layer], component) for layer in chosen]
-    else:
-        modules = [
-            _write(model, _only_call(model, recording, blocks[layer], layer), component) for layer in chosen
-        ]
-    top = None
-    if recording is not None and component in COMPONENT_NAMES and chosen[-1] == len(blocks) - 1:
-        top = _mlp_write(_only_call(model, recording, blocks[-1], chosen[-1]))
-    names = {module: name for name, module in model.named_modules()}
+    writes: dict[int, BlockWrites] = {}
+    if recording is not None and not {*COMPONENT_NAMES}.isdisjoint(names):
+        writes = {layer: BlockWrites(_only_call(model, recording, blocks[layer], layer)) for layer in chosen}
+    paths = {module: path for path, module in model.named_modules()}
+    places = [(layer, name) for layer in chosen for name in names]
+    modules = [_module(model, blocks, writes, layer, name) for layer, name in places]
     location = Location(
-        chosen,
+        tuple(layer for layer, _ in places),
         tuple(modules),
-        tuple(names[module] for module in modules),
-        (component,) * len(modules),
-        top_mlp=top if top is not None and is_needed_last_only(model, top) else None,
-        depends_on_width=recording is not None and shows_other_widths(model, limits_of(model.config)),
+        tuple(paths[module] for module in modules),
+        tuple(name for _, name in places),
     )
-    if recording is not None:
-        _refuse_unreadable(location, recording)
-    if recording is not None and not recording.is_finite and (broken := broken_weight(model)) is not None:
+    if recording is None:
+        return location
+    _refuse_unreadable(location, recording)
+    if not recording.is_finite and (broken := broken_weight(model)) is not None:
         raise ArgumentError("model", f"it gives logits that are not finite; {broken}")
-    return location
+    top = writes[chosen[-1]].mlp if names[0] in COMPONENT_NAMES and chosen[-1] == len(blocks) - 1 else None
+    # What is scored inside it is needed at all tokens.
+    if top is not None and any(module in {*top.modules()} - {top} for module in modules):
+        top = None
+    return location._replace(
+        top_mlp=top if top is not None and is_needed_last_only(model, top) else None,
+        depends_on_width=shows_other_widths(model, limits_of(model.config)),
+    )
+
+
+def _chosen_layers(model: PreTrainedModel, layers: Layers, names: Sequence[str]) -> tuple[int, ...]:
+    """The layers that are chosen, which are the same for each component."""
+    stacks = [name.partition(".{layer}")[0] if "{layer}" in name else decoder_stack(model) for name in names]
+    chosen = [resolve_layers(layers, len([*_submodule(model, stack).children()])) for stack in stacks]
+    for name, other in zip(names, chosen, strict=True):
+        if other != chosen[0]:
+            raise ArgumentError(
+                "component",
+                f"{names[0]} is in {counted(len(chosen[0]), 'layer')} and {name} in {len(other)}; give each a run "
+                "of its own",
+            )
+    return chosen[0]
+
+
+def _module(
+    model: PreTrainedModel, blocks: Sequence[nn.Module], writes: Mapping[int, BlockWrites], layer: int, name: str
+) -> nn.Module:
+    """The module whose output is scored for a component in a layer."""
+    if "{layer}" in name:
+        return _submodule(model, name.replace("{layer}", str(layer)))
+    if name == "block":
+        return blocks[layer]
+    return _write(model, writes[layer], name) if writes else _named_child(model, blocks[layer], name)
 
 
 def named_mlps(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
@@ -225,7 +220,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
 def _named_by_block(model: PreTrainedModel, component: str) -> list[list[tuple[str, nn.Module]]]:
     names = {module: name for name, module in model.named_modules()}
     blocks = _submodule(model, decoder_stack(model)).children()
-    return [[(names[child], child) for child in _named_children(block, component)] for block in blocks]
+    return [[(names[child], child) for child in named_children(block, component)] for block in blocks]
 
 
 def decoder_stack(model: PreTrainedModel) -> str:
@@ -246,7 +241,7 @@ def decoder_stack(model: PreTrainedModel) -> str:
         outermost = {
             name: module
             for name, module in outermost.items()
-            if all(_named_children(block, "attention") for block in module)
+            if all(named_children(block, "attention") for block in module)
         }
     if len(outermost) > 1:
         decoder = {*model.get_decoder().modules()}
@@ -282,69 +277,26 @@ def _only_call(model: nn.Module, recording: Recording, block: nn.Module, layer: 
     return calls[0]
 
 
-def _write(model: nn.Module, call: BlockCall, component: str) -> nn.Module:
+def _write(model: nn.Module, writes: BlockWrites, component: str) -> nn.Module:
     """The module of a block whose output the component adds to the residual stream."""
-    mlp = _mlp_write(call)
-    write = mlp if component == "mlp" else _attention_write(call, mlp)
+    write = writes.mlp if component == "mlp" else writes.attention
     if write is not None:
         return write
+    block = writes.call.block
     why = (
         f"neither the output of its {component} module nor that of another module is what it adds to the residual "
         "stream, so scores would be wrong"
-        if _named_children(call.block, component)
+        if named_children(block, component)
         else f"none of its modules is known to be its {component}"
     )
     raise ArgumentError(
         "component",
-        f"{type(call.block).__name__} is not supported: {why}; choose block, or {_name_a_path(model, call.block)}",
+        f"{type(block).__name__} is not supported: {why}; choose block, or {_name_a_path(model, block)}",
     )
 
 
-def _mlp_write(call: BlockCall) -> nn.Module | None:
-    named = _named_children(call.block, "mlp")
-    # Where no norm comes before attention, the test's large states leave it large, so that it has to be silent.
-    for silent in ((), _named_children(call.block, "attention")):
-        for module in _candidates(call, "mlp"):
-            if is_added(call, module, silent):
-                # Any module other than the MLP itself may be only a part of the write.
-                attention = None if module in named else _attention_write(call, module)
-                if module in named or (attention is not None and are_all(call, (module, attention))):
-                    return module
-    return None
-
-
-def _attention_write(call: BlockCall, mlp: nn.Module | None) -> nn.Module | None:
-    named = _named_children(call.block, "attention")
-    # An MLP that comes after attention depends on what attention writes.
-    silent = () if mlp is None else (mlp,)
-    for module in _candidates(call, "attention"):
-        if is_added(call, module, silent) and (module in named or are_all(call, (module, *silent))):
-            return module
-    return None
-
-
-def _candidates(call: BlockCall, component: str) -> list[nn.Module]:
-    """The modules whose output may be the write, the likeliest first."""
-    named = _named_children(call.block, component)
-    others = {
-        child for other in COMPONENT_NAMES if other != component for child in _named_children(call.block, other)
-    }
-    children = [module for module in call.writers if module in set(call.block.children()) - others]
-    if not named and component == "mlp":
-        # OPT's projections are children of the block itself. The last to run is the one that writes.
-        return children[::-1]
-    if len(named) != 1 or named[0] not in children:
-        return []
-    inside = [module for module in call.writers if module in set(named[0].modules()) - set(named)]
-    return children[children.index(named[0]) :] + inside[::-1]
-
-
-def _named_children(block: nn.Module, component: str) -> list[nn.Module]:
-    return [child for name, child in block.named_children() if name in COMPONENT_NAMES[component]]
-
-
 def _named_child(model: nn.Module, block: nn.Module, component: str) -> nn.Module:
-    named = _named_children(block, component)
+    named = named_children(block, component)
     if len(named) != 1:
         what = f"{type(block).__name__} has {len(named)} {component} modules, not one"
         raise ArgumentError("component", f"{what}; {_name_a_path(model, block)}")

@@ -117,6 +117,16 @@ def test_a_subset_of_layers_has_the_same_scores(random_model: GPT2LMHeadModel, s
         torch.testing.assert_close(some.scores_sum_BLT, every.scores_sum_BLT[:, some.layers], rtol=1e-5, atol=1e-6)
 
 
+def test_a_module_inside_the_mlp_has_the_same_scores_beside_it(
+    random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]
+):
+    batch, inside = collate_contrasts(sample_contrasts[:4]), "transformer.h.{layer}.mlp.act"
+    alone = attribute_batch(random_model, locate(random_model, component=inside), batch).scores_sum_BLT
+    for components in (["mlp", inside], [inside, "mlp"]):
+        beside = attribute_batch(random_model, locate(random_model, component=components), batch)
+        torch.testing.assert_close(beside.scores_sum_BLT[:, components.index(inside) :: 2], alone)
+
+
 def test_a_batch_has_the_scores_of_its_rows_alone(random_model: GPT2LMHeadModel, sample_contrasts: list[Contrast]):
     contrasts = sample_contrasts[::20][:16]
     assert len({len(contrast.tokens) for contrast in contrasts}) > 1

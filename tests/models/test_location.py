@@ -202,6 +202,20 @@ def test_rejects_unusable_paths(random_model: GPT2LMHeadModel):
         locate(random_model, component="transformer.h.{layer}.mlp.act", layers=0)
 
 
+def test_several_components_share_one_self_test():
+    model, runs = tiny_model("gemma2"), []
+    for module in (model, *model.model.layers):
+        module.register_forward_hook(lambda module, *_: runs.append(module))
+    mlp = locate(model)
+    of_one = runs.copy()
+    runs.clear()
+    both = locate(model, component=["mlp", "attention"])
+    # To know Gemma's write of the MLP is to know that of attention.
+    assert runs == of_one
+    assert (both.of("mlp").modules, both.top_mlp) == (mlp.modules, mlp.top_mlp)
+    assert both.of("attention").modules == tuple(block.post_attention_layernorm for block in model.model.layers)
+
+
 def test_rejects_components_in_other_layers(random_model: GPT2LMHeadModel):
     random_model.extra = torch.nn.ModuleList([torch.nn.Identity()])
     with pytest.raises(UserError) as refused:
