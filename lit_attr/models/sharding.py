@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,9 @@ from lit_attr.models.location import decoder_stack
 
 # The rule of transformers' plans for a module whose weights are gathered for each use and freed after it.
 FREED = "free_full_weight"
+# The parameter of glibc's mallopt (malloc.h) for the size from which each piece of memory is mapped by itself.
+M_MMAP_THRESHOLD = -3
+RETURNED_BYTES = 2**17
 
 
 def load_sharded_model(
@@ -125,6 +129,9 @@ class SharedBlocks:
                     part.register_forward_pre_hook(partial(self._before_part, place))
                     part.register_forward_hook(partial(self._after_part, place), always_call=True)
 
+        if next(model.parameters()).device.type == "cpu":
+            _return_freed_memory()
+
     def wait(self) -> None:
         """Takes part in the passes of others until every process waits here or has left."""
         while self._gather_first(self._waiting) < self._waiting:
@@ -179,6 +186,13 @@ class SharedBlocks:
                 "same command resumes the run"
             ) from error
         return first
+
+
+def _return_freed_memory() -> None:
+    """Has glibc return to the system what a block frees; by default it keeps pieces of up to 32 MiB."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(M_MMAP_THRESHOLD, RETURNED_BYTES)
 
 
 def _is_list_of_units(module: nn.Module) -> bool:
