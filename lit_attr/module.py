@@ -14,6 +14,7 @@ from lit_attr.attribution.gradient import AttributionBatch
 from lit_attr.attribution.neurons import find_neurons
 from lit_attr.attribution.passes import Answers, answer_batch
 from lit_attr.attribution.scoring import Scoring, check_window, score_batch
+from lit_attr.attribution.transfer import copied
 from lit_attr.datamodule import DataRequirements
 from lit_attr.errors import ArgumentError, arguments_of, warn_about
 from lit_attr.facts.batches import ContrastBatch
@@ -347,7 +348,7 @@ class AttributionModule(HoldsModel):
         device = self.input_device
         with arguments_of_passes():
             found = answer_batch(self._model, self._location, batch.to(device))
-        return Answers(*(each.cpu() for each in found))
+        return Answers(*copied(found, "cpu"))
 
     @property
     def input_device(self) -> torch.device:

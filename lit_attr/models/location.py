@@ -20,7 +20,7 @@ from lit_attr.errors import ArgumentError
 from lit_attr.models.hooks import evaluating, fresh_rotary_frequencies, frozen, uncompiled
 from lit_attr.models.language_model import broken_weight
 from lit_attr.models.layers import Layers, resolve_layers
-from lit_attr.models.limits import limits_of
+from lit_attr.models.limits import ModelLimits, model_limits
 from lit_attr.models.selftest import (
     ROWS,
     TOKENS,
@@ -53,6 +53,7 @@ class Location(NamedTuple):
             the last token: its writes at other tokens do not reach the logits after the last one.
         depends_on_width: Whether the model's numbers depend on the width of a batch in a way that its config does
             not state: rows of different lengths then go through it apart.
+        limits: The model's positions and vocabulary, and how widths change its rotary frequencies.
     """
 
     layers: tuple[int, ...]
@@ -61,6 +62,7 @@ class Location(NamedTuple):
     components: tuple[str, ...]
     top_mlp: nn.Module | None = None
     depends_on_width: bool = False
+    limits: ModelLimits = ModelLimits(None, None)
 
     @property
     def is_top_only_at_last_L(self) -> list[bool]:
@@ -185,13 +187,15 @@ def _locate(model: PreTrainedModel, layers: Layers, component: str, self_test: b
     if recording is not None and component in COMPONENT_NAMES and chosen[-1] == len(blocks) - 1:
         top = _mlp_write(_only_call(model, recording, blocks[-1], chosen[-1]))
     names = {module: name for name, module in model.named_modules()}
+    limits = model_limits(model)
     location = Location(
         chosen,
         tuple(modules),
         tuple(names[module] for module in modules),
         (component,) * len(modules),
         top_mlp=top if top is not None and is_needed_last_only(model, top) else None,
-        depends_on_width=recording is not None and shows_other_widths(model, limits_of(model.config)),
+        depends_on_width=recording is not None and shows_other_widths(model, limits),
+        limits=limits,
     )
     if recording is not None:
         _refuse_unreadable(location, recording)
