@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-# The share of the free memory that one step may take: sums and products of what it works on take as much again.
+# The share of the free memory that one step works on: its sums and products take as much again.
 SHARE = 0.25
 
 
 def budget(device: torch.device) -> int | None:
-    """How many bytes one step of a computation may work on; None where the device does not tell its memory.
+    """How many bytes one step of a computation may work on; None where the free memory is not known.
 
     Args:
         device: A device. A CPU's memory is no bound: there its caches are.
