@@ -324,8 +324,7 @@ class AttributionModule(HoldsModel):
         if batch.comparison is not None:
             if batch.is_pilot and self._adaptive is not None:
                 with arguments_of_passes():
-                    scored = self._adaptive.attribute_pilot(self._scorer, batch.to(device), self._trainer)
-                    return scored.to("cpu")
+                    return self._adaptive.attribute_pilot(self._scorer, batch.to(device), self._trainer).to("cpu")
             (contrast,), (place,) = batch.contrasts, batch.places or (None,)
             exact = compare_or_replace(contrast, place, compare, run_state(self._trainer))
             return AttributionBatch.empty(self._location, self.rule)._replace(exact=exact)
