@@ -285,6 +285,8 @@ class CounterfactDataModule(pl.LightningDataModule):
             sampler=RankSampler(work, rank=rank, world_size=processes),
             collate_fn=partial(collate_work, table, places_N),
             num_workers=self.num_workers,
+            # From there batches are copied while the one before is computed.
+            pin_memory=self._device is not None and self._device.type == "cuda",
         )
 
     def in_batches(self, contrasts: Sequence[Contrast], device: torch.device | None) -> list[list[Contrast]]:

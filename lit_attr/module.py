@@ -14,6 +14,7 @@ from lit_attr.attribution.gradient import AttributionBatch
 from lit_attr.attribution.neurons import find_neurons
 from lit_attr.attribution.passes import Answers, answer_batch
 from lit_attr.attribution.scoring import Scoring, check_window, score_batch
+from lit_attr.attribution.transfer import copied
 from lit_attr.datamodule import DataRequirements
 from lit_attr.errors import ArgumentError, arguments_of, warn_about
 from lit_attr.facts.batches import ContrastBatch
@@ -323,8 +324,7 @@ class AttributionModule(HoldsModel):
         if batch.comparison is not None:
             if batch.is_pilot and self._adaptive is not None:
                 with arguments_of_passes():
-                    scored = self._adaptive.attribute_pilot(self._scorer, batch.to(device), self._trainer)
-                    return scored.to("cpu")
+                    return self._adaptive.attribute_pilot(self._scorer, batch.to(device), self._trainer).to("cpu")
             (contrast,), (place,) = batch.contrasts, batch.places or (None,)
             exact = compare_or_replace(contrast, place, compare, run_state(self._trainer))
             return AttributionBatch.empty(self._location, self.rule)._replace(exact=exact)
@@ -347,7 +347,7 @@ class AttributionModule(HoldsModel):
         device = self.input_device
         with arguments_of_passes():
             found = answer_batch(self._model, self._location, batch.to(device))
-        return Answers(*(each.cpu() for each in found))
+        return Answers(*copied(found, "cpu"))
 
     @property
     def input_device(self) -> torch.device:

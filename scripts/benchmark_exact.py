@@ -45,7 +45,7 @@ def naive_effects_BLT(setting: Setting, batch: ContrastBatch) -> Tensor:
     effects_BLT = torch.zeros(len(batch.contrasts), len(setting.location.layers), batch.token_ids_BT.shape[1])
 
     def differences_B(part: ContrastBatch) -> Tensor:
-        with only_last_logits(setting.model, part.last_B):
+        with only_last_logits(setting.model, part):
             return difference_B(last_logits_BV(setting.model, part), part)
 
     with undisturbed(setting.model, batch.token_ids_BT.device):

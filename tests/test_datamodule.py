@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from datasets import Dataset
 from toys import word_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
@@ -378,3 +379,13 @@ def test_works_with_a_module_of_other_people(tokenizer: PreTrainedTokenizerBase)
     assert data.contrasts[0].token_ids == tuple(tokenizer(ROWS[0]["prompt"]).input_ids)
     assert {fact_id for fact_id, _ in found} == {0, 1, 2, 3}
     assert max(step for _, step in found) > 0
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+def test_batches_for_a_gpu_are_pinned(device_type: str, monkeypatch: pytest.MonkeyPatch):
+    data = CounterfactDataModule(ROWS)
+    data.setup()
+    data.trainer = pl.Trainer(accelerator="cpu", **QUIET)
+    # What the strategy has on a machine with GPUs.
+    monkeypatch.setattr(type(data.trainer.strategy), "root_device", torch.device(device_type))
+    assert data.predict_dataloader().pin_memory == (device_type == "cuda")

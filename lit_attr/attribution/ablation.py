@@ -73,7 +73,8 @@ class MeanAblation(Ablation):
         """The means, the same for all rows."""
         rows, tokens = batch.token_ids_BT.shape
         parts_LTH = [self.mean_at_0_LH[:, None], self.mean_LH[:, None].expand(-1, tokens - 1, -1)]
-        return torch.cat(parts_LTH, 1).to(batch.token_ids_BT.device).expand(rows, -1, -1, -1)
+        mean_LTH = torch.cat(parts_LTH, 1).to(batch.token_ids_BT.device, non_blocking=True)
+        return mean_LTH.expand(rows, -1, -1, -1)
 
 
 class ResampleAblation(Ablation):
@@ -99,10 +100,10 @@ class ResampleAblation(Ablation):
                 "resample needs a donor for each contrast; use a CounterfactDataModule, or zero",
             )
         donors = batch._replace(token_ids_BT=batch.donor_token_ids_BT)
-        check_inputs(model, donors)
+        check_inputs(location, donors)
         replacement_BLTH = None
         with undisturbed(model, donors.token_ids_BT.device) as model:
-            for rows, part in parts_of_one_width(model, location, donors):
+            for rows, part in parts_of_one_width(location, donors):
                 with last_tokens_only(model, location, part):
                     writes_LBTH = _writes_LBTH(model, location, part)
                 if replacement_BLTH is None:
@@ -135,10 +136,10 @@ def mean_ablation(model: PreTrainedModel, location: Location, batches: Iterable[
     sums: list[Any] = [0.0, 0.0]
     counts = [0, 0]
     for batch in batches:
-        check_inputs(model, batch)
+        check_inputs(location, batch)
         with undisturbed(model, batch.token_ids_BT.device) as inner:
-            for _, part in parts_of_one_width(inner, location, batch):
-                with only_last_logits(inner, part.last_B):
+            for _, part in parts_of_one_width(location, batch):
+                with only_last_logits(inner, part):
                     # In float64: the sum is over all tokens of a data set.
                     writes_LBTH = _writes_LBTH(inner, location, part).double()
                 is_token_BT = token_mask_BT(part)

@@ -28,6 +28,7 @@ from lit_attr.attribution.gradient import (
 from lit_attr.attribution.neurons import TopNeurons
 from lit_attr.attribution.passes import is_out_of_memory, parts_of_one_width, token_mask_BT
 from lit_attr.attribution.scoring import Scoring
+from lit_attr.attribution.transfer import copied
 from lit_attr.errors import UserError
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.models.hooks import first_tensor, outputs_changed, take_last, undisturbed
@@ -79,10 +80,8 @@ def estimate_batch(
     gradient, share_BLT, clean = _gradient_pass(model, location, batch, replacement_BLTH, neurons)
     scores = gradient if is_gradient else scoring.scores(model, location, batch, replacement_BLTH)
     assert gradient.scores_l2_BLT is not None
-    arrays = [
-        tensor_BLT.double().cpu().numpy()
-        for tensor_BLT in (scores.scores_sum_BLT, gradient.scores_sum_BLT, gradient.scores_l2_BLT, share_BLT)
-    ]
+    features = copied([scores.scores_sum_BLT, gradient.scores_sum_BLT, gradient.scores_l2_BLT], "cpu")
+    arrays = [tensor_BLT.double().numpy() for tensor_BLT in (*features, share_BLT)]
     estimates = []
     for row, contrast in enumerate(batch.contrasts):
         scores_LT, gradient_LT, norms_LT, share_LT = (
@@ -198,11 +197,11 @@ def _gradient_pass(
     neurons: TopNeurons | None,
 ) -> tuple[AttributionBatch, Tensor, CleanRun | None]:
     """Gradient × activation; ‖change of the write‖ / ‖output of the block‖, on the CPU; and the run to share."""
-    shape = batch.token_ids_BT.shape
+    shape, device = batch.token_ids_BT.shape, batch.token_ids_BT.device
     share_BLT = torch.zeros(shape[0], len(location.layers), shape[1])
     scored, clean = [], None
-    with undisturbed(model, batch.token_ids_BT.device) as model:
-        parts = parts_of_one_width(model, location, batch)
+    with undisturbed(model, device) as model:
+        parts = parts_of_one_width(location, batch)
         for rows, part in parts:
             width = part.token_ids_BT.shape[1]
             replaced = None if replacement_BLTH is None else replacement_BLTH[rows, :, :width]
@@ -212,8 +211,9 @@ def _gradient_pass(
             with _norms_of(model, location, part, replaced) as (changes, streams):
                 scores, clean = _recorded_pass(model, location, part, attribute)
                 scored.append(scores)
-            for place, (change_BT, stream_BT) in enumerate(zip(changes, streams, strict=True)):
-                share_BLT[rows, place, :width] = (change_BT / stream_BT.to(change_BT.device)).cpu()
+            pairs = zip(changes, streams, strict=True)
+            shares = [(change_BT / stream_BT.to(change_BT.device)).to(device) for change_BT, stream_BT in pairs]
+            share_BLT[rows, :, :width] = torch.stack(shares, 1).cpu()
     if len(parts) > 1:
         clean = None
     return join_parts(scored, [rows for rows, _ in parts], shape[1]), share_BLT, clean

@@ -76,7 +76,7 @@ def faithfulness_curves(
         ArgumentError: A token id has no embedding in the model, a context is longer than its positions, or a
             ranking has another shape.
     """
-    check_inputs(model, batch)
+    check_inputs(location, batch)
     rows, tokens = batch.token_ids_BT.shape
     for scores_BLT in rankings:
         if scores_BLT.shape[:2] != (rows, len(location.layers)) or scores_BLT.shape[2] < tokens:
@@ -87,7 +87,7 @@ def faithfulness_curves(
             )
     with undisturbed(model, batch.token_ids_BT.device) as model:
         curves = []
-        for row, length in enumerate((batch.last_B + 1).tolist()):
+        for row, length in enumerate(len(contrast.token_ids) for contrast in batch.contrasts):
             scores_RLT = torch.stack([scores_BLT[row, :, :length].cpu() for scores_BLT in rankings])
             alone = batch.select([row])
             replacement_LTH = None if replacement_BLTH is None else replacement_BLTH[row, :, :length]
@@ -146,5 +146,5 @@ def _diff_without_V(
         other = write_VTH.new_zeros(()) if replacement_LTH is None else replacement_LTH[place].to(write_VTH)
         return replace_first(output, torch.where(is_removed_VT1, other, write_VTH).reshape(hidden.shape))
 
-    with outputs_changed(location.modules, remove), only_last_logits(model, versions.last_B):
+    with outputs_changed(location.modules, remove), only_last_logits(model, versions):
         return difference_B(model(input_ids=versions.token_ids_BT, use_cache=False).logits, versions)

@@ -30,6 +30,7 @@ from lit_attr.attribution.passes import (
     only_last_logits,
     parts_of_one_width,
 )
+from lit_attr.attribution.transfer import copied
 from lit_attr.errors import ArgumentError
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.facts.contrasts import Contrast
@@ -139,8 +140,10 @@ class AttributionBatch(NamedTuple):
         return torch.stack([value.reshape(len(value), -1).isfinite().all(1) for value in numbers]).all(0)
 
     def to(self, device: torch.device | str) -> AttributionBatch:
-        """The same batch on another device. Exact effects stay on the CPU."""
-        return self._map(lambda tensor: tensor.to(device))
+        """The same batch on another device, by one copy. Exact effects stay on the CPU."""
+        tensors = [each for each in self if isinstance(each, Tensor)] + [*(self.neurons or ())]
+        arrived = iter(copied(tensors, device))
+        return self._map(lambda _: next(arrived))
 
     def select(self, rows: Sequence[int]) -> AttributionBatch:
         """Some of the contrasts with their scores, and all exact effects."""
@@ -301,14 +304,14 @@ def attribute_batch(
         ArgumentError: A token id has no embedding in the model, a context is longer than its positions, or the
             rule takes no gradient at hidden units.
     """
-    check_inputs(model, batch)
+    check_inputs(location, batch)
     # A Trainer makes inference tensors by default, and those cannot be saved for a backward pass.
     batch = batch.clone()
     with ExitStack() as stack:
         model = stack.enter_context(undisturbed(model, batch.token_ids_BT.device))
         stack.enter_context(frozen(model))
         stack.enter_context(rule.held())
-        parts = parts_of_one_width(model, location, batch)
+        parts = parts_of_one_width(location, batch)
         scored = []
         for rows, part in parts:
             replaced = None if replacement_BLTH is None else _of_part(replacement_BLTH, rows, part)
@@ -363,7 +366,7 @@ def last_tokens_only(model: PreTrainedModel, location: Location, batch: Contrast
     with ExitStack() as stack:
         if location.top_mlp is not None:
             stack.enter_context(at_last_tokens(location.top_mlp, batch.last_B))
-        stack.enter_context(only_last_logits(model, batch.last_B))
+        stack.enter_context(only_last_logits(model, batch))
         yield
 
 

@@ -1,6 +1,7 @@
 """Forward passes for the contrastive logit difference.
 
-Axes: B contrasts, T tokens (padded on the right), H width of the component's output, V vocabulary.
+Axes: B contrasts, T tokens (padded on the right), H width of the component's output, V vocabulary, A tokens of
+answers.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from transformers import PreTrainedModel
 
 from lit_attr.errors import ArgumentError
 from lit_attr.facts.batches import ContrastBatch
+from lit_attr.facts.contrasts import Contrast
 from lit_attr.models.hooks import calling, recorded, take_last, undisturbed
-from lit_attr.models.limits import model_limits
 from lit_attr.models.location import Location, token_embedding
 from lit_attr.models.selftest import watched_gradients, without_gradient
 
@@ -44,18 +45,19 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def token_mask_BT(batch: ContrastBatch) -> Tensor:
     """Which positions are not padding. On the CPU, from where it can index tensors on any device."""
-    return torch.arange(batch.token_ids_BT.shape[1]) <= batch.last_B.cpu()[:, None]
+    # Not from the tensors of the batch, which may be on a device: to read them would wait for it.
+    last_B = torch.tensor([len(contrast.token_ids) - 1 for contrast in batch.contrasts])
+    return torch.arange(batch.token_ids_BT.shape[1]) <= last_B[:, None]
 
 
-def check_inputs(model: PreTrainedModel, batch: ContrastBatch) -> None:
+def check_inputs(location: Location, batch: ContrastBatch) -> None:
     """Refuses a batch that the model cannot take.
 
     Raises:
         ArgumentError: A token id has no embedding in the model, or a context is longer than its positions.
     """
-    limits = model_limits(model)
-    positions, vocabulary = limits.positions, limits.vocabulary
-    largest = int(max(batch.token_ids_BT.max(), batch.true_token_ids_B.max(), batch.false_token_ids_B.max()))
+    positions, vocabulary = location.limits.positions, location.limits.vocabulary
+    largest = max(map(_largest_token_id, batch.contrasts))
     if vocabulary is not None and largest >= vocabulary:
         raise ArgumentError(
             "batch",
@@ -72,21 +74,23 @@ def check_inputs(model: PreTrainedModel, batch: ContrastBatch) -> None:
         )
 
 
-def parts_of_one_width(
-    model: PreTrainedModel, location: Location, batch: ContrastBatch
-) -> list[tuple[list[int], ContrastBatch]]:
+def _largest_token_id(contrast: Contrast) -> int:
+    donor_ids = () if contrast.donor is None else contrast.donor.token_ids
+    return max(*contrast.token_ids, *donor_ids, contrast.true_token_id, contrast.false_token_id)
+
+
+def parts_of_one_width(location: Location, batch: ContrastBatch) -> list[tuple[list[int], ContrastBatch]]:
     """The parts of a batch whose rows score together as they do alone, each with the rows of the batch in it.
 
     Most models treat each row by itself, and the batch is the only part. Where the width of a batch decides rotary
     frequencies, rows of other widths are parts of their own.
 
     Args:
-        model: A causal language model.
         location: The modules whose outputs are scored.
         batch: The contrasts.
     """
     lengths = [len(contrast.token_ids) for contrast in batch.contrasts]
-    width_class = width_class_of(model, location)
+    width_class = width_class_of(location)
     classes = [width_class(length) for length in lengths]
     width = batch.token_ids_BT.shape[1]
     if {*classes} == {width_class(width)}:
@@ -102,10 +106,10 @@ def parts_of_one_width(
     return parts
 
 
-def width_class_of(model: PreTrainedModel, location: Location) -> Callable[[int], int]:
+def width_class_of(location: Location) -> Callable[[int], int]:
     """The class of a width: rows whose lengths are of one class may share a pass."""
     # Where the config says nothing of it, no two widths are known to be alike.
-    return int if location.depends_on_width else model_limits(model).width_class
+    return int if location.depends_on_width else location.limits.width_class
 
 
 def last_logits_BV(model: PreTrainedModel, batch: ContrastBatch) -> Tensor:
@@ -127,11 +131,11 @@ def answer_batch(model: PreTrainedModel, location: Location, batch: ContrastBatc
     Raises:
         ArgumentError: A token id has no embedding in the model, or a context is longer than its positions.
     """
-    check_inputs(model, batch)
+    check_inputs(location, batch)
     found, rows = [], []
     with undisturbed(model, batch.token_ids_BT.device) as model:
-        for places, part in parts_of_one_width(model, location, batch):
-            with only_last_logits(model, part.last_B):
+        for places, part in parts_of_one_width(location, batch):
+            with only_last_logits(model, part):
                 found.append(answers_of(last_logits_BV(model, part), part))
             rows += places
     order_B = torch.tensor(rows).argsort()
@@ -141,8 +145,9 @@ def answer_batch(model: PreTrainedModel, location: Location, batch: ContrastBatc
 def difference_B(logits: Tensor, batch: ContrastBatch) -> Tensor:
     """logit_true − logit_false, in float32 at least, from the logits [B, V] or [B, 1, V] after the last token."""
     logits_BV = logits.reshape(len(logits), -1).to(torch.promote_types(logits.dtype, torch.float32))
-    true_B, false_B = (ids_B.to(logits_BV.device) for ids_B in (batch.true_token_ids_B, batch.false_token_ids_B))
-    return pick(logits_BV, true_B) - pick(logits_BV, false_B)
+    # By one gather, whose backward pass makes one gradient of the vocabulary's size.
+    true_B, false_B = logits_BV.gather(1, _answer_ids_B2(batch, logits.device)).unbind(1)
+    return true_B - false_B
 
 
 def answer_difference_N(logits_N12: Tensor) -> Tensor:
@@ -154,11 +159,14 @@ def answer_difference_N(logits_N12: Tensor) -> Tensor:
 def logit_spacing_B(logits: Tensor, batch: ContrastBatch) -> Tensor:
     """The spacing of the logits' number format at the larger of the two compared logits, from logits as above."""
     logits_BV = logits.reshape(len(logits), -1)
-    ids_B2 = torch.stack([batch.true_token_ids_B, batch.false_token_ids_B], 1).to(logits.device)
-    largest_B = logits_BV.gather(1, ids_B2).abs().amax(1)
+    largest_B = logits_BV.gather(1, _answer_ids_B2(batch, logits.device)).abs().amax(1)
     precision = max(torch.finfo(logits.dtype).eps, torch.finfo(torch.float32).eps)
     # The spacing is the same between two powers of two.
     return precision * torch.exp2(largest_B.float().log2().floor())
+
+
+def _answer_ids_B2(batch: ContrastBatch, device: torch.device) -> Tensor:
+    return torch.stack([batch.true_token_ids_B, batch.false_token_ids_B], 1).to(device)
 
 
 def gradients_of(
@@ -213,17 +221,25 @@ def pick(values_BV: Tensor, ids_B: Tensor) -> Tensor:
 
 
 @contextmanager
-def only_last_logits(model: PreTrainedModel, last_B: Tensor) -> Iterator[None]:
-    """Lets only each row's last hidden state reach the unembedding: logits come out as [B, 1, V]."""
+def only_last_logits(model: PreTrainedModel, batch: ContrastBatch) -> Iterator[None]:
+    """Lets only each row's last hidden state reach the unembedding: logits come out as [B, 1, V].
+
+    Gradients pass through the logits of the answers of its rows alone.
+
+    Args:
+        model: A causal language model.
+        batch: The contrasts that it runs over.
+    """
 
     def keep_last(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        return (take_last(args[0], last_B),)
+        return (take_last(args[0], batch.last_B),)
 
     unembedding = model.get_output_embeddings()
     with ExitStack() as stack:
         stack.callback(unembedding.register_forward_pre_hook(keep_last).remove)
         if _is_plain(unembedding):
-            unembed = partial(_Unembed.apply, unembedding.weight, unembedding.bias)
+            tokens_A = _answer_tokens_A(batch).to(unembedding.weight.device, non_blocking=True)
+            unembed = partial(_Unembed.apply, unembedding.weight, unembedding.bias, tokens_A)
             stack.enter_context(calling(unembedding, unembed))
         yield
 
@@ -261,6 +277,13 @@ def only_answer_logits(model: PreTrainedModel, last_N: Tensor, ids_N2: Tensor) -
         yield
 
 
+def _answer_tokens_A(batch: ContrastBatch) -> Tensor:
+    """The tokens with a gradient, in ascending order, on the CPU: what a device has computed need not be read."""
+    contrastive = (contrast for contrast in batch.contrasts if contrast.is_contrastive)
+    tokens = {token for each in contrastive for token in (each.true_token_id, each.false_token_id)}
+    return torch.tensor(sorted(tokens), dtype=torch.int64)
+
+
 def _is_plain(unembedding: nn.Module) -> bool:
     # Quantised, adapted and offloaded unembeddings keep a forward and backward of their own.
     is_plain = type(unembedding).forward is nn.Linear.forward and type(unembedding.weight) is nn.Parameter
@@ -268,16 +291,17 @@ def _is_plain(unembedding: nn.Module) -> bool:
 
 
 class _Unembed(torch.autograd.Function):
-    """An unembedding whose backward reads only the tokens with a gradient: two a row, not the whole vocabulary."""
+    """An unembedding whose backward reads only the answer tokens, not the whole vocabulary."""
 
     @staticmethod
-    def forward(ctx: Any, weight_VH: Tensor, bias_V: Tensor | None, hidden_BTH: Tensor) -> Tensor:
-        ctx.save_for_backward(weight_VH)
+    def forward(
+        ctx: Any, weight_VH: Tensor, bias_V: Tensor | None, tokens_A: Tensor, hidden_BTH: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(weight_VH, tokens_A)
         return linear(hidden_BTH, weight_VH, bias_V)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None, Tensor]:
         (gradient_BTV,) = gradients
-        (weight_VH,) = ctx.saved_tensors
-        tokens = gradient_BTV.flatten(0, -2).any(0).nonzero().flatten()
-        return None, None, gradient_BTV[..., tokens] @ weight_VH[tokens]
+        weight_VH, tokens_A = ctx.saved_tensors
+        return None, None, None, gradient_BTV[..., tokens_A] @ weight_VH[tokens_A]

@@ -7,6 +7,7 @@ contrast, F facts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -238,10 +239,17 @@ def role_means(
     Returns:
         float64 [L, R] and bool [R].
     """
-    mask_RT = mean_mask_RT(roles, subject_span)
-    tokens_R = mask_RT.sum(1)
-    means_LR = scores_LT.astype(np.float64) @ mask_RT.T.astype(np.float64) / tokens_R.clip(min=1)
+    mask_TR, tokens_R = _mask_TR(tuple(roles), tuple(subject_span))
+    means_LR = scores_LT.astype(np.float64) @ mask_TR / tokens_R.clip(min=1)
     return means_LR, tokens_R > 0
+
+
+# Prompts of one template have the same roles, so that the contrasts of a batch have few masks.
+@lru_cache(maxsize=512)
+def _mask_TR(roles: tuple[str, ...], subject_span: tuple[int, ...]) -> tuple[Values, NDArray[np.int64]]:
+    """Which tokens have which role, as numbers, and how many have it."""
+    mask_RT = mean_mask_RT(roles, subject_span)
+    return mask_RT.T.astype(np.float64), mask_RT.sum(1)
 
 
 def _without_nan(values_LR: NDArray[np.float64]) -> list[list[float | None]]:

@@ -45,8 +45,14 @@ class ContrastBatch(NamedTuple):
     donor_token_ids_BT: Tensor | None = None
 
     def to(self, device: torch.device | str) -> ContrastBatch:
-        """The same batch on another device."""
-        return self._mapped(lambda tensor: tensor.to(device))
+        """The same batch on another device. From pinned memory, the copy does not wait for the device."""
+        # What is copied to the CPU may be read at once, so that has to be waited for.
+        is_waited_for = torch.device(device).type == "cpu"
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=not is_waited_for))
+
+    def pin_memory(self) -> ContrastBatch:
+        """The same batch in pinned memory; a `DataLoader` with `pin_memory` calls this."""
+        return self._mapped(Tensor.pin_memory)
 
     def clone(self) -> ContrastBatch:
         """The same batch in tensors of its own."""

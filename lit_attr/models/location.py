@@ -16,7 +16,7 @@ from lit_attr.errors import ArgumentError
 from lit_attr.models.hooks import evaluating, fresh_rotary_frequencies, frozen, uncompiled
 from lit_attr.models.language_model import broken_weight
 from lit_attr.models.layers import Layers, resolve_layers
-from lit_attr.models.limits import limits_of
+from lit_attr.models.limits import ModelLimits, model_limits
 from lit_attr.models.selftest import (
     ROWS,
     TOKENS,
@@ -43,6 +43,7 @@ class Location(NamedTuple):
             inside it is scored.
         depends_on_width: Whether the model's numbers depend on the width of a batch in a way that its config does
             not state: rows of different lengths then go through it apart.
+        limits: The model's positions and vocabulary, and how widths change its rotary frequencies.
     """
 
     layers: tuple[int, ...]
@@ -51,6 +52,7 @@ class Location(NamedTuple):
     components: tuple[str, ...]
     top_mlp: nn.Module | None = None
     depends_on_width: bool = False
+    limits: ModelLimits = ModelLimits(None, None)
 
     @property
     def is_top_only_at_last_L(self) -> list[bool]:
@@ -149,11 +151,13 @@ def _locate(model: PreTrainedModel, layers: Layers, names: Sequence[str], self_t
     paths = {module: path for path, module in model.named_modules()}
     places = [(layer, name) for layer in chosen for name in names]
     modules = [_module(model, blocks, writes, layer, name) for layer, name in places]
+    limits = model_limits(model)
     location = Location(
         tuple(layer for layer, _ in places),
         tuple(modules),
         tuple(paths[module] for module in modules),
         tuple(name for _, name in places),
+        limits=limits,
     )
     if recording is None:
         return location
@@ -166,7 +170,7 @@ def _locate(model: PreTrainedModel, layers: Layers, names: Sequence[str], self_t
         top = None
     return location._replace(
         top_mlp=top if top is not None and is_needed_last_only(model, top) else None,
-        depends_on_width=shows_other_widths(model, limits_of(model.config)),
+        depends_on_width=shows_other_widths(model, limits),
     )
 
 

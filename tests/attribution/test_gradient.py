@@ -16,6 +16,7 @@ from lit_attr.attribution.gradient import AttributionBatch, ExactEffects, attrib
 from lit_attr.errors import UserError
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
 from lit_attr.facts.contrasts import Contrast
+from lit_attr.models.limits import model_limits
 from lit_attr.models.location import Location, locate
 
 
@@ -260,8 +261,9 @@ def test_one_forward_and_one_backward_for_all_layers(
 
 def test_rejects_tokens_without_an_embedding():
     model = ToyModel()
+    location = toy_location(model)._replace(limits=model_limits(model))
     with pytest.raises(UserError, match=r"^batch: token id 7 has no embedding in this model of 2 tokens"):
-        attribute_batch(model, toy_location(model), toy_batch([(0, 7)]))
+        attribute_batch(model, location, toy_batch([(0, 7)]))
 
 
 def test_rejects_a_context_longer_than_the_models_positions(random_model: GPT2LMHeadModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from toys import WORDS, word_tokenizer
 
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
@@ -106,3 +107,11 @@ def test_a_clone_shares_no_memory(contrasts: list[Contrast]):
     clone = batch.clone()
     clone.token_ids_BT.zero_()
     assert same(batch, collate_contrasts(contrasts))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="memory is pinned for a CUDA device")
+def test_a_loader_pins_a_batch(contrasts: list[Contrast]):
+    (batch,) = DataLoader(contrasts, batch_size=3, collate_fn=collate_contrasts, pin_memory=True)
+    assert all(tensor.is_pinned() for tensor in batch[1:5])
+    assert same(batch, collate_contrasts(contrasts))
+    assert same(batch.to("cuda").to("cpu"), batch)

@@ -143,7 +143,7 @@ def resolved_effects(
         ArgumentError: A token id has no embedding in the model, a context is longer than its positions, or the
             replacement or the mask has another shape.
     """
-    check_inputs(model, batch)
+    check_inputs(location, batch)
     device = batch.token_ids_BT.device
     is_wanted_BLT = _wanted_BLT(wanted_BLT, location, batch, window)
     replacement_BLTH = _as_cells(replacement_BLTH, is_wanted_BLT.shape, device)
@@ -172,7 +172,7 @@ def _parts(
 ) -> Iterator[tuple[Tensor, _Part]]:
     """The parts of a batch, each with its rows of the batch. Rows without a wanted cell are in none."""
     lengths = [len(contrast.token_ids) for contrast in batch.contrasts]
-    width_class = width_class_of(model, location)
+    width_class = width_class_of(location)
     order = is_wanted_BLT.any(2).any(1).nonzero()[:, 0].tolist()
     order.sort(key=lambda row: -lengths[row])
     while order:
@@ -230,7 +230,7 @@ def _part_effects(part: _Part, *, is_measured: bool) -> tuple[Tensor, Tensor]:
 def _plain_effects(part: _Part) -> tuple[Tensor, Tensor]:
     """The effects of a part's cells by a whole forward pass for each, and their resolution."""
     batch = part.batch
-    with only_last_logits(part.model, batch.last_B):
+    with only_last_logits(part.model, batch):
         logits = part.model(input_ids=batch.token_ids_BT, use_cache=False).logits
     clean_B, cells = difference_B(logits, batch), part.cells
     effects_N = clean_B.new_zeros(len(cells.row_N))
@@ -252,7 +252,7 @@ def _plain_diff_N(part: _Part, cells: Cells) -> Tensor:
         return with_writes(output, shape, index_N, there.token_N, part.replacement_of(there))
 
     modules = [part.location.modules[place] for place in places]
-    with outputs_changed(modules, replace), only_last_logits(part.model, batch.last_B):
+    with outputs_changed(modules, replace), only_last_logits(part.model, batch):
         return difference_B(part.model(input_ids=batch.token_ids_BT, use_cache=False).logits, batch)
 
 

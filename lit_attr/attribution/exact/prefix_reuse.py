@@ -168,7 +168,7 @@ def run_clean(model: PreTrainedModel, location: Location, batch: ContrastBatch) 
     Raises:
         ValueError: The model does not support the reuse.
     """
-    with recorded_run(model, location, batch) as finished, only_last_logits(model, batch.last_B):
+    with recorded_run(model, location, batch) as finished, only_last_logits(model, batch):
         model(input_ids=batch.token_ids_BT, use_cache=True)
     return finished()
 

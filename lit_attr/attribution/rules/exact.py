@@ -32,6 +32,6 @@ class Exact(Rule):
     ) -> tuple[Sequence[LayerScores], Answers]:
         """Each layer's exact effects."""
         effects_BLT = exact_effects_BLT(model, location, batch, replacement_BLTH)
-        with only_last_logits(model, batch.last_B):
+        with only_last_logits(model, batch):
             answers = answers_of(last_logits_BV(model, batch), batch)
         return [(effects_BT, None) for effects_BT in effects_BLT.unbind(1)], answers

@@ -24,11 +24,13 @@ from lit_attr.errors import ArgumentError
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.models.hooks import first_given, first_tensor, inputs_recorded, recorded, replace_first
 from lit_attr.models.location import Location
+from lit_attr.models.memory import budget
 from lit_attr.models.nonlinearities.norms import Norm
 from lit_attr.models.selftest import noise, short_input_BT
 
-# How many float64 numbers one step works on: few enough for a processor's cache.
+# How many float64 numbers one step works on: few enough for a processor's cache. A device has a budget instead.
 CHUNK = 2**20
+FLOAT64_BYTES = 8
 # How far the scores by the readers alone may deviate from gradient × activation, relative to the largest score.
 FLOAT32_TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
 
@@ -208,13 +210,15 @@ def change_scores_NL(
     """
     device = gradients_KNH[0].device
     norms = [reader.norm for reader in readers]
-    factors_KL = torch.stack([reader.factors_L for reader in readers]).to(device)
+    factors_KL = torch.stack([reader.factors_L for reader in readers]).to(device, non_blocking=True)
     weights_KH = torch.stack([norm.weight_H.to(device) for norm in norms]).double()
-    eps_K = torch.tensor([norm.eps for norm in norms], device=device, dtype=torch.float64)
+    eps_K = _sent([norm.eps for norm in norms], device)
     tokens, width = writes_LNH[0].shape
     # The factor of the product of sums that centring subtracts from a sum of products; 0 for an RMSNorm.
-    centred_K = torch.tensor([norm.centred / width for norm in norms], device=device, dtype=torch.float64)
-    step = max(1, CHUNK // (width * (len(writes_LNH) + 2 * len(readers))))
+    centred_K = _sent([norm.centred / width for norm in norms], device)
+    bound = budget(device)
+    numbers = CHUNK if bound is None else bound // FLOAT64_BYTES
+    step = max(1, numbers // (width * (len(writes_LNH) + 2 * len(readers))))
     scores = []
     for start in range(0, tokens, step):
         a_NLH, x_NKH, g_NKH = (
@@ -242,3 +246,8 @@ def change_scores_NL(
             changes_NKL = (xu_NK * scale_NK)[..., None] - (xu_NK[..., None] - ua_NKL) * without_NKL.rsqrt()
         scores.append(changes_NKL.sum(1))
     return torch.cat(scores)
+
+
+def _sent(numbers: Sequence[float], device: torch.device) -> Tensor:
+    """Numbers in float64 on a device, which is not waited for."""
+    return torch.tensor(numbers, dtype=torch.float64).to(device, non_blocking=True)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lit_attr.errors import ArgumentError
-from lit_attr.models.hooks import calling, first_tensor
+from lit_attr.models.hooks import calling, first_tensor, fused_gelus
 from lit_attr.models.selftest import noise, short_input_BT
 
 # How far an MLP without its activation functions may deviate from a polynomial, relative to its output.
@@ -26,10 +26,12 @@ class Nonlinearities(NamedTuple):
 
     Attributes:
         activations: The modules that apply an elementwise function.
+        slopes: The slope of each of these functions at zero.
         gated: The MLPs that multiply two projections with each other.
     """
 
     activations: tuple[nn.Module, ...]
+    slopes: tuple[float, ...]
     gated: tuple[nn.Module, ...]
 
     @contextmanager
@@ -39,8 +41,8 @@ class Nonlinearities(NamedTuple):
         Each factor of a gated product gets half of the gradient. The forward pass does not change.
         """
         with ExitStack() as stack:
-            for module in self.activations:
-                stack.enter_context(calling(module, _as_factor(module.forward)))
+            for module, slope in zip(self.activations, self.slopes, strict=True):
+                stack.enter_context(calling(module, _as_factor(module.forward, slope)))
             for mlp in self.gated:
                 # Both factors of the product send their gradient through the MLP's input.
                 stack.callback(mlp.register_forward_pre_hook(_halve_gradient, with_kwargs=True).remove)
@@ -89,7 +91,10 @@ def find_nonlinearities(model: PreTrainedModel, mlps: Sequence[tuple[str, nn.Mod
         if degree == 2:
             gated.append(mlp)
     # Blocks may share a module.
-    return Nonlinearities(tuple(dict.fromkeys(activations)), tuple(dict.fromkeys(gated)))
+    activations = [*dict.fromkeys(activations)]
+    like = next(model.parameters())
+    slopes = tuple(_slope_at_0(module, like) for module in activations)
+    return Nonlinearities(tuple(activations), slopes, tuple(dict.fromkeys(gated)))
 
 
 def _keep_in(calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]) -> Callable[..., None]:
@@ -101,17 +106,29 @@ def _keep_in(calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]) -> 
 
 @torch.no_grad()
 def _is_elementwise(module: nn.Module) -> bool:
-    """Whether a module without parameters maps each number by itself, and zero to zero."""
+    """Whether a module without parameters maps each number by itself, zero to zero, and some to another one."""
     if [*module.children(), *module.parameters()]:
         return False
     values = torch.linspace(-2, 2, 8)
     try:
         output = module(values.clone())
+        # What returns its input, as dropout does here, is linear as it is. Below, `values` may be written into.
+        is_identity = output.shape == values.shape and torch.equal(output, values)
         alone = torch.stack([module(value[None])[0] for value in values])
         nothing = module(torch.zeros(1))
     except Exception:  # a module with other inputs may raise anything
         return False
-    return bool(output.shape == values.shape and torch.allclose(output, alone) and nothing.abs().max() < SMALL)
+    if is_identity or output.shape != values.shape:
+        return False
+    return bool(torch.allclose(output, alone) and nothing.abs().max() < SMALL)
+
+
+@torch.no_grad()
+def _slope_at_0(module: nn.Module, like: Tensor) -> float:
+    """The slope of an activation function at zero, as passes compute it."""
+    with fused_gelus(module):
+        slope: Tensor = module(like.new_full((1,), SMALL)) / SMALL
+    return slope.item()
 
 
 @torch.no_grad()
@@ -143,9 +160,9 @@ def _degree(
     return None
 
 
-def _as_factor(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _as_factor(forward: Callable[..., Tensor], slope_at_0: float) -> Callable[..., Tensor]:
     def run(values: Tensor) -> Tensor:
-        factored: Tensor = _Factor.apply(values, forward)  # type: ignore[no-untyped-call]
+        factored: Tensor = _Factor.apply(values, forward, slope_at_0)  # type: ignore[no-untyped-call]
         return factored
 
     return run
@@ -153,21 +170,17 @@ def _as_factor(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 class _Factor(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, forward: Callable[..., Tensor]) -> Tensor:
+    def forward(ctx: Any, values: Tensor, forward: Callable[..., Tensor], slope_at_0: float) -> Tensor:
         # Some activations write into their input.
         output = forward(values.clone())
-        is_zero = values.abs() < SMALL
-        ctx.save_for_backward(
-            torch.where(is_zero, forward(torch.full_like(values, SMALL)) / SMALL, output / values)
-            if is_zero.any()
-            else output / values
-        )
+        # Whether there is a zero at all is not asked: on a device, the answer would have to be waited for.
+        ctx.save_for_backward((output / values).masked_fill_(values.abs() < SMALL, slope_at_0))
         return output
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (factor,) = ctx.saved_tensors
-        return gradients[0] * factor, None
+        return gradients[0] * factor, None, None
 
 
 class _Half(torch.autograd.Function):

@@ -41,7 +41,7 @@ class Norm(NamedTuple):
 
     def scale(self, square_sum: Tensor) -> Tensor:
         """1 / √(variance + eps), from the sums of squares of centred vectors."""
-        return torch.rsqrt(square_sum.clamp(min=0) / len(self.weight_H) + self.eps)
+        return torch.rsqrt(square_sum / len(self.weight_H) + self.eps)
 
     def holding_denominators(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The norm's own `forward` with a backward pass in which the denominators are constants."""

@@ -105,6 +105,13 @@ def test_inplace_activations_have_the_same_gradient():
     assert torch.equal(*slopes) and slopes[0].any()
 
 
+def test_dropout_is_no_activation():
+    model = tiny_model("gpt2")
+    assert isinstance(first_mlp(model).dropout, nn.Dropout)
+    activations = find_nonlinearities(model, named_mlps(model)).activations
+    assert activations == tuple(block.mlp.act for block in model.transformer.h)
+
+
 def test_a_shared_mlp_is_halved_once():
     model = tiny_model("llama")
     model.model.layers[1].mlp = first_mlp(model)
