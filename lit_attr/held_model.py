@@ -17,7 +17,7 @@ from lit_attr.models.location import Location
 from lit_attr.trainers import shares_model
 
 if TYPE_CHECKING:
-    from lit_attr.models.sharding import SharedBlocks
+    from lit_attr.models.weights.sharding import SharedBlocks
 
 
 class HoldsModel(pl.LightningModule):
@@ -99,7 +99,7 @@ class HoldsModel(pl.LightningModule):
             self._hold(load_model(model_name, device=device, **options))
             return
         # Imported here: it takes seconds, and few runs need it.
-        from lit_attr.models.sharding import SharedBlocks, load_sharded_model
+        from lit_attr.models.weights.sharding import SharedBlocks, load_sharded_model
 
         model = load_sharded_model(model_name, trainer.world_size, **options)
         self._shared = SharedBlocks(model)

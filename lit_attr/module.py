@@ -20,13 +20,13 @@ from lit_attr.errors import ArgumentError, arguments_of, warn_about
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.facts.contrasts import Step
 from lit_attr.held_model import HoldsModel
-from lit_attr.models.checkpoints import load_weights
 from lit_attr.models.identity import gguf_digest, model_identity
 from lit_attr.models.language_model import check_model, find_language_model, is_placed, is_spread
 from lit_attr.models.layers import Layers
 from lit_attr.models.limits import model_limits, read_limits
 from lit_attr.models.loading import DEMO_MODEL, Dtype, Quantization, float32_by_default
 from lit_attr.models.location import input_device, locate, named_components
+from lit_attr.models.weights.checkpoints import load_weights
 from lit_attr.records.screening import Only
 from lit_attr.sampling.ablations import SettledAblation, check_ablation_options
 from lit_attr.sampling.comparisons import FirstSeen, Scorer, compare_or_replace, compare_or_warn

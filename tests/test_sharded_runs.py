@@ -15,7 +15,7 @@ from runs import count_batches, finish, own_lines, predict, start, wait_until
 
 from lit_attr.errors import ArgumentError
 from lit_attr.models.loading import DEMO_MODEL
-from lit_attr.models.sharding import load_sharded_model
+from lit_attr.models.weights.sharding import load_sharded_model
 
 SHARDED = ["--trainer.strategy", "lightning.pytorch.strategies.ModelParallelStrategy"]
 WITHOUT_PICTURES = ["--writer.max_heatmaps", "0", "--trainer.logger", "false"]
@@ -70,12 +70,25 @@ def assert_alike(folder: Path, expected: Path) -> None:
 @pytest.mark.parametrize(
     ("processes", "settings"),
     [
-        (2, {"model.min_agreement": 0.95, "model.verify": 4, "model.pilot": 5, "data.limit": 40}),
-        (4, {"model.ablation": "mean", "model.only": "known", "model.verify": 3, "data.limit": 30}),
+        pytest.param(
+            2,
+            {"model.min_agreement": 0.95, "model.verify": 4, "model.pilot": 5, "data.limit": 40},
+            marks=pytest.mark.slow,
+            id="adaptive",
+        ),
+        pytest.param(
+            4,
+            {"model.ablation": "mean", "model.only": "known", "model.verify": 3, "data.limit": 30},
+            marks=pytest.mark.slow,
+            id="mean",
+        ),
         # One process has no row of its own.
-        (2, {"model.rule": "linearised", "model.component": "[mlp, attention]", "data.limit": 1}),
+        pytest.param(
+            2,
+            {"model.rule": "linearised", "model.component": "[mlp, attention]", "data.limit": 1},
+            id="one row",
+        ),
     ],
-    ids=["adaptive", "mean", "one row"],
 )
 def test_processes_that_share_the_model_write_what_one_writes(
     processes: int, settings: dict[str, Any], tmp_path: Path

@@ -7,7 +7,7 @@ from itertools import groupby
 from lit_attr.attribution.adaptive import depth_of
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.models.loading import DEMO_MODEL
-from lit_attr.models.quantization import quantization_settings
+from lit_attr.models.weights.quantization import quantization_settings
 from lit_attr.module import AttributionModule
 from lit_attr.text import counted, cut
 

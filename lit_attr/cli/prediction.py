@@ -22,7 +22,7 @@ from lit_attr.cli.quiet import quieten
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import ReportedError, UserError, arguments_of
 from lit_attr.evaluation.closing import closing_lines
-from lit_attr.models.checkpoints import read_checkpoint
+from lit_attr.models.weights.checkpoints import read_checkpoint
 from lit_attr.module import AttributionModule
 from lit_attr.records.folder import RESUME_HINT, RunFolder
 from lit_attr.text import TOO_DEEP, never_fail_to_print, print_error, print_text

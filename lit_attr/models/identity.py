@@ -17,7 +17,7 @@ from transformers.utils.hub import cached_file
 from lit_attr.errors import ArgumentError, one_line
 from lit_attr.models.hooks import uncompiled
 from lit_attr.models.loading import gguf_place
-from lit_attr.models.quantization import quantization_settings
+from lit_attr.models.weights.quantization import quantization_settings
 
 # The attributes of a PEFT layer that change its output, besides its weights.
 ADAPTER_STATE = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lit_attr.errors import ArgumentError, warn_about
-from lit_attr.models.quantization import check_quantization, is_quantized
+from lit_attr.models.weights.quantization import check_quantization, is_quantized
 
 
 def find_language_model(owner: nn.Module, attribute: str | None = None) -> PreTrainedModel:

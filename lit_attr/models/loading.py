@@ -22,8 +22,8 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from lit_attr.errors import ArgumentError, check_choice, one_line, warn_about
 from lit_attr.models.language_model import check_model
-from lit_attr.models.quantization import Quantization as Quantization
-from lit_attr.models.quantization import quantization_config, quantization_settings
+from lit_attr.models.weights.quantization import Quantization as Quantization
+from lit_attr.models.weights.quantization import quantization_config, quantization_settings
 from lit_attr.text import counted
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]

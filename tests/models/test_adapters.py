@@ -26,7 +26,7 @@ from lit_attr.models.identity import fingerprint
 from lit_attr.models.limits import read_limits
 from lit_attr.models.loading import DEMO_MODEL, load_model, load_tokenizer
 from lit_attr.models.location import locate
-from lit_attr.models.quantization import Quantization
+from lit_attr.models.weights.quantization import Quantization
 from lit_attr.module import AttributionModule
 
 TARGETS = {"mlp": ["c_fc", "mlp.c_proj"], "attention": ["c_attn"], "both": ["c_attn", "c_proj", "c_fc"]}

@@ -26,7 +26,7 @@ from lit_attr.models.identity import gguf_digest
 from lit_attr.models.limits import read_limits
 from lit_attr.models.loading import DEMO_MODEL, load_model, load_tokenizer
 from lit_attr.models.location import locate
-from lit_attr.models.quantization import is_quantized, quantization_settings
+from lit_attr.models.weights.quantization import is_quantized, quantization_settings
 
 Load = Callable[..., Any]
 

@@ -16,7 +16,7 @@ from lit_attr.errors import UserError
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.models.identity import fingerprint, model_identity
 from lit_attr.models.location import locate
-from lit_attr.models.quantization import quantization_settings
+from lit_attr.models.weights.quantization import quantization_settings
 
 
 class Rounded(Tensor):

@@ -20,7 +20,7 @@ from lit_attr.models.identity import fingerprint
 from lit_attr.models.language_model import check_model, is_placed
 from lit_attr.models.loading import DEMO_MODEL, load_model, load_tokenizer
 from lit_attr.models.location import locate
-from lit_attr.models.quantization import Quantization, quantization_settings
+from lit_attr.models.weights.quantization import Quantization, quantization_settings
 from lit_attr.module import AttributionModule
 
 

@@ -57,7 +57,7 @@ def share(folder: Path, out: Path, processes: int) -> list[dict[str, Any]]:
 
 def _share(rank: int, processes: int, folder: Path, out: Path) -> None:
     # Imported here: it takes seconds, and the test's own process does without.
-    from lit_attr.models.sharding import SharedBlocks, load_sharded_model
+    from lit_attr.models.weights.sharding import SharedBlocks, load_sharded_model
 
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)

@@ -25,7 +25,7 @@ from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import UserError
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.contrasts import Contrast
-from lit_attr.models.checkpoints import load_weights, read_checkpoint
+from lit_attr.models.weights.checkpoints import load_weights, read_checkpoint
 from lit_attr.module import AttributionModule
 
 LIMIT = 20

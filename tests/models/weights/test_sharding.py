@@ -17,7 +17,13 @@ from lit_attr.models.location import locate
 
 # Tied and untied embeddings, with and without a plan of transformers for their sharding.
 @pytest.mark.parametrize(
-    ("model_type", "processes"), [("gpt2", 2), ("llama", 2), ("gemma3_text", 2), ("gpt_neox", 3)]
+    ("model_type", "processes"),
+    [
+        ("gpt2", 2),
+        pytest.param("llama", 2, marks=pytest.mark.slow),
+        ("gemma3_text", 2),
+        pytest.param("gpt_neox", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_every_process_finds_what_the_whole_model_gives(model_type: str, processes: int, tmp_path: Path):
     model = tiny_model(model_type)

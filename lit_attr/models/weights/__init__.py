@@ -1,0 +1,1 @@
+"""Weights of a model: from checkpoints, quantised, and shared by processes."""
