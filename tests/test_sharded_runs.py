@@ -9,13 +9,16 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from runs import count_batches, finish, own_lines, predict, start, wait_until
+from transformers import GPT2LMHeadModel
 
-from lit_attr.errors import ArgumentError
-from lit_attr.models.loading import DEMO_MODEL
-from lit_attr.models.weights.sharding import load_sharded_model
+from lit_attr.errors import ArgumentError, UserError
+from lit_attr.module import AttributionModule
+from lit_attr.trainers import check_trainer, named_strategy
 
 SHARDED = ["--trainer.strategy", "lightning.pytorch.strategies.ModelParallelStrategy"]
 WITHOUT_PICTURES = ["--writer.max_heatmaps", "0", "--trainer.logger", "false"]
@@ -118,26 +121,33 @@ def test_a_killed_process_ends_the_others_and_the_next_run_goes_on(tmp_path: Pat
     assert_alike(folder, tmp_path / "one")
 
 
-@pytest.mark.parametrize(
-    ("settings", "argument"),
-    [
-        ({"quantization": "8bit"}, "quantization"),
-        ({"device_map": "auto"}, "device_map"),
-        ({"gguf_file": "weights.gguf"}, "model_name"),
-    ],
-)
-def test_what_cannot_be_shared_is_refused(settings: dict[str, Any], argument: str):
-    with pytest.raises(ArgumentError) as refused:
-        load_sharded_model(DEMO_MODEL, 2, **settings)
-    assert refused.value.argument == argument
-    assert "\n" not in str(refused.value)
+def test_a_model_object_and_a_checkpoint_are_refused(random_model: GPT2LMHeadModel):
+    trainer = pl.Trainer(strategy=ModelParallelStrategy(), accelerator="cpu", devices=2, logger=False)
+    module = AttributionModule(model=random_model)
+    module.trainer = trainer
+    with pytest.raises(ArgumentError, match="ckpt_path: it would be loaded whole, and processes share the model"):
+        module.on_load_checkpoint({"state_dict": {}})
+    with pytest.raises(UserError, match="model: an object is loaded whole, and processes share the model"):
+        module.setup("predict")
+
+
+def test_a_strategy_that_does_not_exist_is_refused():
+    with pytest.raises(UserError, match="NoSuchStrategy'; check the path, or name one such as ddp"):
+        named_strategy("lightning.pytorch.strategies.NoSuchStrategy")
+
+
+def test_a_strategy_for_training_is_refused():
+    trainer = pl.Trainer(accelerator="cpu", logger=False)
+    # Lightning makes a Trainer with this strategy only where there is a GPU.
+    trainer._accelerator_connector.strategy = FSDPStrategy()
+    with pytest.raises(UserError, match="trainer.strategy: FSDPStrategy is for training; take ddp"):
+        check_trainer(trainer, spread=False)
 
 
 @pytest.mark.parametrize(
     ("strategy", "reason"),
     [
         ("fsdp", "trainer:"),
-        ("lightning.pytorch.strategies.NoSuchStrategy", "trainer.strategy: module"),
         ("lightning.pytorch.Trainer", "trainer.strategy: lightning.pytorch.Trainer is not a strategy"),
     ],
 )

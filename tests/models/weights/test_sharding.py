@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +12,13 @@ from architectures import random_contrasts, tiny_model
 from sharing import passes_of, share
 
 from lit_attr.attribution.exact.effects import exact_effects_BLT
+from lit_attr.errors import ArgumentError
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.models.identity import fingerprint
+from lit_attr.models.loading import DEMO_MODEL
 from lit_attr.models.location import locate
+from lit_attr.models.weights import sharding
+from lit_attr.models.weights.sharding import load_sharded_model
 
 
 # Tied and untied embeddings, with and without a plan of transformers for their sharding.
@@ -44,3 +50,31 @@ def test_every_process_finds_what_the_whole_model_gives(model_type: str, process
             torch.testing.assert_close(
                 found[name], values, rtol=0, atol=1e-6 * float(values.abs().max()), msg=name
             )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"quantization": "8bit"}, "quantization: a model that processes share has no such setting"),
+        ({"device_map": "auto"}, "device_map: a model that processes share has no such setting"),
+        ({"gguf_file": "weights.gguf"}, "model_name: a GGUF file can only be loaded whole"),
+    ],
+)
+def test_settings_that_need_the_whole_model_are_refused(settings: dict[str, Any], message: str):
+    with pytest.raises(ArgumentError, match=message):
+        load_sharded_model(DEMO_MODEL, 2, **settings)
+
+
+def test_an_adapter_is_refused(tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": DEMO_MODEL}))
+    with pytest.raises(ArgumentError, match="is an adapter, and processes share the model; merge it"):
+        load_sharded_model(str(tmp_path), 2)
+
+
+def test_transformers_without_plans_is_refused(monkeypatch: pytest.MonkeyPatch):
+    def old(fsdp_size: int) -> None:
+        """DistributedConfig, as it was before transformers 5.23."""
+
+    monkeypatch.setattr(sharding, "DistributedConfig", old)
+    with pytest.raises(ArgumentError, match="processes can share a model with transformers 5.23 or newer"):
+        load_sharded_model(DEMO_MODEL, 2)
