@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lit_attr.facts.roles import MEAN_ROLES, POSITION_0, ROLES, Role, mean_mask_RT, role_mask_RT, roles_of
     from lit_attr.facts.rows import Fact, FactTable, Rejected, parse_fact, read_facts
     from lit_attr.facts.sources import SAMPLE, open_rows
-    from lit_attr.facts.table.donors import with_donors
+    from lit_attr.facts.table.donors import with_donors, with_named_donors
     from lit_attr.facts.templates import Template, parse_template
     from lit_attr.facts.tokenization import build_contrasts
 
@@ -51,6 +51,7 @@ __all__ = [
     "role_mask_RT",
     "roles_of",
     "with_donors",
+    "with_named_donors",
 ]
 
 _NAMES = {
@@ -58,7 +59,7 @@ _NAMES = {
     "buckets": ("RankSampler", "bucket_by_length", "in_batches"),
     "collator": ("ContrastCollator",),
     "contrasts": ("Contrast", "ContrastKey", "Donor", "Step", "order_key", "random_order"),
-    "table.donors": ("with_donors",),
+    "table.donors": ("with_donors", "with_named_donors"),
     "roles": ("MEAN_ROLES", "POSITION_0", "ROLES", "Role", "mean_mask_RT", "role_mask_RT", "roles_of"),
     "rows": ("Fact", "FactTable", "Rejected", "parse_fact", "read_facts"),
     "sources": ("SAMPLE", "open_rows"),
