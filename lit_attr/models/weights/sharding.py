@@ -100,7 +100,7 @@ class SharedBlocks:
     part until all are done. All other weights, such as the embeddings, are gathered once.
 
     Args:
-        model: The model, from `load_model` in a process group. All processes have to make this object.
+        model: The model, from `load_sharded_model`. All processes have to make this object.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -128,7 +128,6 @@ class SharedBlocks:
                 if any(True for _ in part.parameters(recurse=False)):
                     part.register_forward_pre_hook(partial(self._before_part, place))
                     part.register_forward_hook(partial(self._after_part, place), always_call=True)
-
         if next(model.parameters()).device.type == "cpu":
             _return_freed_memory()
 
