@@ -53,8 +53,8 @@ class ReportedError(UserError):
     """A mistake that another process of the run has reported already."""
 
 
-class LostProcessError(UserError):
-    """A process is gone without which no pass of the others can end."""
+class SharedModelError(UserError):
+    """A process is gone, or out of step, without which the others that share its model can make no pass."""
 
 
 class RowError(Exception):

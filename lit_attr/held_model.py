@@ -34,17 +34,20 @@ class HoldsModel(pl.LightningModule):
         self.location: Location | None = None
         self._home: torch.device | None = None
         self._shared: SharedBlocks | None = None
+        self._has_left = False
 
     def setup(self, stage: str) -> None:
         """Remembers the model's device: a Trainer moves it to its own device, and to the CPU in the end.
 
         Raises:
-            UserError: Each process is to have a part of a model that was loaded whole.
+            UserError: Each process is to have a part of a model that is loaded whole, or the reverse.
         """
-        is_whole = self.language_model is not None and self._shared is None
-        if is_whole and self._trainer is not None and shares_model(self._trainer):
+        self._has_left = False
+        is_shared = self._shared is not None
+        if self.language_model is not None and self._trainer and is_shared != shares_model(self._trainer):
             raise UserError(
-                "model: an object is loaded whole, and processes share the model; give its name or folder"
+                "model: it is loaded whole where processes share it, or shared where each needs the whole; make a "
+                "new module, with the model's name or folder"
             )
         if self._home is not None:
             # An earlier run has failed.
@@ -65,11 +68,13 @@ class HoldsModel(pl.LightningModule):
         Args:
             at_end: Whether this process makes no more passes; it then takes part until no other makes any.
         """
-        if self._shared is not None:
-            if at_end:
-                self._shared.leave()
-            else:
-                self._shared.wait()
+        if self._shared is None or self._has_left:
+            return
+        if at_end:
+            self._shared.leave()
+            self._has_left = True
+        else:
+            self._shared.wait()
 
     def on_predict_model_eval(self) -> None:
         """Leaves all modes as they are: scores are computed in eval mode in any case."""
@@ -101,13 +106,14 @@ class HoldsModel(pl.LightningModule):
         # Imported here: it takes seconds, and few runs need it.
         from lit_attr.models.weights.sharding import SharedBlocks, load_sharded_model
 
-        model = load_sharded_model(model_name, trainer.world_size, **options)
+        model = load_sharded_model(model_name, trainer.world_size, trainer.strategy.root_device, **options)
         self._shared = SharedBlocks(model)
         self._hold(model)
 
     def _hold(self, model: PreTrainedModel) -> None:
         if is_placed(model) or self._shared is not None:
-            # Not as a submodule: Lightning would move it from the devices on which its loader has put it.
+            # Not as a submodule: Lightning would move it from the devices on which its loader has put it. What
+            # FSDP2 has gathered would be freed.
             object.__setattr__(self, "language_model", model)
         else:
             self.language_model = model

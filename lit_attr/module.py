@@ -270,12 +270,12 @@ class AttributionModule(HoldsModel):
                 steps=self.rule_options.integration_steps,
                 frozen_attention=self.rule_options.frozen_attention,
             )
-            neurons = None
-            if self.top_neurons is not None:
-                neurons = find_neurons(self._model, location, self.top_neurons, rule=rule)
+            count = self.top_neurons
+            neurons = None if count is None else find_neurons(self._model, location, count, rule=rule)
             check_window(location, self.window)
             self._scoring = Scoring(rule, top_neurons=neurons, window=self.window)
         self.location = location
+        self.await_others()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Loads the language model's weights from a checkpoint of any module that contains it.
@@ -329,7 +329,7 @@ class AttributionModule(HoldsModel):
             exact = compare_or_replace(contrast, place, compare, run_state(self._trainer))
             return AttributionBatch.empty(self._location, self.rule)._replace(exact=exact)
         with arguments_of_passes():
-            scored = self._halving.attribute(batch.to(device), self._attribute)
+            scored = self._halving.attribute(batch.to(device), self._attribute, is_shared=self._shared is not None)
         if batch.places is not None or self._first_seen is None:
             return scored
         exact = self._first_seen.compare(batch.contrasts, compare, run_state(self._trainer))

@@ -177,12 +177,12 @@ def named_strategy(name: str) -> Strategy:
     """
     module, _, attribute = name.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        strategy = getattr(importlib.import_module(module), attribute)()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"trainer.strategy: {error}; check the path, or name one such as ddp") from error
-    if not (isinstance(found, type) and issubclass(found, Strategy)):
+    if not isinstance(strategy, Strategy):
         raise UserError(f"trainer.strategy: {name} is not a strategy of Lightning; name one such as ddp")
-    return found()
+    return strategy
 
 
 def check_trainer(trainer: pl.Trainer, *, spread: bool) -> None:
@@ -193,8 +193,8 @@ def check_trainer(trainer: pl.Trainer, *, spread: bool) -> None:
         spread: Whether the model is on several devices.
 
     Raises:
-        UserError: The Trainer has a plugin that replaces layers, several processes for a model that is on several
-            devices, or a checkpoint that SLURM's requeueing left behind.
+        UserError: The Trainer has a strategy for training, a plugin that replaces layers, several processes for a
+            model that is on several devices, or a checkpoint that SLURM's requeueing left behind.
     """
     plugin = trainer.precision_plugin
     if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy)):

@@ -14,7 +14,7 @@ from lit_attr.attribution.faithfulness import Curves, faithfulness_curves, rando
 from lit_attr.attribution.gradient import ExactEffects as ExactEffects
 from lit_attr.attribution.gradient import WindowEffects, attribute_batch
 from lit_attr.attribution.scoring import Scoring
-from lit_attr.errors import LostProcessError, one_line, warn_once
+from lit_attr.errors import SharedModelError, one_line, warn_once
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
 from lit_attr.facts.contrasts import Contrast
 from lit_attr.models.location import Location, input_device
@@ -91,7 +91,7 @@ def _curves(
     rankings = (*scores_and_effects, random_scores_BLT(batch.contrasts, len(location.layers)))
     try:
         return faithfulness_curves(model, location, batch, rankings, replacement_BLTH)
-    except LostProcessError:
+    except SharedModelError:
         raise
     except Exception as error:  # the exact effects are of use without the curves, so any failure is survived
         warn_once(f"there are no faithfulness curves ({one_line(error)})")

@@ -30,10 +30,7 @@ def quieten() -> None:
         # Each retry of a hub that cannot be reached; the final error says it.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     threading.excepthook = _report_thread
-    # Rules that transformers has for every model, beside those for a model that processes share.
-    logging.getLogger("transformers.distributed.mixin").addFilter(
-        lambda record: "`fsdp_plan` rules" not in record.getMessage()
-    )
+    logging.getLogger("transformers.distributed.mixin").addFilter(_is_of_model)
     for name in LOGGERS:
         logging.getLogger(name).addFilter(_is_of_run)
     if process_rank():
@@ -51,6 +48,11 @@ def _is_of_run(record: logging.LogRecord) -> bool:
     """A filter for loggers: drops what Lightning itself finds worth saying, but no warning."""
     is_shown = logging.getLogger("lightning").isEnabledFor(logging.DEBUG)
     return is_shown or record.levelno > logging.INFO or not record.pathname.startswith(LIGHTNING)
+
+
+def _is_of_model(record: logging.LogRecord) -> bool:
+    """A filter for a logger: drops that transformers' rules for sharing any model have no match in this one."""
+    return "`fsdp_plan` rules" not in record.getMessage()
 
 
 def _report_thread(failure: threading.ExceptHookArgs) -> None:

@@ -7,16 +7,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    DistributedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_gguf_available, is_peft_available
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -25,6 +19,9 @@ from lit_attr.models.language_model import check_model
 from lit_attr.models.weights.quantization import Quantization as Quantization
 from lit_attr.models.weights.quantization import quantization_config, quantization_settings
 from lit_attr.text import counted
+
+if TYPE_CHECKING:
+    from transformers.distributed.configuration_utils import DistributedConfig
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 

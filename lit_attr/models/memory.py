@@ -21,6 +21,6 @@ def budget(device: torch.device) -> int | None:
         free, _ = memory.mem_get_info(device)
         # What PyTorch keeps for its next tensors counts as taken.
         free += memory.memory_reserved(device) - memory.memory_allocated(device)
-    except AttributeError:  # not every device's module has these functions
+    except (AttributeError, RuntimeError):  # not every device's module has these functions, nor every driver
         return None
     return int(SHARE * free)

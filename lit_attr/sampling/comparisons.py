@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from lit_attr.attribution.comparison import ExactEffects, compare_exactly
 from lit_attr.attribution.scoring import Scoring
-from lit_attr.errors import LostProcessError, arguments_of, one_line, warn_about
+from lit_attr.errors import SharedModelError, arguments_of, one_line, warn_about
 from lit_attr.facts.contrasts import Contrast
 from lit_attr.models.location import Location
 from lit_attr.records.state import RunState
@@ -36,7 +36,7 @@ def compare_or_warn(scorer: Scorer, contrast: Contrast, place: int | None) -> Ex
     """The exact effects of a contrast; None, with a warning, where they cannot be computed."""
     try:
         return compare_exactly(*scorer[:2], contrast, scorer.scoring, place=place)
-    except LostProcessError:
+    except SharedModelError:
         raise
     except Exception as error:  # of any kind: the scores are there, and the run continues without comparison
         with arguments_of("model"):

@@ -19,16 +19,21 @@ class Halving:
         self._too_many_tokens: float = math.inf
 
     def attribute(
-        self, batch: ContrastBatch, attribute: Callable[[ContrastBatch], AttributionBatch]
+        self,
+        batch: ContrastBatch,
+        attribute: Callable[[ContrastBatch], AttributionBatch],
+        *,
+        is_shared: bool = False,
     ) -> AttributionBatch:
         """Attributes a batch.
 
         Args:
             batch: The contrasts.
             attribute: Attributes a batch whole.
+            is_shared: Whether processes share the model. FSDP2 then supports no pass after one that has failed.
 
         Raises:
-            ArgumentError: The memory does not suffice for a single row.
+            ArgumentError: The memory does not suffice for a single row, or for a batch of a shared model.
         """
         tokens, rows = batch.token_ids_BT.numel(), len(batch.contrasts)
         if rows == 1 or tokens < self._too_many_tokens:
@@ -37,6 +42,10 @@ class Halving:
             except RuntimeError as error:
                 if not is_oom_error(error):
                     raise
+                if is_shared:
+                    raise ArgumentError(
+                        "max_tokens", f"the memory does not suffice for a batch of {tokens} tokens; set fewer"
+                    ) from error
                 if rows == 1:
                     raise ArgumentError(
                         "source",

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from architectures import random_contrasts
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from lit_attr.attribution.catalogue import RuleName, find_rule
 from lit_attr.attribution.exact.effects import exact_effects_BLT
 from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.models.identity import fingerprint
-from lit_attr.models.location import Location, locate
+from lit_attr.models.location import Location, decoder_stack, locate
 
+# Processes share a model on the machine's accelerator, where it has one.
+CAN_SHARE = pytest.mark.skipif(
+    torch.accelerator.is_available() or "fsdp_plan" not in DistributedConfig.__dataclass_fields__,
+    reason="there is an accelerator, or transformers takes no plans",
+)
 ONE_PASS: tuple[RuleName, ...] = ("gradient", "frozen-norm", "linearised", "norm-secant")
 _CONTEXT = multiprocessing.get_context("forkserver")
 
@@ -44,7 +50,7 @@ def share(folder: Path, out: Path, processes: int) -> list[dict[str, Any]]:
     Returns:
         For each process, the results of `passes_of`; the exact effects of one more contrast that the first process
         computes `after waiting`; and the model's `fingerprint`, how many weights it has in `parts`, and the
-        `largest part` of one.
+        `largest part` of one, and which weights are `whole in blocks` in the end.
     """
     started = [_CONTEXT.Process(target=_share, args=(rank, processes, folder, out)) for rank in range(processes)]
     for process in started:
@@ -60,9 +66,8 @@ def _share(rank: int, processes: int, folder: Path, out: Path) -> None:
     from lit_attr.models.weights.sharding import SharedBlocks, load_sharded_model
 
     torch.set_num_threads(1)
-    os.environ["LOCAL_RANK"] = str(rank)
     dist.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=processes)
-    model = load_sharded_model(str(folder), processes)
+    model = load_sharded_model(str(folder), processes, torch.device("cpu", rank))
     parts = [
         weight.to_local().numel() / weight.numel() for weight in model.parameters() if isinstance(weight, DTensor)
     ]
@@ -75,5 +80,10 @@ def _share(rank: int, processes: int, folder: Path, out: Path) -> None:
         batch = collate_contrasts(random_contrasts((6,)))
         found["after waiting"] = exact_effects_BLT(model, location, batch)
     shared.leave()
+    # What a pass leaves gathered would add up to the whole model.
+    blocks = model.get_submodule(decoder_stack(model))
+    found["whole in blocks"] = [
+        name for name, weight in blocks.named_parameters() if not isinstance(weight, DTensor)
+    ]
     torch.save(found, out / f"{rank}.pt")
     dist.destroy_process_group()

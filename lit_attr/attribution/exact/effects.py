@@ -25,7 +25,7 @@ from lit_attr.attribution.passes import (
     token_mask_BT,
     width_class_of,
 )
-from lit_attr.errors import ArgumentError, LostProcessError, warn_once
+from lit_attr.errors import ArgumentError, SharedModelError, warn_once
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.models.hooks import outputs_changed, undisturbed
 from lit_attr.models.location import Location
@@ -211,7 +211,7 @@ def _part_effects(part: _Part, *, is_measured: bool) -> tuple[Tensor, Tensor]:
         if not noise_N.max() <= clean.rounding:
             raise ValueError("the effects differ from those of a whole forward pass")
     except Exception as error:  # an error of the model itself is raised again by a whole forward pass
-        if isinstance(error, LostProcessError) or is_out_of_memory(error):
+        if isinstance(error, SharedModelError) or is_out_of_memory(error):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         warn_once(

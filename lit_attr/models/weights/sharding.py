@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,11 +16,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModelForCausalLM, DistributedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.distributed.configuration_utils import DistributedConfig
 
-from lit_attr.errors import ArgumentError, LostProcessError
+from lit_attr.errors import ArgumentError, SharedModelError, UserError, one_line
 from lit_attr.models.loading import adapter_base, gguf_place, load_model, not_loaded
 from lit_attr.models.location import decoder_stack
+from lit_attr.models.selftest import short_input_BT
 
 # The rule of transformers' plans for a module whose weights are gathered for each use and freed after it.
 FREED = "free_full_weight"
@@ -28,6 +34,7 @@ RETURNED_BYTES = 2**17
 def load_sharded_model(
     model_name: str,
     processes: int,
+    device: torch.device,
     *,
     gguf_file: str | None = None,
     quantization: str | None = None,
@@ -41,6 +48,7 @@ def load_sharded_model(
     Args:
         model_name: Hub name or local folder of a model. All processes have to load it, in a process group.
         processes: How many there are.
+        device: This process's device; its index is the process's number on its machine.
         gguf_file: Refused.
         quantization: Refused.
         device_map: Refused.
@@ -49,8 +57,13 @@ def load_sharded_model(
         options: Other options of `load_model`.
 
     Raises:
-        ArgumentError: The model cannot be loaded, or not in parts.
+        UserError: The model cannot be loaded, or not in parts, or not on this device.
     """
+    accelerator = torch.accelerator.current_accelerator()
+    if device.type != (accelerator.type if accelerator is not None else "cpu"):
+        raise UserError(
+            f"trainer.accelerator: a model is shared on {accelerator} here, not {device.type}; leave it out"
+        )
     refused = {"quantization": quantization, "device_map": device_map}
     for name, value in refused.items():
         if value is not None:
@@ -70,15 +83,29 @@ def load_sharded_model(
             skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # loaders, and code that comes with a model, may raise anything
         raise not_loaded("model_name", "model", model_name, error) from error
-    model = load_model(
-        model_name,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        distributed_config=_distributed_config(decoder_stack(skeleton), processes),
-        **options,
-    )
+    with _local_rank(device.index or 0):
+        model = load_model(
+            model_name,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            distributed_config=_distributed_config(decoder_stack(skeleton), processes),
+            **options,
+        )
     # FSDP2 gathers weights as what they are at the first gather: with or without gradients.
     return model.requires_grad_(False)
+
+
+@contextmanager
+def _local_rank(rank: int) -> Iterator[None]:
+    """Sets the variable from which transformers takes a process's device; not every launcher sets it."""
+    before = os.environ.get("LOCAL_RANK")
+    os.environ["LOCAL_RANK"] = str(rank)
+    try:
+        yield
+    finally:
+        del os.environ["LOCAL_RANK"]
+        if before is not None:
+            os.environ["LOCAL_RANK"] = before
 
 
 def _distributed_config(blocks: str, processes: int) -> DistributedConfig:
@@ -97,7 +124,7 @@ class SharedBlocks:
     each process announces which block it needs next, for a forward or for a backward pass. All of them gather the
     announced block that comes first in a pass. Those that have announced another one free it and announce theirs
     again. So one process may make many passes and another none, as exact effects need it, if each of them takes
-    part until all are done. All other weights, such as the embeddings, are gathered once.
+    part until all are done. All other weights, such as the embeddings, are gathered here, for good.
 
     Args:
         model: The model, from `load_sharded_model`. All processes have to make this object.
@@ -105,10 +132,8 @@ class SharedBlocks:
 
     def __init__(self, model: PreTrainedModel) -> None:
         units = [module for module in model.modules() if isinstance(module, FSDPModule)]
-        block_list = next(module for module in model.modules() if _is_list_of_units(module))
-        self._blocks: list[FSDPModule] = [
-            block for block in block_list.children() if isinstance(block, FSDPModule)
-        ]
+        block_list = model.get_submodule(decoder_stack(model))
+        self._blocks = [block for block in block_list.children() if isinstance(block, FSDPModule)]
         # Modules of a block that are called by themselves, as tests of a model call them.
         self._alone: set[nn.Module] = set()
         # Announcements are numbers of the CPU, on whatever device the weights are.
@@ -128,8 +153,11 @@ class SharedBlocks:
                 if any(True for _ in part.parameters(recurse=False)):
                     part.register_forward_pre_hook(partial(self._before_part, place))
                     part.register_forward_hook(partial(self._after_part, place), always_call=True)
-        if next(model.parameters()).device.type == "cpu":
+        if next(model.parameters()).device.type == "cpu" and sys.platform == "linux":
             _return_freed_memory()
+        # Gathers what stays gathered, and makes the outermost module FSDP2's root.
+        with torch.inference_mode(False), torch.no_grad():
+            model(input_ids=short_input_BT(model), use_cache=False)
 
     def wait(self) -> None:
         """Takes part in the passes of others until every process waits here or has left."""
@@ -178,22 +206,18 @@ class SharedBlocks:
                 if first != announced:
                     block.reshard()
         except RuntimeError as error:
-            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
-                raise
-            raise LostProcessError(
-                "trainer.strategy: another process of the run has ended, and its part of the model with it; the "
-                "same command resumes the run"
-            ) from error
+            # Without this gather, those that follow would be out of step with the others'.
+            if isinstance(error, dist.DistError) or "gloo" in str(error):
+                what = "another process of the run has ended, and its part of the model with it"
+            else:
+                what = f"the weights of a block cannot be gathered ({one_line(error)})"
+            raise SharedModelError(f"trainer.strategy: {what}; the same command resumes the run") from error
         return first
 
 
 def _return_freed_memory() -> None:
     """Has glibc return to the system what a block frees; by default it keeps pieces of up to 32 MiB."""
     library = ctypes.CDLL(None)
+    # Other C libraries have no such function.
     if hasattr(library, "mallopt"):
         library.mallopt(M_MMAP_THRESHOLD, RETURNED_BYTES)
-
-
-def _is_list_of_units(module: nn.Module) -> bool:
-    children = [*module.children()]
-    return isinstance(module, nn.ModuleList) and bool(children) and isinstance(children[0], FSDPModule)
