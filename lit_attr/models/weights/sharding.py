@@ -60,10 +60,10 @@ def load_sharded_model(
         UserError: The model cannot be loaded, or not in parts, or not on this device.
     """
     accelerator = torch.accelerator.current_accelerator()
-    if device.type != (accelerator.type if accelerator is not None else "cpu"):
-        raise UserError(
-            f"trainer.accelerator: a model is shared on {accelerator} here, not {device.type}; leave it out"
-        )
+    available = accelerator.type if accelerator is not None else "cpu"
+    if device.type != available:
+        what = f"transformers shares a model on {available} here, not on {device.type}"
+        raise UserError(f"trainer.accelerator: {what}; leave it out")
     refused = {"quantization": quantization, "device_map": device_map}
     for name, value in refused.items():
         if value is not None:
