@@ -112,6 +112,7 @@ def test_all_processes_leave_where_one_cannot_start(
     assert not [*tmp_path.glob("20/batches/*")]
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_resumes_a_run(alone: Path, tmp_path: Path):
     words = "--data.limit 101 --data.batch_size 5 --data.max_tokens 40 --trainer.accelerator cpu"
     command: list[Any] = ["-m", "lit_attr", "predict", *words.split(), "--writer.output_dir", str(tmp_path)]

@@ -41,6 +41,7 @@ def test_a_run_compares_as_many_as_asked_for(tmp_path: Path):
     assert run(tmp_path / "without", verify=0)["agreement"] is None
 
 
+@pytest.mark.slow
 def test_all_contrasts_compared_are_compared_with_their_own_effects(
     tmp_path: Path, sample_contrasts: list[Contrast]
 ):
@@ -93,6 +94,7 @@ def test_what_is_not_finite_is_left_out(
     assert "there are no faithfulness curves (none left)" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_larger_comparison(tmp_path: Path):
     summary = run(tmp_path, verify=5)
     min(tmp_path.glob("batches/*.json")).unlink()
