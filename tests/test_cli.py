@@ -20,15 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast, PreTrai
 from lit_attr.cli import main
 from lit_attr.datamodule import CounterfactDataModule
 
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test runs from an empty folder."""
-    folder = tmp_path / "elsewhere"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["lit-attr"])
-    return folder
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def predict(*words: str) -> None:

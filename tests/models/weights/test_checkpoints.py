@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,14 +73,9 @@ def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Stran
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def new_process(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs every test in an empty folder, with the warnings of a new process."""
-    folder = tmp_path / "elsewhere"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["lit-attr"])
     monkeypatch.setattr(errors, "_logged", set())
-    return folder
 
 
 @pytest.fixture
