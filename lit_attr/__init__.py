@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_attr.attribution.catalogue import RuleOptions
-    from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
+    from lit_attr.attribution.gradient import attribute_batch
+    from lit_attr.attribution.results import AttributionBatch
     from lit_attr.callbacks.monitor import AttributionMonitor
     from lit_attr.callbacks.writer import AttributionWriter
     from lit_attr.datamodule import CounterfactDataModule
@@ -45,7 +46,7 @@ __all__ = [
 # Imported when they are used: torch and Lightning take seconds, and reading records needs neither.
 _MODULES = {
     "Attribution": "notebook",
-    "AttributionBatch": "attribution.gradient",
+    "AttributionBatch": "attribution.results",
     "AttributionModule": "module",
     "AttributionMonitor": "callbacks.monitor",
     "AttributionWriter": "callbacks.writer",

@@ -10,11 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_attr.attribution.catalogue import AblationName, AblationOptions, RuleName, RuleOptions, find_rule
-from lit_attr.attribution.gradient import AttributionBatch
 from lit_attr.attribution.neurons import find_neurons
 from lit_attr.attribution.passes import Answers, answer_batch
+from lit_attr.attribution.results import AttributionBatch
 from lit_attr.attribution.scoring import Scoring, check_window, score_batch
-from lit_attr.attribution.transfer import copied
 from lit_attr.datamodule import DataRequirements
 from lit_attr.errors import ArgumentError, arguments_of, warn_about
 from lit_attr.facts.batches import ContrastBatch
@@ -26,6 +25,7 @@ from lit_attr.models.layers import Layers
 from lit_attr.models.limits import model_limits, read_limits
 from lit_attr.models.loading import DEMO_MODEL, Dtype, Quantization, float32_by_default
 from lit_attr.models.location import input_device, locate, named_components
+from lit_attr.models.transfer import copied
 from lit_attr.models.weights.checkpoints import load_weights
 from lit_attr.records.screening import Only
 from lit_attr.sampling.ablations import SettledAblation, check_ablation_options
@@ -314,8 +314,8 @@ class AttributionModule(HoldsModel):
             dataloader_idx: Unused.
 
         Returns:
-            On the CPU: the scores of the batch, none for a batch that is a comparison; and in `exact` the exact
-            effects of its contrasts that are in the run's sample.
+            The scores of the batch on the model's device, without waiting for them; none for a batch that is a
+            comparison. In `exact`, on the CPU, the exact effects of its contrasts that are in the run's sample.
 
         Raises:
             UserError: The memory does not suffice for a single row.
@@ -324,7 +324,7 @@ class AttributionModule(HoldsModel):
         if batch.comparison is not None:
             if batch.is_pilot and self._adaptive is not None:
                 with arguments_of_passes():
-                    return self._adaptive.attribute_pilot(self._scorer, batch.to(device), self._trainer).to("cpu")
+                    return self._adaptive.attribute_pilot(self._scorer, batch.to(device), self._trainer)
             (contrast,), (place,) = batch.contrasts, batch.places or (None,)
             exact = compare_or_replace(contrast, place, compare, run_state(self._trainer))
             return AttributionBatch.empty(self._location, self.rule)._replace(exact=exact)

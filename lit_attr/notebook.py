@@ -97,7 +97,7 @@ def attribute(
         records: dict[ContrastKey, Attribution] = {}
         rejected = [*data.rejected]
         for batch in _batches(data, module.input_device):
-            finite, broken = split_finite(module.predict_step(batch, 0))
+            finite, broken = split_finite(module.predict_step(batch, 0).to("cpu"))
             rejected += broken
             if finite.contrasts:
                 examples = map(Attribution, records_of(batch_record(finite)))

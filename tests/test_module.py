@@ -30,7 +30,8 @@ from transformers import (
 
 from lit_attr import errors
 from lit_attr.attribution.catalogue import RuleOptions
-from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
+from lit_attr.attribution.gradient import attribute_batch
+from lit_attr.attribution.results import AttributionBatch
 from lit_attr.errors import UserError
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.contrasts import Contrast

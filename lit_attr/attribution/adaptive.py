@@ -18,21 +18,16 @@ from lit_attr.attribution.comparison import NOT_FINITE
 from lit_attr.attribution.error_model import ErrorModel, Estimate
 from lit_attr.attribution.exact.effects import resolved_effects
 from lit_attr.attribution.exact.prefix_reuse import CleanRun, blocks_of, recorded_run
-from lit_attr.attribution.gradient import (
-    GRADIENT,
-    AttributionBatch,
-    ExactEffects,
-    attribute_batch,
-    join_parts,
-)
+from lit_attr.attribution.gradient import GRADIENT, attribute_batch, join_parts
 from lit_attr.attribution.neurons import TopNeurons
 from lit_attr.attribution.passes import is_out_of_memory, parts_of_one_width, token_mask_BT
+from lit_attr.attribution.results import AttributionBatch, ExactEffects
 from lit_attr.attribution.scoring import Scoring
-from lit_attr.attribution.transfer import copied
 from lit_attr.errors import UserError
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.models.hooks import first_tensor, outputs_changed, take_last, undisturbed
 from lit_attr.models.location import Location
+from lit_attr.models.transfer import copied
 
 
 class Estimated(NamedTuple):

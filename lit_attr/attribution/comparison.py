@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from lit_attr.attribution.exact.effects import resolved_effects
 from lit_attr.attribution.faithfulness import Curves, faithfulness_curves, random_scores_BLT
-from lit_attr.attribution.gradient import ExactEffects as ExactEffects
-from lit_attr.attribution.gradient import WindowEffects, attribute_batch
+from lit_attr.attribution.gradient import attribute_batch
+from lit_attr.attribution.results import ExactEffects as ExactEffects
+from lit_attr.attribution.results import WindowEffects
 from lit_attr.attribution.scoring import Scoring
 from lit_attr.errors import SharedModelError, one_line, warn_once
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts

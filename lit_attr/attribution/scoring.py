@@ -8,8 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_attr.attribution.ablation import ZERO, Ablation
-from lit_attr.attribution.gradient import GRADIENT, AttributionBatch, Rule, attribute_batch
+from lit_attr.attribution.gradient import GRADIENT, Rule, attribute_batch
 from lit_attr.attribution.neurons import TopNeurons
+from lit_attr.attribution.results import AttributionBatch
 from lit_attr.errors import ArgumentError
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.models.location import Location

@@ -12,7 +12,7 @@ import numpy as np
 from lightning.pytorch.callbacks import BasePredictionWriter
 from numpy.typing import NDArray
 
-from lit_attr.attribution.gradient import AttributionBatch
+from lit_attr.attribution.results import AttributionBatch
 from lit_attr.callbacks.background import Background
 from lit_attr.callbacks.display import RunDisplay
 from lit_attr.callbacks.progress import describe_comparison
@@ -200,9 +200,10 @@ class AttributionWriter(BasePredictionWriter):
                 f"predict_step returns {type(prediction).__name__}"
             )
         with arguments_of("writer"), arguments_of("data", only=("source",)):
-            finite = self._without_refused(prediction, self.run_state(trainer))
+            self.run_state(trainer)
             drawn = self._first_places(batch) if trainer.is_global_zero else frozenset()
-            self._background.submit(lambda: self._write(trainer, finite, drawn))
+            arrived = prediction.begin_copy()
+            self._background.submit(lambda: self._write(trainer, arrived(), drawn))
             if trainer.is_global_zero and (batch_idx + 1) % BATCHES_BETWEEN_PROFILES == 0:
                 self._background.submit(lambda: self._display.show_so_far(trainer))
 
@@ -257,8 +258,9 @@ class AttributionWriter(BasePredictionWriter):
         )
 
     def _write(self, trainer: pl.Trainer, batch: AttributionBatch, drawn: Collection[ContrastKey]) -> None:
-        if batch.contrasts:
-            record = batch_record(batch)
+        finite = self._without_refused(batch, self.run_state(trainer))
+        if finite.contrasts:
+            record = batch_record(finite)
             self.folder.write_batch(record)
             self._display.add(record)
             for example in record.examples:

@@ -11,8 +11,8 @@ import numpy as np
 from msgspec import UNSET
 
 from lit_attr.attribution.faithfulness import PERCENT, RANKINGS, Curves
-from lit_attr.attribution.gradient import AttributionBatch, ExactEffects, WindowEffects
 from lit_attr.attribution.neurons import NeuronScores
+from lit_attr.attribution.results import AttributionBatch, ExactEffects, WindowEffects
 from lit_attr.facts.contrasts import Contrast
 from lit_attr.facts.rows import Rejected
 from lit_attr.records.schema import (

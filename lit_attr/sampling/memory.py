@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 
-from lit_attr.attribution.gradient import AttributionBatch
+from lit_attr.attribution.results import AttributionBatch
 from lit_attr.errors import ArgumentError, warn_about
 from lit_attr.facts.batches import ContrastBatch
 
@@ -38,7 +38,7 @@ class Halving:
         tokens, rows = batch.token_ids_BT.numel(), len(batch.contrasts)
         if rows == 1 or tokens < self._too_many_tokens:
             try:
-                return attribute(batch).to("cpu")
+                return attribute(batch)
             except RuntimeError as error:
                 if not is_oom_error(error):
                     raise

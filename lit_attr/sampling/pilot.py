@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lit_attr.attribution.adaptive import attribute_adaptively, attribute_pilot, depth_of, estimate_batch
 from lit_attr.attribution.error_model import FORWARDS_A_GRADIENT, ErrorModel, Estimate, Targets, fit
-from lit_attr.attribution.gradient import AttributionBatch, ExactEffects
+from lit_attr.attribution.results import AttributionBatch, ExactEffects
 from lit_attr.attribution.scoring import score_batch
 from lit_attr.errors import ArgumentError, UserError, one_line, warn_about
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts

@@ -12,7 +12,8 @@ from peers import alike_in_length, inseq_scores
 from toys import ToyModel
 from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_attr.attribution.gradient import AttributionBatch, ExactEffects, attribute_batch
+from lit_attr.attribution.gradient import attribute_batch
+from lit_attr.attribution.results import AttributionBatch, ExactEffects
 from lit_attr.errors import UserError
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
 from lit_attr.facts.contrasts import Contrast

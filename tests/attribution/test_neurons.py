@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_attr.attribution.catalogue import RuleName, find_rule
-from lit_attr.attribution.gradient import GRADIENT, AttributionBatch, Rule, attribute_batch
+from lit_attr.attribution.gradient import GRADIENT, Rule, attribute_batch
 from lit_attr.attribution.neurons import NeuronScores, find_neurons, largest_places_BK
+from lit_attr.attribution.results import AttributionBatch
 from lit_attr.errors import ArgumentError
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.contrasts import Contrast

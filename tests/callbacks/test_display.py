@@ -11,8 +11,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from project import writing_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
+from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.attribution.neurons import find_neurons
+from lit_attr.attribution.results import AttributionBatch
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.facts.batches import ContrastBatch
 from lit_attr.facts.sources import SAMPLE, open_rows

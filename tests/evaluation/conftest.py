@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from lit_attr.attribution.gradient import AttributionBatch
+from lit_attr.attribution.results import AttributionBatch
 from lit_attr.facts.roles import roles_of
 from lit_attr.records.encoding import batch_record
 from lit_attr.records.folder import RunFolder

@@ -13,7 +13,8 @@ import torch
 from sealed import write_batch
 from transformers import PreTrainedModel
 
-from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
+from lit_attr.attribution.gradient import attribute_batch
+from lit_attr.attribution.results import AttributionBatch
 from lit_attr.errors import UserError
 from lit_attr.evaluation.component import MOST_POINTS
 from lit_attr.evaluation.effects import Sample, Sums, mean_effects

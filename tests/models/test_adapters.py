@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
+from lit_attr.attribution.gradient import attribute_batch
+from lit_attr.attribution.results import AttributionBatch
 from lit_attr.cli import main
 from lit_attr.errors import UserError
 from lit_attr.facts.batches import collate_contrasts

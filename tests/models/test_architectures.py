@@ -13,7 +13,8 @@ from project import REPOSITORY
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
+from lit_attr.attribution.gradient import attribute_batch
+from lit_attr.attribution.results import AttributionBatch
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.facts.contrasts import Contrast
 from lit_attr.models.hooks import first_tensor, replace_first

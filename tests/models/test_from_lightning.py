@@ -16,7 +16,8 @@ from strangers import QUIET, StrangersModule, state, tiny
 from torch.utils.data import DataLoader
 from transformers import GPT2LMHeadModel, GPT2Model
 
-from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
+from lit_attr.attribution.gradient import attribute_batch
+from lit_attr.attribution.results import AttributionBatch
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import UserError
 from lit_attr.facts.batches import collate_contrasts

@@ -10,8 +10,8 @@ import torch
 from msgspec import UNSET
 
 from lit_attr.attribution.faithfulness import PERCENT, RANKINGS, Curves
-from lit_attr.attribution.gradient import AttributionBatch, ExactEffects
 from lit_attr.attribution.neurons import NeuronScores
+from lit_attr.attribution.results import AttributionBatch, ExactEffects
 from lit_attr.facts.contrasts import Donor
 from lit_attr.facts.rows import Rejected
 from lit_attr.records.encoding import batch_record, exact_record, split_finite

@@ -9,7 +9,7 @@ import datasets
 import pytest
 import torch
 
-from lit_attr.attribution.gradient import AttributionBatch, ExactEffects
+from lit_attr.attribution.results import AttributionBatch, ExactEffects
 from lit_attr.errors import UserError
 from lit_attr.facts.contrasts import digest_contrast
 from lit_attr.facts.rows import Rejected

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lit_attr.attribution.gradient import AttributionBatch
+from lit_attr.attribution.results import AttributionBatch
 from lit_attr.errors import UserError
 from lit_attr.records.encoding import batch_record
 from lit_attr.records.folder import RunFolder

@@ -15,7 +15,7 @@ from project import REPOSITORY
 
 import lit_attr
 from lit_attr.attribution.faithfulness import PERCENT, RANKINGS, Curves
-from lit_attr.attribution.gradient import AttributionBatch, ExactEffects
+from lit_attr.attribution.results import AttributionBatch, ExactEffects
 from lit_attr.records.encoding import batch_record, exact_record
 from lit_attr.records.files import read_batch, write_sealed
 

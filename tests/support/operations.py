@@ -251,6 +251,7 @@ class Figures(NamedTuple):
         rows: The rows of the batch.
         passes: One forward and one backward pass alone.
         step: `predict_step`.
+        copy: The copy of its results to the CPU.
     """
 
     model: str
@@ -259,6 +260,7 @@ class Figures(NamedTuple):
     rows: int
     passes: Counts
     step: Counts
+    copy: Counts
 
 
 def count_batches(model_type: str, layers: int, rule: RuleName, device: torch.device) -> Iterator[Figures]:
@@ -277,8 +279,10 @@ def count_batches(model_type: str, layers: int, rule: RuleName, device: torch.de
         module._scoring = module._scoring._replace(rule=sent_rule(module._scoring.rule, device))
         for batch in map(collate_contrasts, contrasts):
             alone = counted(partial(forward_and_backward, model, location.modules, batch.to(device))).counts
-            step = counted(partial(module.predict_step, batch, 0)).counts
-            yield Figures(model_type, layers, rule, len(batch.contrasts), alone, step)
+            with OperationCounter() as step:
+                scored = module.predict_step(batch, 0)
+            copy = counted(partial(scored.to, "cpu")).counts
+            yield Figures(model_type, layers, rule, len(batch.contrasts), alone, step.counts, copy)
 
 
 def main(arguments: list[str]) -> None:

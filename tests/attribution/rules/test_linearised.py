@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_attr.attribution.catalogue import RuleName, find_rule
-from lit_attr.attribution.gradient import AttributionBatch, attribute_batch
+from lit_attr.attribution.gradient import attribute_batch
+from lit_attr.attribution.results import AttributionBatch
 from lit_attr.errors import ArgumentError
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.models.hooks import first_tensor

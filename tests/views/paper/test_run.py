@@ -9,7 +9,7 @@ import pytest
 from sealed import reseal
 from tiny_runs import LAST, ONE, QUANTILE, START, TWO, example, write_run
 
-from lit_attr.attribution.gradient import AttributionBatch
+from lit_attr.attribution.results import AttributionBatch
 from lit_attr.evaluation.summary import summarise
 from lit_attr.records.encoding import batch_record
 from lit_attr.records.folder import RunFolder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +20,33 @@ def copied(tensors: Sequence[Tensor], device: torch.device | str) -> list[Tensor
     if not tensors or tensors[0].device == torch.device(device):
         return [*tensors]
     return unpacked(packed(tensors).to(device), tensors)
+
+
+def copying(tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+    """Begins to copy tensors that are on one device to the CPU as one piece of memory.
+
+    On CUDA the host goes on while the device computes the tensors and copies them; elsewhere the copy is complete
+    when this function returns.
+
+    Args:
+        tensors: Tensors of any formats and shapes.
+
+    Returns:
+        A function that waits for the copies and returns them. Any thread may call it.
+    """
+    if not tensors or tensors[0].device.type != "cuda":
+        copies = copied(tensors, "cpu")
+        return lambda: copies
+    # A copy that does not block goes to pinned memory, whose content is undefined until the event has occurred.
+    bytes_ = packed(tensors).to("cpu", non_blocking=True)
+    is_complete = torch.cuda.Event(blocking=True)
+    is_complete.record(torch.cuda.current_stream(tensors[0].device))
+
+    def wait() -> list[Tensor]:
+        is_complete.synchronize()
+        return unpacked(bytes_, tensors)
+
+    return wait
 
 
 def packed(tensors: Sequence[Tensor]) -> Tensor:
