@@ -6,7 +6,7 @@ are compared with lit-attr's. Then they take turns, and the medians are printed.
 
     core             lit-attr's core alone
     predict          the whole of lit-attr: a Trainer with data module, JSON records and TensorBoard, without exact
-                     effects
+                     effects. The self-test of the model is part of it, and not of core
     hooks            plain PyTorch hooks and `.backward()`, 32 rows in the order of the source
     captum           Captum with a list of layers, 32 rows in the order of the source
     captum, sorted   the same with two logits only and core's batches

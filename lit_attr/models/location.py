@@ -169,8 +169,8 @@ def _locate(model: PreTrainedModel, layers: Layers, names: Sequence[str], self_t
     if top is not None and any(module in {*top.modules()} - {top} for module in modules):
         top = None
     return location._replace(
-        top_mlp=top if top is not None and is_needed_last_only(model, top) else None,
-        depends_on_width=shows_other_widths(model, limits),
+        top_mlp=top if top is not None and is_needed_last_only(model, top, recording.logits_BTV) else None,
+        depends_on_width=shows_other_widths(model, limits, recording.logits_BTV),
     )
 
 

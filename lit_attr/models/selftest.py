@@ -70,13 +70,18 @@ class Recording(NamedTuple):
         calls: The calls of the decoder blocks, in the order in which they ran.
         shapes: The shapes of each module's outputs, one for each time it ran.
         looks_ahead: Whether a later token changes the logits after an earlier one.
-        is_finite: Whether all logits are finite.
+        logits_BTV: The logits.
     """
 
     calls: tuple[BlockCall, ...]
     shapes: dict[nn.Module, list[tuple[int, ...]]]
     looks_ahead: bool
-    is_finite: bool = True
+    logits_BTV: Tensor
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all logits that are followed by another token are finite."""
+        return bool(self.logits_BTV[:, :-1].isfinite().all())
 
 
 @torch.inference_mode(False)
@@ -123,7 +128,8 @@ def record(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Recording:
         for block in blocks:
             hooks.callback(block.register_forward_pre_hook(start_block, with_kwargs=True).remove)
             hooks.callback(block.register_forward_hook(end_block).remove)
-        earlier_BTV = model(input_ids=short_input_BT(model), use_cache=False).logits[:, -TOKENS:-1]
+        logits_BTV = model(input_ids=short_input_BT(model), use_cache=False).logits[:, -TOKENS:]
+        earlier_BTV = logits_BTV[:, :-1]
         gradient_BTH: Tensor | None = None
         if earlier_BTV.requires_grad:
             # Masked positions have a gradient of exactly zero in every number format. NaN proves nothing.
@@ -138,7 +144,7 @@ def record(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Recording:
     if gradient_BTH is None:
         raise UserError("no gradient of the logits comes to the embedding; load the model in another format")
     looks_ahead = bool(gradient_BTH[:, -1].nan_to_num().any())
-    return Recording(tuple(calls), shapes, looks_ahead, bool(earlier_BTV.isfinite().all()))
+    return Recording(tuple(calls), shapes, looks_ahead, logits_BTV.detach())
 
 
 class Passage:
@@ -256,21 +262,29 @@ def are_all(call: BlockCall, modules: Sequence[nn.Module]) -> bool:
 
 
 @torch.no_grad()
-def is_needed_last_only(model: PreTrainedModel, module: nn.Module) -> bool:
-    """Whether running a module of the last block at the last token alone keeps the logits after that token."""
+def is_needed_last_only(model: PreTrainedModel, module: nn.Module, logits_BTV: Tensor) -> bool:
+    """Whether running a module of the last block at the last token alone keeps the logits after that token.
+
+    Args:
+        model: A causal language model, in eval mode.
+        module: The module.
+        logits_BTV: The recorded logits of the short input.
+    """
     ids_BT = short_input_BT(model)
-    expected_BV = model(input_ids=ids_BT, use_cache=False).logits[:, -1]
     with at_last_tokens(module, torch.full((ROWS,), TOKENS - 1)):
         try:
             found_BV = model(input_ids=ids_BT, use_cache=False).logits[:, -1]
         except (IndexError, RuntimeError, TypeError):  # it needs all tokens
             return False
-    rounding = 8 * torch.finfo(expected_BV.dtype).eps
-    return bool((found_BV - expected_BV).abs().max() <= rounding * expected_BV.abs().max())
+    if (found_BV - logits_BTV[:, -1]).abs().max() <= _rounding(logits_BTV):
+        return True
+    # The recorded pass has gradients, and with them a device may compute attention otherwise.
+    expected_BV = model(input_ids=ids_BT, use_cache=False).logits[:, -1]
+    return bool((found_BV - expected_BV).abs().max() <= _rounding(expected_BV))
 
 
 @torch.no_grad()
-def shows_other_widths(model: PreTrainedModel, limits: ModelLimits) -> bool:
+def shows_other_widths(model: PreTrainedModel, limits: ModelLimits, logits_BTV: Tensor) -> bool:
     """Whether the logits depend on the width of a batch otherwise than the limits say.
 
     A few tokens are enough: the position of the last one is the width, as rotary embeddings see it, and causal
@@ -280,6 +294,7 @@ def shows_other_widths(model: PreTrainedModel, limits: ModelLimits) -> bool:
     Args:
         model: A causal language model, in eval mode.
         limits: The limits that its config states.
+        logits_BTV: The recorded logits of the short input.
     """
     # PEFT's wrapper passes everything on.
     wrapped: Any = model
@@ -301,13 +316,25 @@ def shows_other_widths(model: PreTrainedModel, limits: ModelLimits) -> bool:
         if not TOKENS < start < end:
             continue
         try:
-            lowest_BTV, largest_BTV = earlier_BTV(start), earlier_BTV(end)
+            largest_BTV = earlier_BTV(end)
+            # Mostly the gap changes nothing either, and one pass is enough.
+            if not _differ(largest_BTV, logits_BTV[:, :-1]):
+                continue
+            lowest_BTV = earlier_BTV(start)
         except Exception:  # a model may take no positions, or no others than it counts itself
             return False
-        rounding = 8 * torch.finfo(lowest_BTV.dtype).eps * lowest_BTV.abs().nan_to_num().max()
-        if (largest_BTV - lowest_BTV).abs().nan_to_num().max() > rounding:
+        if _differ(largest_BTV, lowest_BTV):
             return True
     return False
+
+
+def _differ(found: Tensor, expected: Tensor) -> bool:
+    """Whether logits differ by more than rounding. NaN proves nothing."""
+    return bool((found - expected).abs().nan_to_num().max() > _rounding(expected))
+
+
+def _rounding(logits: Tensor) -> Tensor:
+    return 8 * torch.finfo(logits.dtype).eps * logits.abs().nan_to_num().max()
 
 
 def short_input_BT(model: PreTrainedModel) -> Tensor:

@@ -12,13 +12,14 @@ import torch
 from architectures import random_contrasts, tiny_model
 from torch import Tensor, nn
 from toys import ToyModel
+from transformers import PreTrainedModel
 
 from lit_attr.attribution.catalogue import RuleName, find_rule
 from lit_attr.attribution.gradient import attribute_batch
 from lit_attr.errors import UserError
 from lit_attr.facts.batches import collate_contrasts
 from lit_attr.models.location import locate
-from lit_attr.models.selftest import BlockCall, are_all, is_added, is_needed_last_only, record
+from lit_attr.models.selftest import BlockCall, are_all, is_added, is_needed_last_only, record, short_input_BT
 
 
 class Doubling(nn.Module):
@@ -134,12 +135,19 @@ class Mixing(nn.Module):
         return hidden + hidden.mean(1, keepdim=True)
 
 
+def logits_of(model: PreTrainedModel) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=short_input_BT(model), use_cache=False).logits
+
+
 def test_a_top_mlp_that_mixes_tokens_runs_at_all_tokens():
     model = tiny_model("gpt2")
     top = model.transformer.h[-1].mlp
-    assert is_needed_last_only(model, top)
+    assert is_needed_last_only(model, top, logits_of(model))
+    # Logits that were recorded with another kernel for attention.
+    assert is_needed_last_only(model, top, 1.01 * logits_of(model))
     top.c_fc = nn.Sequential(Mixing(), top.c_fc)
-    assert not is_needed_last_only(model, top)
+    assert not is_needed_last_only(model, top, logits_of(model))
 
 
 class Cut(nn.Module):
