@@ -23,6 +23,7 @@ from lit_attr.errors import ArgumentError, SharedModelError, UserError, one_line
 from lit_attr.models.loading import adapter_base, gguf_place, load_model, not_loaded
 from lit_attr.models.location import decoder_stack
 from lit_attr.models.selftest import short_input_BT
+from lit_attr.models.weights.mapped import copy_mapped_weights
 
 # The rule of transformers' plans for a module whose weights are gathered for each use and freed after it.
 FREED = "free_full_weight"
@@ -91,6 +92,8 @@ def load_sharded_model(
             distributed_config=_distributed_config(decoder_stack(skeleton), processes),
             **options,
         )
+    if device.type == "cpu" and sys.platform == "linux":
+        copy_mapped_weights(model)
     # FSDP2 gathers weights as what they are at the first gather: with or without gradients.
     return model.requires_grad_(False)
 
