@@ -39,7 +39,7 @@ from lit_attr.trainers import check_trainer, run_state, shares_model, warn_of_ot
 class AttributionModule(HoldsModel):
     """Contrastive gradient × activation of a causal language model's MLPs, as a prediction module.
 
-    `predict_step` takes a `ContrastBatch` from any loader and returns an `AttributionBatch` on the CPU. The model
+    `predict_step` takes a `ContrastBatch` from any loader and returns an `AttributionBatch`. The model
     is loaded when the Trainer asks for it, frozen while it is used, and never trained. It keeps its own number
     format, whatever the Trainer's `precision`.
 
@@ -314,8 +314,8 @@ class AttributionModule(HoldsModel):
             dataloader_idx: Unused.
 
         Returns:
-            The scores of the batch on the model's device, without waiting for them; none for a batch that is a
-            comparison. In `exact`, on the CPU, the exact effects of its contrasts that are in the run's sample.
+            The scores of the batch on the model's device; none for a batch that is a comparison. In `exact`, on
+            the CPU, the exact effects of its contrasts that are in the run's sample.
 
         Raises:
             UserError: The memory does not suffice for a single row.

@@ -1,4 +1,4 @@
-"""Measures what processes that share a model need of memory: `python scripts/measure_sharing.py`. Linux only.
+"""Measures the memory of processes that share a model: `python scripts/measure_sharing.py`. Linux only.
 
 Makes a Llama with random weights, and `lit-attr predict` attributes a few of the sample facts to it, with exact
 effects. Prints in Markdown each process's peak of resident memory, how much that is above the same run with blocks
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from jsonargparse import auto_cli
@@ -64,8 +65,8 @@ def measure(processes: int = 2, layers: int = 18, width: int = 1024, facts: int 
     print(
         f"{processes} processes, each with its share of the blocks, embeddings and one block: {expected:.0f} MiB"
     )
-    print("\n| process | peak, MiB | with narrow blocks | difference |\n|---|---|---|---|")
-    for place, (wide, narrow) in enumerate(zip(peaks["wide"], peaks["narrow"], strict=True)):
+    print("\n| process, the largest first | peak, MiB | with narrow blocks | difference |\n|---|---|---|---|")
+    for place, (wide, narrow) in enumerate(zip(peaks["wide"], peaks["narrow"], strict=True), start=1):
         print(f"| {place} | {wide:.0f} | {narrow:.0f} | {wide - narrow:.0f} |")
 
 
@@ -80,10 +81,11 @@ def _peaks(command: list[str], processes: int) -> list[float]:
     while run.poll() is None:
         children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
         for process in (run.pid, *map(int, children)):
-            status = Path(f"/proc/{process}/status").read_text() if Path(f"/proc/{process}").exists() else ""
-            for line in status.splitlines():
-                if line.startswith("VmHWM:"):
-                    peaks[process] = int(line.split()[1]) / 1024
+            # A process may end meanwhile.
+            with suppress(FileNotFoundError, ProcessLookupError):
+                for line in Path(f"/proc/{process}/status").read_text().splitlines():
+                    if line.startswith("VmHWM:"):
+                        peaks[process] = int(line.split()[1]) / 1024
         time.sleep(SECONDS_BETWEEN_READINGS)
     if run.returncode:
         raise SystemExit(f"the run ended with status {run.returncode}")

@@ -128,7 +128,7 @@ class AttributionBatch(NamedTuple):
         """Begins to copy the batch to the CPU while the device computes; see :func:`copying`.
 
         Returns:
-            A function that waits for the copy and returns it.
+            A function that waits for the copy and returns the batch on the CPU.
         """
         wait = copying(self._tensors)
         return lambda: self._with(wait())

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-# Evens out a slow disk. What is queued is in memory, and lost if the process is killed.
+# Evens out a slow disk, and bounds how many batches the host may be ahead of a GPU. What is queued is in memory,
+# and lost if the process is killed.
 MAX_QUEUED = 2
 
 

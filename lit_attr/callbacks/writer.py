@@ -191,8 +191,8 @@ class AttributionWriter(BasePredictionWriter):
         """Has the records of a batch written while the next one is computed.
 
         Raises:
-            UserError: `predict_step` returned something else than an `AttributionBatch`, a contrast occurs twice,
-                or an earlier batch could not be written.
+            UserError: `predict_step` returned something else than an `AttributionBatch`, or an earlier batch has
+                a contrast for the second time or could not be written.
         """
         if not isinstance(prediction, AttributionBatch):
             raise UserError(
@@ -200,10 +200,10 @@ class AttributionWriter(BasePredictionWriter):
                 f"predict_step returns {type(prediction).__name__}"
             )
         with arguments_of("writer"), arguments_of("data", only=("source",)):
-            self.run_state(trainer)
+            state = self.run_state(trainer)
             drawn = self._first_places(batch) if trainer.is_global_zero else frozenset()
-            arrived = prediction.begin_copy()
-            self._background.submit(lambda: self._write(trainer, arrived(), drawn))
+            wait_for_copy = prediction.begin_copy()
+            self._background.submit(lambda: self._write(trainer, wait_for_copy(), drawn, state))
             if trainer.is_global_zero and (batch_idx + 1) % BATCHES_BETWEEN_PROFILES == 0:
                 self._background.submit(lambda: self._display.show_so_far(trainer))
 
@@ -211,8 +211,9 @@ class AttributionWriter(BasePredictionWriter):
         """Unlocks the folder, so that another run can resume."""
         try:
             self._background.finish()
-        except UserError:
-            # The run ends with `exception`; what is not written is computed by the next run.
+        except Exception:
+            # The run ends with `exception`, of which a failed device has the writer's thread fail as well. What is
+            # not written is computed by the next run.
             pass
         finally:
             self.folder.unlock()
@@ -257,8 +258,10 @@ class AttributionWriter(BasePredictionWriter):
             contrast.key for contrast, place in places if place is not None and place < self.max_heatmaps
         )
 
-    def _write(self, trainer: pl.Trainer, batch: AttributionBatch, drawn: Collection[ContrastKey]) -> None:
-        finite = self._without_refused(batch, self.run_state(trainer))
+    def _write(
+        self, trainer: pl.Trainer, batch: AttributionBatch, drawn: Collection[ContrastKey], state: RunState
+    ) -> None:
+        finite = self._without_refused(batch, state)
         if finite.contrasts:
             record = batch_record(finite)
             self.folder.write_batch(record)

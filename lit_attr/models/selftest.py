@@ -276,9 +276,10 @@ def is_needed_last_only(model: PreTrainedModel, module: nn.Module, logits_BTV: T
             found_BV = model(input_ids=ids_BT, use_cache=False).logits[:, -1]
         except (IndexError, RuntimeError, TypeError):  # it needs all tokens
             return False
-    if (found_BV - logits_BTV[:, -1]).abs().max() <= _rounding(logits_BTV):
+    recorded_BV = logits_BTV[:, -1]
+    if (found_BV - recorded_BV).abs().max() <= _rounding(recorded_BV):
         return True
-    # The recorded pass has gradients, and with them a device may compute attention otherwise.
+    # The recorded pass has gradients, and with them a device may use another kernel for attention.
     expected_BV = model(input_ids=ids_BT, use_cache=False).logits[:, -1]
     return bool((found_BV - expected_BV).abs().max() <= _rounding(expected_BV))
 
@@ -317,7 +318,7 @@ def shows_other_widths(model: PreTrainedModel, limits: ModelLimits, logits_BTV: 
             continue
         try:
             largest_BTV = earlier_BTV(end)
-            # Mostly the gap changes nothing either, and one pass is enough.
+            # For most models neither width nor gap matters, and this pass is enough.
             if not _differ(largest_BTV, logits_BTV[:, :-1]):
                 continue
             lowest_BTV = earlier_BTV(start)

@@ -39,11 +39,11 @@ def copying(tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
         return lambda: copies
     # A copy that does not block goes to pinned memory, whose content is undefined until the event has occurred.
     bytes_ = packed(tensors).to("cpu", non_blocking=True)
-    is_complete = torch.cuda.Event(blocking=True)
-    is_complete.record(torch.cuda.current_stream(tensors[0].device))
+    event = torch.cuda.Event(blocking=True)
+    event.record(torch.cuda.current_stream(tensors[0].device))
 
     def wait() -> list[Tensor]:
-        is_complete.synchronize()
+        event.synchronize()
         return unpacked(bytes_, tensors)
 
     return wait

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -151,13 +153,22 @@ def test_most_models_do_not_depend_on_width(model_type: str):
     assert model_limits(model)[2:] == ((), None)
 
 
-def test_the_self_test_is_a_few_passes_over_a_few_tokens():
+@pytest.mark.parametrize(
+    ("model", "passes"),
+    [
+        (partial(tiny_model, "llama"), 3),
+        (partial(tiny_model, "gemma3_text"), 3),
+        # Of each of two classes of widths the largest and, where it differs, the lowest.
+        (partial(dependent_model, "longrope"), 5),
+    ],
+)
+def test_the_self_test_is_a_few_passes_over_a_few_tokens(model: Callable[[], PreTrainedModel], passes: int):
     """Whatever the width of the switch is."""
-    model = dependent_model("longrope")
+    tested = model()
     widths: list[int] = []
-    with outputs_changed([model.model.embed_tokens], lambda _, output: widths.append(output.shape[1])):
-        locate(model, component="block")
-    assert len(widths) <= 5
+    with outputs_changed([tested.model.embed_tokens], lambda _, output: widths.append(output.shape[1])):
+        locate(tested)
+    assert len(widths) == passes
     assert max(widths) == 5
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -19,10 +21,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader
 from transformers import GPT2LMHeadModel
 
+from lit_attr.attribution.results import AttributionBatch
 from lit_attr.callbacks.writer import AttributionWriter, _layer_by_layer
 from lit_attr.datamodule import CounterfactDataModule
 from lit_attr.errors import UserError
-from lit_attr.facts.batches import collate_contrasts
+from lit_attr.facts.batches import ContrastBatch, collate_contrasts
 from lit_attr.facts.contrasts import Contrast, random_order
 from lit_attr.facts.sources import SAMPLE, open_rows
 from lit_attr.models.loading import DEMO_MODEL
@@ -211,6 +214,64 @@ def test_contrasts_with_non_finite_numbers_are_refused_and_the_run_continues(
     assert examples(tmp_path) == []
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["contrasts"], summary["rejected"]) == (0, len(ROWS))
+
+
+class WatchedBatch(AttributionBatch):
+    """Notes in which thread it is copied, and waited for."""
+
+    threads: ClassVar[list[tuple[str, str]]] = []
+
+    def begin_copy(self) -> Callable[[], AttributionBatch]:
+        self.threads.append(("begun", threading.current_thread().name))
+        wait = super().begin_copy()
+
+        def waiting() -> AttributionBatch:
+            self.threads.append(("waited for", threading.current_thread().name))
+            return wait()
+
+        return waiting
+
+
+class WatchedModule(AttributionModule):
+    def predict_step(self, *args: Any) -> WatchedBatch:
+        return WatchedBatch(*super().predict_step(*args))
+
+
+def test_a_batch_is_waited_for_in_the_writers_thread(tmp_path: Path):
+    WatchedBatch.threads.clear()
+    writing_trainer(tmp_path).predict(
+        WatchedModule(verify=0), datamodule=CounterfactDataModule(ROWS, batch_size=8), return_predictions=False
+    )
+    assert Counter(WatchedBatch.threads) == {
+        ("begun", "MainThread"): (batches := -(-len(ROWS) // 8)),
+        ("waited for", "lit-attr_0"): batches,
+    }
+    assert len(examples(tmp_path)) == len(ROWS)
+
+
+class FailedDevice(AttributionBatch):
+    def begin_copy(self) -> Callable[[], AttributionBatch]:
+        def wait() -> AttributionBatch:
+            raise RuntimeError("the device has failed")
+
+        return wait
+
+
+class ModuleOnFailedDevice(AttributionModule):
+    def predict_step(self, batch: ContrastBatch, batch_idx: int) -> FailedDevice:
+        if batch_idx == 1:
+            raise RuntimeError("the device has failed in a pass")
+        return FailedDevice(*super().predict_step(batch, batch_idx))
+
+
+def test_a_run_ends_with_the_first_failure_of_a_device(tmp_path: Path):
+    """Lightning's hooks for exceptions run to their end: the next run can lock the folder."""
+    trainer = writing_trainer(tmp_path)
+    data = CounterfactDataModule(ROWS, batch_size=8)
+    with pytest.raises(RuntimeError, match="the device has failed in a pass"):
+        trainer.predict(ModuleOnFailedDevice(verify=0), datamodule=data, return_predictions=False)
+    run(tmp_path, module={"verify": 0})
+    assert len(examples(tmp_path)) == len(ROWS)
 
 
 class StrangersModule(pl.LightningModule):

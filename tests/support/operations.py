@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 
 from lit_attr.attribution import passes
 from lit_attr.attribution.catalogue import RuleName
+from lit_attr.attribution.results import AttributionBatch
 from lit_attr.facts.batches import ContrastBatch, collate_contrasts
 from lit_attr.models.nonlinearities.norms import Norm
 from lit_attr.module import AttributionModule
@@ -241,6 +242,10 @@ def sent_rule(rule: Any, device: torch.device) -> Any:
     return rule
 
 
+def _arrive(scored: AttributionBatch) -> AttributionBatch:
+    return scored.begin_copy()()
+
+
 class Figures(NamedTuple):
     """What one batch takes.
 
@@ -281,7 +286,7 @@ def count_batches(model_type: str, layers: int, rule: RuleName, device: torch.de
             alone = counted(partial(forward_and_backward, model, location.modules, batch.to(device))).counts
             with OperationCounter() as step:
                 scored = module.predict_step(batch, 0)
-            copy = counted(partial(scored.to, "cpu")).counts
+            copy = counted(partial(_arrive, scored)).counts
             yield Figures(model_type, layers, rule, len(batch.contrasts), alone, step.counts, copy)
 
 

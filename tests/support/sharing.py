@@ -44,13 +44,24 @@ def passes_of(model: PreTrainedModel, location: Location, rank: int) -> dict[str
     return found
 
 
+def resident_mebibytes(path: Path) -> float:
+    """How much of a file this process has mapped and in memory; 0 where the system does not say."""
+    resident, is_of_file, maps = 0, False, Path("/proc/self/smaps")
+    for line in maps.read_text().splitlines() if maps.exists() else ():
+        if "-" in line.split()[0]:
+            is_of_file = line.endswith(str(path))
+        elif is_of_file and line.startswith("Rss:"):
+            resident += int(line.split()[1])
+    return resident / 1024
+
+
 def share(folder: Path, out: Path, processes: int) -> list[dict[str, Any]]:
     """What each process finds that has a part of the model in a folder.
 
     Returns:
         For each process, the results of `passes_of`; the exact effects of one more contrast that the first process
         computes `after waiting`; and the model's `fingerprint`, how many weights it has in `parts`, and the
-        `largest part` of one, and which weights are `whole in blocks` in the end.
+        `largest part` of one, which weights are `whole in blocks` in the end, and the `file` in memory in MiB.
     """
     started = [_CONTEXT.Process(target=_share, args=(rank, processes, folder, out)) for rank in range(processes)]
     for process in started:
@@ -73,6 +84,7 @@ def _share(rank: int, processes: int, folder: Path, out: Path) -> None:
     ]
     shared = SharedBlocks(model)
     found: dict[str, Any] = {"fingerprint": fingerprint(model), "largest part": max(parts), "parts": len(parts)}
+    found["file"] = resident_mebibytes(folder / "model.safetensors")
     location = locate(model, component=["mlp", "attention"])
     found |= passes_of(model, location, rank)
     shared.wait()

@@ -11,33 +11,29 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-# Of Linux's madvise (mman.h): the pages are no longer needed, and are read from the file if they are again.
-MADV_DONTNEED = 4
-
 
 @torch.no_grad()
 def copy_mapped_weights(model: nn.Module) -> None:
-    """Copies the weights that are views of a mapped file, and lets go of the file's pages.
+    """Copies the weights that are views of a mapped file, and releases the file's pages.
 
-    The pages that a process has mapped count as its memory, and where the system's cache has a file in large
-    pieces, the system maps whole pieces. A process with a part of every weight would have most of the file mapped.
+    The pages that a process has mapped count as its memory, and where the page cache holds large folios, the
+    kernel maps whole folios. A process that uses a part of every weight would have most of the file in memory.
 
     Args:
         model: A model on the CPU, on Linux. Its parameters may be parts (`DTensor`).
     """
     mapped = _mapped_ranges()
-    views: defaultdict[int, list[tuple[int, nn.Parameter]]] = defaultdict(list)
+    views: defaultdict[range, list[nn.Parameter]] = defaultdict(list)
     for weight in model.parameters():
-        local = _local(weight)
-        start = local.untyped_storage().data_ptr()
-        if any(start in each for each in mapped):
-            views[start].append((local.data_ptr(), weight))
+        storage = _local(weight).untyped_storage()
+        if any(storage.data_ptr() in each for each in mapped):
+            views[range(storage.data_ptr(), storage.data_ptr() + storage.nbytes())].append(weight)
     copies: dict[nn.Parameter, nn.Parameter] = {}
-    for start, weights in views.items():
-        # In the order of the file, so that all pages before the end of a copied weight can go.
-        for address, weight in sorted(weights, key=lambda each: each[0]):
+    for addresses, weights in views.items():
+        for weight in weights:
             copies[weight] = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
-            _let_go(start, address + _local(weight).nbytes)
+        # Only now: what has been written to a weight since it was loaded is not in the file.
+        _release(addresses)
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False, remove_duplicate=False):
             if weight in copies:
@@ -60,9 +56,10 @@ def _mapped_ranges() -> list[range]:
     return found
 
 
-def _let_go(start: int, end: int) -> None:
-    """Unmaps the whole pages of a mapped file from one address to another. Nothing has been written to them."""
-    first, last = -(-start // mmap.PAGESIZE), end // mmap.PAGESIZE
+def _release(addresses: range) -> None:
+    """Drops the whole pages of a mapped file from the process's memory; a later read takes them from the file."""
+    first, last = -(-addresses.start // mmap.PAGESIZE), addresses.stop // mmap.PAGESIZE
     if first < last:
-        address, size = first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), MADV_DONTNEED)
+        start, size = first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE
+        # Where it fails, the process keeps more memory and nothing else changes.
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)

@@ -7,23 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from sharing import resident_mebibytes
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lit_attr.models.weights.mapped import copy_mapped_weights
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says of a process")
-
-
-def resident_mebibytes(path: Path) -> float:
-    """How much of a file this process has in memory."""
-    resident, is_of_file = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if "-" in line.split()[0]:
-            is_of_file = line.endswith(str(path))
-        elif is_of_file and line.startswith("Rss:"):
-            resident += int(line.split()[1])
-    return resident / 1024
 
 
 def test_weights_leave_the_file(tmp_path: Path):
@@ -41,8 +33,24 @@ def test_weights_leave_the_file(tmp_path: Path):
         found = model.get_parameter(name)
         assert torch.equal(found, weight) and found.sum().item() == expected[name]
         assert not found.requires_grad
-    # Weights that are one stay one.
+    # Tied weights stay tied.
     assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_parts_of_weights_leave_the_file(tmp_path: Path):
+    """The other parts with them, which the kernel may have mapped in large folios."""
+    file = tmp_path / "model.safetensors"
+    save_file({str(place): torch.full((512, 1024), float(place)) for place in range(24)}, file)
+    with safe_open(file, framework="pt") as opened:
+        parts = [opened.get_slice(name)[:256] for name in map(str, range(24))]
+    model = nn.ParameterList(parts)
+    assert sum(weight.sum().item() for weight in model) == 256 * 1024 * sum(range(24))
+    assert resident_mebibytes(file) > 20
+    copy_mapped_weights(model)
+    assert resident_mebibytes(file) < 1
+    assert sum(weight.sum().item() for weight in model) == 256 * 1024 * sum(range(24))
+    # What else reads the file still finds it.
+    assert sum(part.sum().item() for part in parts) == 256 * 1024 * sum(range(24))
 
 
 def test_weights_in_memory_stay_as_they_are():

@@ -46,10 +46,11 @@ def test_every_process_finds_what_the_whole_model_gives(model_type: str, process
         assert found["largest part"] <= 0.6
         assert found["fingerprint"] == fingerprint(model)
         assert found["whole in blocks"] == []
+        assert found["file"] < 0.05
         expected = passes_of(model, location, rank)
         if rank == 0:
             expected["after waiting"] = after_waiting
-        assert {*expected} == {*found} - {"parts", "largest part", "fingerprint", "whole in blocks"}
+        assert {*expected} == {*found} - {"parts", "largest part", "fingerprint", "whole in blocks", "file"}
         for name, values in expected.items():
             torch.testing.assert_close(
                 found[name], values, rtol=0, atol=1e-6 * float(values.abs().max()), msg=name
