@@ -68,7 +68,8 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-@pytest.mark.parametrize("ablation", [pytest.param("mean", marks=pytest.mark.slow), "resample"])
+@pytest.mark.slow
+@pytest.mark.parametrize("ablation", ["mean", "resample"])
 def test_killed_runs_give_the_records_of_an_uninterrupted_one(ablation: str, tmp_path: Path):
     assert finish(start(command(tmp_path / "whole", ablation), tmp_path / "log")) == 0
     expected, folder = files(tmp_path / "whole"), tmp_path / "killed"

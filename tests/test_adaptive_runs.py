@@ -211,7 +211,8 @@ def test_killed_six_times_gives_the_records_of_an_uninterrupted_run(tmp_path: Pa
     print(f"exit status, error model, records: {kills}")
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_waits_for_the_pilot_of_a_killed_one_ends(victim: int, tmp_path: Path):
     folder, pilot = tmp_path / "out", 24
     words = command(folder, "--trainer.strategy", "ddp", "--trainer.devices", 2, "--model.pilot", pilot)

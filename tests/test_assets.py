@@ -150,6 +150,7 @@ def test_assets_are_small_and_complete(model):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_script_writes_a_folder_that_loads(script: ModuleType, tmp_path):
     threads = torch.get_num_threads()
     script.main(["--steps", "3", "--compared-rows", "2", "--output-dir", str(tmp_path)])

@@ -88,6 +88,7 @@ def test_predict_alone_runs_the_demo(elsewhere: Path, capsys: pytest.CaptureFixt
     assert list((elsewhere / "lit_attr_output").glob("lightning_logs/version_0/events.out.tfevents.*"))
 
 
+@pytest.mark.slow
 def test_runs_alike_as_a_module_and_as_a_script(elsewhere: Path):
     script = str(Path(sys.executable).parent / "lit-attr")
     for name, command in (("module", [sys.executable, "-m", "lit_attr"]), ("script", [script])):

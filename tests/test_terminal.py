@@ -38,6 +38,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str], *, status: int
     return lines[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", ASCII[1:], ids=["locale"])
 def test_a_finished_run_is_a_success_on_an_ascii_terminal(environment: dict[str, str], tmp_path: Path):
     rows = [{**row, "target_false": "Paris", "relation_id": "Ж"} for row in ROWS]

@@ -94,7 +94,7 @@ class CompiledAtStart(pl.Callback):
             module.compile(backend="eager")
 
 
-@pytest.mark.parametrize("kind", ["uncompiled", "whole", "blocks"])
+@pytest.mark.parametrize("kind", ["uncompiled", pytest.param("whole", marks=pytest.mark.slow), "blocks"])
 def test_a_compiled_model_is_trained_and_attributed_as_it_is(kind: str, tmp_path: Path):
     alone = fit(CompiledAtStart(kind))
     monitor = AttributionMonitor(FACTS, every_n_steps=2)

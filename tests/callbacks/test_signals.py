@@ -64,7 +64,7 @@ def test_a_signal_before_the_first_batch(tmp_path: Path):
     assert count_batches(tmp_path / "out") == 0
 
 
-@pytest.mark.parametrize("signum", STATUS)
+@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_stops_two_processes(signum: signal.Signals, uninterrupted: dict[Any, Any], tmp_path: Path):
     """SIGTERM is sent to the first process alone; Ctrl-C in a terminal reaches all."""
     folder, log = tmp_path / "out", tmp_path / "log"
@@ -132,7 +132,7 @@ def test_a_signal_to_one_process_of_two(uninterrupted: dict[Any, Any], tmp_path:
     assert_resumes(folder, uninterrupted)
 
 
-@pytest.mark.parametrize("seconds", [4, 6])
+@pytest.mark.parametrize("seconds", [pytest.param(4, marks=pytest.mark.slow), 6])
 def test_a_signal_while_two_processes_start(seconds: int, tmp_path: Path):
     folder, log = tmp_path / "out", tmp_path / "log"
     with launch(["-m", "lit_attr", *predict(folder, *ONE_BY_ONE, *TWO)], log) as run:
@@ -158,6 +158,7 @@ lit_attr.cli.main()
 """
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_first_process_waits_for_another(tmp_path: Path):
     """It has done its share and waits without a time limit; a signal ends the wait at once."""
     folder, log, script = tmp_path / "out", tmp_path / "log", tmp_path / "uneven.py"
@@ -188,7 +189,9 @@ trainer.predict(Slow(), datamodule=CounterfactDataModule(limit=3))
 """
 
 
-@pytest.mark.parametrize(("grace", "signals", "said"), [(3, 1, ["SIGTERM"]), (60, 2, [])])
+@pytest.mark.parametrize(
+    ("grace", "signals", "said"), [(3, 1, ["SIGTERM"]), pytest.param(60, 2, [], marks=pytest.mark.slow)]
+)
 def test_a_batch_that_takes_too_long_is_abandoned(grace: int, signals: int, said: list[str], tmp_path: Path):
     """After the grace period, or at once at a second signal."""
     log = tmp_path / "log"

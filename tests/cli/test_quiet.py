@@ -87,6 +87,7 @@ def test_two_processes_print_nothing_twice(strategy: str, tmp_path: Path):
     ]
 
 
+@pytest.mark.slow
 def test_users_who_ask_for_the_messages_of_libraries_get_them(tmp_path: Path):
     lines = run(tmp_path / "out", "--data.limit", 2, environment={"TRANSFORMERS_VERBOSITY": "info"})
     assert any("Loading weights" in line for line in lines)

@@ -165,7 +165,9 @@ def predict(source: bytes, output: Path, env: dict[str, str]) -> subprocess.Comp
 
 
 @pytest.mark.parametrize(
-    ("name", "env"), [(b"caf\xe9", {}), ("東京".encode(), PLAIN)], ids=["not UTF-8", "UTF-8 in the locale C"]
+    ("name", "env"),
+    [(b"caf\xe9", {}), pytest.param("東京".encode(), PLAIN, marks=pytest.mark.slow)],
+    ids=["not UTF-8", "UTF-8 in the locale C"],
 )
 def test_a_run_reads_a_file_of_any_name_on_any_machine(
     tmp_path: Path, latin_path: str, name: bytes, env: dict[str, str]

@@ -64,7 +64,9 @@ def assert_fails(folder: Path, log: Path, *words: object, file_size: int | None 
     return line.removesuffix(HINT)
 
 
-@pytest.mark.parametrize("kibibytes", [4, 8, 16, 24, 64, 400])
+@pytest.mark.parametrize(
+    "kibibytes", [4, *(pytest.param(each, marks=pytest.mark.slow) for each in (8, 16, 24)), 64, 400]
+)
 def test_a_full_disk(kibibytes: int, disk: Path, uninterrupted: dict[Any, Any], tmp_path: Path):
     """It fills up before the folder, the manifest, the settings or a batch, or after some batches and pictures."""
     remount(disk, f"size={kibibytes}k")

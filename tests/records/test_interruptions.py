@@ -43,7 +43,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("signum", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 @pytest.mark.parametrize("moment", ["comparison", "last batch", "before the summary"])
 def test_a_resumed_run_reports_what_an_uninterrupted_one_does(
     signum: signal.Signals, moment: str, uninterrupted: dict[str, Any], tmp_path: Path

@@ -192,7 +192,7 @@ def test_a_damaged_list_of_pictures_counts_as_none(
     assert content(tmp_path) == undisturbed
 
 
-@pytest.mark.parametrize("format", ["pdf", "svg", "png"])
+@pytest.mark.parametrize("format", [pytest.param("pdf", marks=pytest.mark.slow), "svg", "png"])
 def test_figures_for_print_are_whole_or_not_there(disk: Path, tmp_path: Path, format: str):  # noqa: A002
     run(tmp_path / "out", board=False)
     paths = [*write_figures([tmp_path / "out"], figures=disk / "figures", format=format, facts=1)]

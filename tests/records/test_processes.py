@@ -58,7 +58,8 @@ def _flat(rows: list[list[float | None]]) -> list[float]:
     return [float("nan") if mean is None else mean for row in rows for mean in row]
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
 def test_torchrun_gives_every_row_once_and_the_same_numbers(processes: int, alone: Path, tmp_path: Path):
     """With one row, and with seven in two batches, some process gets nothing."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -89,10 +90,11 @@ def test_a_failed_process_ends_the_others(tmp_path: Path):
 @pytest.mark.parametrize(
     ("environment", "own", "others"),
     [
-        (
+        pytest.param(
             {"OTHER": "1"},
             "UserError: data.source: process 1 has other rows or another model than the first one; give every",
             "ReportedError: another process of the run could not start",
+            marks=pytest.mark.slow,
         ),
         (
             {"ONLY": "known", "FAIL": "1"},

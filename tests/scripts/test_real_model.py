@@ -28,6 +28,7 @@ FACTS, FEW = 474, 6
 SECONDS = 3000 if ALL else 300
 
 
+@pytest.mark.slow
 def test_runs_the_model_and_prints_what_a_run_prints(tmp_path: Path):
     model, few = real_model(SMOLLM2), [] if ALL else ["--data.limit", str(FEW), "--model.verify", "1"]
     done = subprocess.run(

@@ -93,7 +93,7 @@ def rows_saved(tab: Tab, frame: Frame, name: str, folder: Path) -> list[dict[str
         return list(csv.DictReader(stream))
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "state",
     [
