@@ -17,6 +17,8 @@ fi
 "$bin/ruff" format --check .
 "$bin/lint-imports"
 "$bin/mypy" --strict lit_attr
+# Tests start many processes, each of which would compile the package anew.
+unset PYTHONDONTWRITEBYTECODE
 # Two test files at a time, each on one core; with arguments, pytest runs as they say.
 if [ $# -eq 0 ]; then
     set -- --numprocesses 2 --dist loadfile

@@ -98,6 +98,7 @@ def test_our_module_data_and_writer_in_one_config(tmp_path: Path):
     assert saved["model"]["class_path"] == "lit_attr.AttributionModule"
 
 
+@pytest.mark.slow
 def test_our_data_with_their_module(tmp_path: Path):
     model = {"class_path": "__main__.TheirModule", "init_args": {"tokenizer": DEMO_MODEL}}
     predict(tmp_path, model, OUR_DATA)
@@ -107,6 +108,7 @@ def test_our_data_with_their_module(tmp_path: Path):
     assert all(answers[prompt].startswith(token) for prompt, token in seen.items())
 
 
+@pytest.mark.slow
 def test_our_module_with_their_data(tmp_path: Path):
     rows = [{**row, "case_id": 7 + place} for place, row in enumerate(ROWS)]
     for row in rows:

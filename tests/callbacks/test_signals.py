@@ -41,7 +41,7 @@ def assert_resumes(folder: Path, uninterrupted: dict[Any, Any]) -> None:
     assert read_whole(folder, ROWS) == uninterrupted
 
 
-@pytest.mark.parametrize("signum", STATUS)
+@pytest.mark.parametrize("signum", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_signal_stops_one_process(signum: signal.Signals, uninterrupted: dict[Any, Any], tmp_path: Path):
     folder, log = tmp_path / "out", tmp_path / "log"
     process = start(predict(folder, *ONE_BY_ONE), log)
@@ -119,6 +119,7 @@ def process_of(folder: Path, rank: int) -> int:
     return pid
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_of_two(uninterrupted: dict[Any, Any], tmp_path: Path):
     """The first process notices that the other is gone, and does not wait for it at the end."""
     folder, log = tmp_path / "out", tmp_path / "log"

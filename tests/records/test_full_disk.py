@@ -89,7 +89,11 @@ def test_a_read_only_disk(disk: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("file_size", "setting"), [(1 << 10, "writer.output_dir: {folder}"), (64 << 10, "trainer.logger: {folder}/")]
+    ("file_size", "setting"),
+    [
+        (1 << 10, "writer.output_dir: {folder}"),
+        pytest.param(64 << 10, "trainer.logger: {folder}/", marks=pytest.mark.slow),
+    ],
 )
 def test_limited_file_size(file_size: int, setting: str, uninterrupted: dict[Any, Any], tmp_path: Path):
     """Records are larger than 1 KiB, TensorBoard's file is larger than 64 KiB."""
@@ -131,6 +135,7 @@ def poll(folder: Path, done: Event, results: Any) -> None:
     results.put((read, broken))
 
 
+@pytest.mark.slow
 def test_twenty_readers_never_see_a_partial_file(tmp_path: Path):
     context = multiprocessing.get_context("forkserver")
     done, results, folder = context.Event(), context.Queue(), tmp_path / "out"
