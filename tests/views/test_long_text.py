@@ -35,7 +35,7 @@ TEXTS = {
     "spaces": "   ",
     "many": "".join(map(chr, range(0x4E00, 0x4E00 + 9_000))),
 }
-TEXTS_OR_SLOW = [*[*TEXTS][:-1], pytest.param("many", marks=pytest.mark.slow)]
+KINDS = [*[*TEXTS][:-1], pytest.param("many", marks=pytest.mark.slow)]
 FIELDS = ("prompt", "subject", "target_true", "target_false", "relation_id", "true_token", "false_token", "id")
 TOKENS = ["The", " capital", " of", " the", " country", " of", " A", " B", " is", " in"]
 ROLES = [*["prefix"] * 6, "first subject", "last subject", "first subsequent", "last"]
@@ -123,7 +123,7 @@ def test_figures_for_print_take_no_longer_with_longer_texts(kind: str, tmp_path:
     assert after <= 4 * before
 
 
-@pytest.mark.parametrize("kind", TEXTS_OR_SLOW)
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_shown_is_bounded(kind: str, tmp_path: Path):
     extreme = record(**long(kind))
     folder = folder_of(tmp_path / "run", extreme)
@@ -139,7 +139,7 @@ def test_what_is_shown_is_bounded(kind: str, tmp_path: Path):
     assert sum(1 for _ in load_attributions(folder)) == 2
 
 
-@pytest.mark.parametrize("kind", TEXTS_OR_SLOW)
+@pytest.mark.parametrize("kind", KINDS)
 def test_wrapping_takes_time_in_proportion(kind: str):
     texts = [(TEXTS[kind] * LENGTH)[:length] for length in (1_000, 16_000)]
     short, larger = (seconds(partial(wrap, text, 20, 500), 2) for text in texts)
