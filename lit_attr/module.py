@@ -39,9 +39,9 @@ from lit_attr.trainers import check_trainer, run_state, shares_model, warn_of_ot
 class AttributionModule(HoldsModel):
     """Contrastive gradient × activation of a causal language model's MLPs, as a prediction module.
 
-    `predict_step` takes a `ContrastBatch` from any loader and returns an `AttributionBatch`. The model
-    is loaded when the Trainer asks for it, frozen while it is used, and never trained. It keeps its own number
-    format, whatever the Trainer's `precision`.
+    `predict_step` takes a `ContrastBatch` from any loader and returns an `AttributionBatch`. The model is loaded
+    when the Trainer asks for it, frozen while it is used, and never trained. It keeps its own number format,
+    whatever the Trainer's `precision`.
 
     The first settings are those that most runs choose; `rule_options` and `loading` hold the others.
 

@@ -212,8 +212,8 @@ class AttributionWriter(BasePredictionWriter):
         try:
             self._background.finish()
         except Exception:
-            # The run ends with `exception`, of which a failed device has the writer's thread fail as well. What is
-            # not written is computed by the next run.
+            # The run ends with `exception`: where a device fails, the writer's thread fails as well. What is not
+            # written is computed by the next run.
             pass
         finally:
             self.folder.unlock()

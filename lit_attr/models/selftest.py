@@ -307,8 +307,8 @@ def shows_other_widths(model: PreTrainedModel, limits: ModelLimits, logits_BTV: 
     def earlier_BTV(width: int) -> Tensor:
         positions_T = torch.tensor([*range(TOKENS - 1), width - 1], device=ids_BT.device)
         given = {"input_ids": ids_BT, "position_ids": positions_T.expand(ROWS, -1), "use_cache": False}
-        logits_BTV: Tensor = model(**given).logits[:, :-1]
-        return logits_BTV
+        found_BTV: Tensor = model(**given).logits[:, :-1]
+        return found_BTV
 
     ends = [*limits.switches, *([limits.positions] if limits.own_beyond is None else [])]
     # The lowest width has a gap before its last token, as all others do: masks may tell texts apart by gaps.

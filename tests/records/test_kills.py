@@ -18,7 +18,7 @@ from runs import count_batches, finish, launch, predict, read_whole, start, wait
 
 from lit_attr.facts.sources import SAMPLE, open_rows
 
-KILLS = int(os.environ.get("KILLS", "4"))
+KILLS = int(os.environ.get("KILLS", "10"))
 ROWS = 1000
 BATCHES = 250
 

@@ -58,8 +58,7 @@ def _flat(rows: list[list[float | None]]) -> list[float]:
     return [float("nan") if mean is None else mean for row in rows for mean in row]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_torchrun_gives_every_row_once_and_the_same_numbers(processes: int, alone: Path, tmp_path: Path):
     """With one row, and with seven in two batches, some process gets nothing."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]

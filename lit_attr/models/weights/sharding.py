@@ -93,6 +93,7 @@ def load_sharded_model(
             **options,
         )
     if device.type == "cpu" and sys.platform == "linux":
+        _return_freed_memory()
         copy_mapped_weights(model)
     # FSDP2 gathers weights as what they are at the first gather: with or without gradients.
     return model.requires_grad_(False)
@@ -156,8 +157,6 @@ class SharedBlocks:
                 if any(True for _ in part.parameters(recurse=False)):
                     part.register_forward_pre_hook(partial(self._before_part, place))
                     part.register_forward_hook(partial(self._after_part, place), always_call=True)
-        if next(model.parameters()).device.type == "cpu" and sys.platform == "linux":
-            _return_freed_memory()
         # Gathers what stays gathered, and makes the outermost module FSDP2's root.
         with torch.inference_mode(False), torch.no_grad():
             model(input_ids=short_input_BT(model), use_cache=False)
